@@ -1,0 +1,38 @@
+"""Messages for users: what was given, why it is wrong, what to do, with the nearest valid name."""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ['message', 'nearest', 'unknown']
+
+
+def message(given: str, reason: str, remedy: str) -> str:
+    """Return the three lines that every user error of this project consists of.
+
+    Args:
+        given: What the user gave, with its value.
+        reason: Why that cannot be used.
+        remedy: What to do instead.
+    """
+    return f'{given}\n  why: {reason}\n  do:  {remedy}'
+
+
+def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to `count` of `options` that resemble `name`, the most similar first."""
+    return difflib.get_close_matches(str(name), [str(option) for option in options], n=count, cutoff=0.5)
+
+
+def unknown(kind: str, name: object, options: Iterable[object]) -> str:
+    """Return the message for a value that is not one of `options`.
+
+    Args:
+        kind: What the value is, for example `'excitation'`.
+        name: The value given.
+        options: All valid values.
+    """
+    valid = sorted(str(option) for option in options)
+    close = nearest(str(name), valid)
+    shown = ', '.join(valid) if len(valid) <= 24 else f'one of {len(valid)} names'
+    remedy = f'did you mean {" or ".join(close)}? ' if close else ''
+    return message(f'{kind}: {name!r}', f'there is no such {kind}', f'{remedy}valid: {shown}')

@@ -1,0 +1,36 @@
+"""`python -m se_timm.run SCRIPT [ARGS...]`: run a timm script (validate.py, benchmark.py, train.py) with our networks.
+
+timm's scripts know the networks that are registered when they run; this registers ours first and then runs the script
+as `python SCRIPT ARGS...` would. Under torchrun: `torchrun --nproc-per-node=8 -m se_timm.run train.py ...`.
+"""
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import se_timm  # noqa: F401  (registers the networks)
+
+from .errors import message
+
+
+def main(arguments: list[str]) -> None:
+    """Run the script `arguments[0]` with the remaining arguments, as `__main__`.
+
+    Raises:
+        SystemExit: With a message if no script is named or it does not exist.
+    """
+    if not arguments or not Path(arguments[0]).is_file():
+        raise SystemExit(message(
+            f'script: {arguments[0] if arguments else "none"}',
+            'there is no such file' if arguments else 'a script to run is needed',
+            'python -m se_timm.run path/to/validate.py --model se_resnet50 ...; timm has its scripts in its repository',
+        ))
+    script = arguments[0]
+    sys.argv = arguments
+    sys.path[0] = str(Path(script).resolve().parent)
+    runpy.run_path(script, run_name='__main__')
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

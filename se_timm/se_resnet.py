@@ -1,0 +1,398 @@
+"""SE-ResNet, SE-ResNeXt and SENet-154 (Hu et al., https://arxiv.org/abs/1709.01507), on timm's `ResNet`.
+
+Two topologies, chosen by the tag of the model's name:
+
+- the paper's, as in the authors' release (https://github.com/hujie-frank/SENet): stride 2 in the first 1x1 convolution
+  of SE-ResNet and in the 3x3 of SE-ResNeXt and SENet-154, 3x3/2 max pool in ceil mode without padding. Default, and
+  the tag `in1k` (the authors' weights, which timm hosts as `legacy_*.in1k`);
+- timm's "v1.5": stride 2 in the 3x3 everywhere, padded max pool, last batch norm of a branch initialised to zero. Tag
+  `v1_5` without weights, or any tag of timm's own SE networks: `se_resnet50.ra2_in1k`, `se_resnext50_32x4d.racm_in1k`.
+"""
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+
+from .errors import message, unknown
+from .squeeze_excite import SqueezeExcite
+from .weights import checkpoint_filter_fn
+
+__all__ = ['SEBasicBlock', 'SEBottleneck', 'SEResNet']
+
+PLACEMENTS = ('standard', 'pre', 'post', 'identity', '3x3')
+TOPOLOGIES = ('auto', 'paper', 'v1.5')
+STAGES = (2, 3, 4, 5)
+# The arguments that make the block what the released networks have: weights cannot be had for any other.
+SE_DEFAULTS: dict[str, Any] = {
+    'se': True, 'reduction': 16, 'squeeze': 'avg', 'excitation': 'sigmoid', 'bias': True, 'placement': 'standard',
+    'stages': STAGES,
+}
+
+
+class SEBasicBlock(BasicBlock):
+    """timm's two-layer residual block with a place for SE; `insert_se` fills it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.se = nn.Identity() if self.se is None else self.se
+        self.placement = 'standard'
+        self.relu_before_se = False
+
+    def insert_se(self, make_se: partial[SqueezeExcite], placement: str) -> None:
+        """Put an SE block, made by `make_se(channels)`, at `placement` (Fig. 5 of the paper).
+
+        Raises:
+            ValueError: For `'3x3'`, which only a bottleneck has.
+        """
+        if placement == '3x3':
+            raise ValueError(message(
+                "placement: '3x3'",
+                'it is a place inside a bottleneck (Table 15), and this network is made of basic blocks',
+                f'take one of {", ".join(PLACEMENTS[:-1])}, or a network of 50 layers or more',
+            ))
+        self.se = make_se(self.conv1.in_channels if placement == 'pre' else self.conv2.out_channels)
+        self.placement = placement
+
+    def excite_at(self, place: str, x: torch.Tensor) -> torch.Tensor:
+        """Return `x`, gated if this block has its SE at `place`."""
+        return self.se(x) if self.placement == place else x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x
+        x = self.excite_at('pre', x)
+        x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
+        x = self.bn2(self.conv2(x))
+        if self.relu_before_se:
+            x = self.act2(x)
+        x = self.excite_at('standard', x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        x += self.excite_at('identity', shortcut)
+        return self.excite_at('post', self.act2(x))
+
+
+class SEBottleneck(Bottleneck):
+    """timm's three-layer residual block with a place for SE; `insert_se` fills it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.se = nn.Identity() if self.se is None else self.se
+        self.placement = 'standard'
+
+    def insert_se(self, make_se: partial[SqueezeExcite], placement: str) -> None:
+        """Put an SE block, made by `make_se(channels)`, at `placement` (Fig. 5 and Table 15 of the paper).
+
+        `'identity'` gates the shortcut after its projection, and `'3x3'` acts after the batch norm and ReLU of the 3x3
+        convolution; the paper leaves both open.
+        """
+        channels = {'pre': self.conv1.in_channels, '3x3': self.conv2.out_channels}
+        self.se = make_se(channels.get(placement, self.conv3.out_channels))
+        self.placement = placement
+
+    def stride_in_1x1(self) -> None:
+        """Move the stride from the 3x3 to the first 1x1 convolution, as in the authors' SE-ResNets."""
+        self.conv1.stride, self.conv2.stride = self.conv2.stride, self.conv1.stride
+
+    def excite_at(self, place: str, x: torch.Tensor) -> torch.Tensor:
+        """Return `x`, gated if this block has its SE at `place`."""
+        return self.se(x) if self.placement == place else x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x
+        x = self.excite_at('pre', x)
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
+        x = self.excite_at('3x3', x)
+        x = self.bn3(self.conv3(x))
+        x = self.excite_at('standard', x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        x += self.excite_at('identity', shortcut)
+        return self.excite_at('post', self.act3(x))
+
+
+class SEResNet(ResNet):
+    """timm's `ResNet` with the paper's SE blocks and either topology.
+
+    Input `(N, in_chans, H, W)`, output `(N, num_classes)`. Everything of timm's contract is inherited.
+
+    Args:
+        block: `SEBasicBlock` or `SEBottleneck`.
+        layers: Number of blocks in each of the four stages.
+        se: False builds the plain twin: the same network without SE, the other SE arguments then having no effect.
+        reduction: Reduction ratio r.
+        squeeze: As `excitation` and `bias`, see `SqueezeExcite`.
+        excitation: Last non-linearity of the gate.
+        bias: Biases in the two layers of the gate.
+        placement: `'standard'` (before the sum), `'pre'`, `'post'`, `'identity'` (Table 14), `'3x3'` (Table 15).
+        stages: The stages that carry SE, 2 to 5 as the paper numbers them (Table 13); stage 1 is the stem.
+        topology: `'paper'` or `'v1.5'`, see the module's docstring.
+        stride_in_1x1: In the paper's topology, stride 2 in the first 1x1 of a bottleneck.
+        relu_before_se: A further ReLU between the last batch norm and SE. Not in the paper: timm's weights of the two
+            networks with basic blocks were trained so (huggingface/pytorch-image-models PR 771).
+        **resnet_args: Arguments of `timm.models.ResNet`.
+
+    Raises:
+        ValueError: For an argument that the network cannot honour.
+    """
+
+    def __init__(
+            self,
+            block: type[SEBasicBlock] | type[SEBottleneck],
+            layers: tuple[int, ...],
+            *,
+            se: bool = True,
+            reduction: int = 16,
+            squeeze: str = 'avg',
+            excitation: str = 'sigmoid',
+            bias: bool = True,
+            placement: str = 'standard',
+            stages: Sequence[int] = STAGES,
+            topology: str = 'paper',
+            stride_in_1x1: bool = True,
+            relu_before_se: bool = False,
+            **resnet_args: Any,
+    ) -> None:
+        check_se_arguments(se, placement, stages, STAGES)
+        if topology not in TOPOLOGIES[1:]:
+            raise ValueError(unknown('topology', topology, TOPOLOGIES[1:]))
+        if se and (resnet_args.get('block_args') or {}).get('attn_layer'):
+            raise ValueError(message(
+                f"block_args: attn_layer={resnet_args['block_args']['attn_layer']!r}",
+                'the block has one place for attention, and SE stands there',
+                "say se=False as well, or take timm's own resnet with this attention",
+            ))
+        super().__init__(block, layers, **resnet_args)
+        if topology == 'paper':
+            self._take_paper_topology(stride_in_1x1)
+        if se:
+            make_se = partial(
+                SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias,
+                device=resnet_args.get('device'), dtype=resnet_args.get('dtype'))
+            for stage in stages:
+                for residual_block in getattr(self, f'layer{stage - 1}'):
+                    residual_block.insert_se(make_se, placement)
+                    if relu_before_se:
+                        residual_block.relu_before_se = True
+
+    def _take_paper_topology(self, stride_in_1x1: bool) -> None:
+        if isinstance(self.maxpool, nn.MaxPool2d):  # otherwise the user asked timm for another stem
+            self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
+        if stride_in_1x1:
+            for module in self.modules():
+                if isinstance(module, SEBottleneck):
+                    module.stride_in_1x1()
+
+
+def check_se_arguments(se: bool, placement: str, stages: Sequence[int], valid_stages: tuple[int, ...]) -> None:
+    """Raise `ValueError` for network-level SE arguments that name nothing."""
+    if not isinstance(se, bool):
+        raise ValueError(message(f'se: {se!r}', 'it is a switch', 'say True for SE or False for the plain twin'))
+    if placement not in PLACEMENTS:
+        raise ValueError(unknown('placement', placement, PLACEMENTS))
+    stages = [stages] if isinstance(stages, (int, str)) else list(stages)
+    wrong = [stage for stage in stages if stage not in valid_stages]
+    if wrong or not stages:
+        raise ValueError(message(
+            f'stages: {stages!r}',
+            f'{wrong or "an empty list"} is not among the stages that can carry SE',
+            f'name some of {list(valid_stages)}, as in stages=({valid_stages[0]}, {valid_stages[1]}); '
+            'for none at all say se=False',
+        ))
+
+
+# Our network -> timm's name of it in the paper's topology and in v1.5 (None where timm has none).
+TIMM_NAMES: dict[str, tuple[str | None, str]] = {
+    'se_resnet18': ('legacy_seresnet18', 'seresnet18'),
+    'se_resnet34': ('legacy_seresnet34', 'seresnet34'),
+    'se_resnet50': ('legacy_seresnet50', 'seresnet50'),
+    'se_resnet101': ('legacy_seresnet101', 'seresnet101'),
+    'se_resnet152': ('legacy_seresnet152', 'seresnet152'),
+    'se_resnext50_32x4d': ('legacy_seresnext50_32x4d', 'seresnext50_32x4d'),
+    'se_resnext101_32x4d': ('legacy_seresnext101_32x4d', 'seresnext101_32x4d'),
+    'se_resnext101_64x4d': (None, 'seresnext101_64x4d'),
+    'se_senet154': ('legacy_senet154', 'senet154'),
+}
+# Networks whose weights in the paper's topology are of another network (the further ReLU), or do not exist: their
+# default is the paper's network, and its tag says that it has no weights.
+UNTRAINED = ('se_resnet18', 'se_resnet34', 'se_resnext101_64x4d')
+PAPER_TAGS = ('in1k', 'untrained')
+
+
+def _cfg(name: str, **overrides: Any) -> dict[str, Any]:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
+        'interpolation': 'bilinear', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1709.01507', 'classifier': 'fc',
+        'first_conv': 'conv1.0' if name == 'se_senet154' else 'conv1', **overrides,
+    }
+
+
+def _timm_cfg(name: str, timm_name: str) -> dict[str, Any]:
+    """Return timm's configuration of `timm_name` (with its tag) for our network `name`, whose stem has other keys."""
+    cfg = timm.models.get_pretrained_cfg(timm_name)
+    own = {key: _cfg(name)[key] for key in ('first_conv', 'classifier')}
+    return {**dataclasses.asdict(cfg), **own, 'architecture': None, 'tag': None}
+
+
+def _default_cfgs() -> dict[str, dict[str, Any]]:
+    cfgs = {}
+    for name, (legacy_name, v15_name) in TIMM_NAMES.items():
+        if legacy_name:
+            cfgs[f'{name}.in1k'] = _timm_cfg(name, f'{legacy_name}.in1k')
+        for weights in timm.list_pretrained(f'{v15_name}.*'):
+            cfgs[f'{name}.{weights.split(".", 1)[1]}'] = _timm_cfg(name, weights)
+        cfgs[f'{name}.v1_5'] = _cfg(name)
+        if name in UNTRAINED:  # last, else timm prefers the first tag with weights to the starred one
+            cfgs[f'{name}.untrained*'] = _cfg(name)
+    return cfgs
+
+
+default_cfgs = generate_default_cfgs(_default_cfgs())
+
+_BUILDER_ARGUMENTS = {
+    *inspect.signature(build_model_with_cfg).parameters, 'features_only', 'out_indices', 'feature_cls', 'pruned',
+}
+
+
+def check_keywords(variant: str, given: dict[str, Any], *classes: type) -> None:
+    """Raise `TypeError` for keywords that neither timm's builder nor the constructors of `classes` take."""
+    valid = {name for cls in classes for name in inspect.signature(cls).parameters} - {'resnet_args'}
+    for name in given:
+        if name not in valid | _BUILDER_ARGUMENTS:
+            raise TypeError(unknown(f'argument of {variant}', name, valid - {'block', 'layers'}))
+
+
+def check_weights_exist(variant: str, cfg: Any) -> None:
+    """Raise `ValueError` if `cfg` names no weights, with the tags that do."""
+    if cfg.state_dict or cfg.file or cfg.url or cfg.hf_hub_id:
+        return
+    tags = timm.list_pretrained(f'{variant}.*')
+    raise ValueError(message(
+        f'pretrained=True for {variant}.{cfg.tag}' if cfg.tag else f'pretrained=True for {variant}',
+        'there are no weights for this network',
+        f'take {" or ".join(tags)}' if tags else 'train it, or pass checkpoint_path=... with weights of your own',
+    ))
+
+
+def check_weights_fit(variant: str, given: dict[str, Any]) -> None:
+    """Raise `ValueError` if an SE argument contradicts what the weights of `variant` were trained with."""
+    for name, trained in SE_DEFAULTS.items():
+        value = given.get(name, trained)
+        if (tuple(value) if name == 'stages' else value) != trained:
+            raise ValueError(message(
+                f'{name}={value!r} with pretrained=True for {variant}',
+                f'its weights were trained with {name}={trained!r}',
+                f'leave {name} out, or build without pretrained=True and load what fits yourself',
+            ))
+
+
+def _resolve_topology(variant: str, topology: str, tag: str | None, named: bool) -> tuple[str, str | None]:
+    """Return the topology to build and the tag that goes with it."""
+    if topology not in TOPOLOGIES:
+        raise ValueError(unknown('topology', topology, TOPOLOGIES))
+    if topology == 'v1.5' and not named:
+        return topology, 'v1_5'
+    by_tag = 'v1.5' if tag and tag not in PAPER_TAGS else 'paper'
+    if named and topology not in ('auto', by_tag):
+        raise ValueError(message(
+            f'topology={topology!r} with the tag {tag}',
+            f'the weights {variant}.{tag} belong to the topology {by_tag!r}',
+            f"leave topology out, or leave the tag out: create_model('{variant}', topology={topology!r})",
+        ))
+    return by_tag, tag
+
+
+def _create_se_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build `variant`: the tag decides the topology, since timm resolves it before the arguments are seen."""
+    check_keywords(variant, kwargs, SEResNet, ResNet)
+    overlay, given_cfg = kwargs.pop('pretrained_cfg_overlay', None), kwargs.pop('pretrained_cfg', None)
+    cfg = resolve_pretrained_cfg(variant, given_cfg, overlay)
+    topology, tag = _resolve_topology(variant, kwargs.pop('topology', 'auto'), cfg.tag, named=bool(given_cfg))
+    if tag != cfg.tag:
+        cfg = resolve_pretrained_cfg(variant, tag, overlay)
+    if pretrained:
+        check_weights_exist(variant, cfg)
+        check_weights_fit(variant, kwargs)
+    kwargs.setdefault('zero_init_last', topology == 'v1.5')
+    if kwargs['block'] is SEBasicBlock:
+        kwargs.setdefault('relu_before_se', tag == 'in1k')
+    return build_model_with_cfg(
+        SEResNet, variant, pretrained, pretrained_cfg=dataclasses.asdict(cfg), topology=topology,
+        pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+
+
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> nn.Module:
+    return _create_se_resnet(variant, pretrained, **{**defaults, **kwargs})
+
+
+@register_model
+def se_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SE-ResNet-18: 11,778,592 parameters. Not in the paper; the block is the paper's."""
+    return _create('se_resnet18', pretrained, dict(block=SEBasicBlock, layers=(2, 2, 2, 2)), kwargs)
+
+
+@register_model
+def se_resnet34(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SE-ResNet-34: 21,958,868 parameters. Not in the paper; the block is the paper's."""
+    return _create('se_resnet34', pretrained, dict(block=SEBasicBlock, layers=(3, 4, 6, 3)), kwargs)
+
+
+@register_model
+def se_resnet50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SE-ResNet-50 (Table 1): 28,088,024 parameters."""
+    return _create('se_resnet50', pretrained, dict(block=SEBottleneck, layers=(3, 4, 6, 3)), kwargs)
+
+
+@register_model
+def se_resnet101(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SE-ResNet-101 (Table 2): 49,326,872 parameters."""
+    return _create('se_resnet101', pretrained, dict(block=SEBottleneck, layers=(3, 4, 23, 3)), kwargs)
+
+
+@register_model
+def se_resnet152(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SE-ResNet-152 (Table 2): 66,821,848 parameters."""
+    return _create('se_resnet152', pretrained, dict(block=SEBottleneck, layers=(3, 8, 36, 3)), kwargs)
+
+
+@register_model
+def se_resnext50_32x4d(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SE-ResNeXt-50, 32x4d (Table 1): 27,559,896 parameters."""
+    defaults = dict(block=SEBottleneck, layers=(3, 4, 6, 3), cardinality=32, base_width=4, stride_in_1x1=False)
+    return _create('se_resnext50_32x4d', pretrained, defaults, kwargs)
+
+
+@register_model
+def se_resnext101_32x4d(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SE-ResNeXt-101, 32x4d (Table 2): 48,955,416 parameters."""
+    defaults = dict(block=SEBottleneck, layers=(3, 4, 23, 3), cardinality=32, base_width=4, stride_in_1x1=False)
+    return _create('se_resnext101_32x4d', pretrained, defaults, kwargs)
+
+
+@register_model
+def se_resnext101_64x4d(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SE-ResNeXt-101, 64x4d: 88,232,984 parameters. In the paper only without SE (Table 8)."""
+    defaults = dict(block=SEBottleneck, layers=(3, 4, 23, 3), cardinality=64, base_width=4, stride_in_1x1=False)
+    return _create('se_resnext101_64x4d', pretrained, defaults, kwargs)
+
+
+@register_model
+def se_senet154(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SENet-154 (appendix of the paper): 115,088,984 parameters, dropout 0.2 before the classifier."""
+    defaults = dict(
+        block=SEBottleneck, layers=(3, 8, 36, 3), cardinality=64, base_width=4, stride_in_1x1=False, stem_type='deep',
+        down_kernel_size=3, block_reduce_first=2, drop_rate=0.2)
+    return _create('se_senet154', pretrained, defaults, kwargs)

@@ -1,0 +1,98 @@
+"""The Squeeze-and-Excitation block of Hu et al., https://arxiv.org/abs/1709.01507, with the paper's variants."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import get_act_layer
+from torch import nn
+
+from .errors import message, unknown
+
+__all__ = ['SqueezeExcite']
+
+SQUEEZES = ('avg', 'max', 'none')
+# timm's activations that are gates or were tried as one in the paper (Table 12). Others, such as 'gelu', are no gates:
+# timm takes them too, and so does `excitation`, but they are not what an error message should propose.
+EXCITATIONS = ('sigmoid', 'tanh', 'relu', 'hard_sigmoid')
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gates computed from the channels' means: `x * sigmoid(fc2(relu(fc1(mean_hw(x)))))`.
+
+    Equations 2 to 4 of the paper: squeeze `z = mean_hw(u)`, excitation `s = sigmoid(W2 relu(W1 z))`, scale `s * u`. The
+    two fully connected layers are 1x1 convolutions `fc1` and `fc2`, so that the keys are those of timm's `SEModule`.
+    The hidden width is exactly `channels // reduction`, as in the paper (timm rounds it up to a multiple of 8).
+
+    Shapes: input and output `(N, C, H, W)`, any floating dtype; the gate is `(N, C, 1, 1)`, or `(N, C, H, W)` with
+    `squeeze='none'`.
+
+    Args:
+        channels: Number of input channels, C.
+        reduction: Reduction ratio r of the hidden layer (Table 10).
+        squeeze: `'avg'`; `'max'` (Table 11); `'none'`: no pooling, the 1x1 convolutions run on the full map (Table 16).
+        excitation: Last non-linearity: `'sigmoid'`, `'tanh'`, `'relu'` (Table 12), or another of timm's activations.
+        bias: Biases in both layers. The released networks have them, the paper's ablations do not (Sec. 6).
+
+    Raises:
+        ValueError: If `reduction` is not in 1..channels, or `squeeze` or `excitation` is unknown.
+    """
+
+    def __init__(
+            self,
+            channels: int,
+            reduction: int = 16,
+            squeeze: str = 'avg',
+            excitation: str = 'sigmoid',
+            bias: bool = True,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        check_arguments(channels, reduction, squeeze, excitation)
+        dd = {'device': device, 'dtype': dtype}
+        self.squeeze = squeeze
+        self.fc1 = nn.Conv2d(channels, channels // reduction, kernel_size=1, bias=bias, **dd)
+        self.act = nn.ReLU(inplace=True)
+        self.fc2 = nn.Conv2d(channels // reduction, channels, kernel_size=1, bias=bias, **dd)
+        self.gate = get_act_layer(excitation)()
+        for layer in (self.fc1, self.fc2):
+            nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu')
+
+    def excite(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the gates of `x (N, C, H, W)`: `(N, C, 1, 1)`, or `(N, C, H, W)` without squeeze."""
+        if self.squeeze == 'avg':
+            x = x.mean((2, 3), keepdim=True)
+        elif self.squeeze == 'max':
+            x = x.amax((2, 3), keepdim=True)
+        return self.gate(self.fc2(self.act(self.fc1(x))))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.excite(x)
+
+    def extra_repr(self) -> str:
+        return f'squeeze={self.squeeze!r}'
+
+
+def check_arguments(channels: int, reduction: int, squeeze: str, excitation: str) -> None:
+    """Raise `ValueError` for arguments that `SqueezeExcite` cannot honour."""
+    if isinstance(reduction, bool) or not isinstance(reduction, int) or not 1 <= reduction <= channels:
+        raise ValueError(message(
+            f'reduction: {reduction!r}',
+            f'a block of {channels} channels needs a hidden width channels // reduction of at least 1',
+            f'take a whole number from 1 to {channels}; the paper uses 2, 4, 8, 16 and 32',
+        ))
+    if squeeze not in SQUEEZES:
+        raise ValueError(unknown('squeeze', squeeze, SQUEEZES))
+    if not is_activation(excitation):
+        raise ValueError(unknown('excitation', excitation, EXCITATIONS))
+
+
+def is_activation(name: object) -> bool:
+    """Return whether timm knows an activation layer of this name."""
+    if not isinstance(name, str) or not name:
+        return False
+    try:
+        return get_act_layer(name) is not None
+    except (KeyError, AssertionError):
+        return False

@@ -1,0 +1,103 @@
+"""State-dict key maps between this package and the places where SE networks' weights come from.
+
+Our keys are those of timm's `ResNet` with SE (`layer1.0.se.fc1.weight`). The others are:
+
+- Cadene's, which timm's `legacy_se*` networks share: `layer0.conv1`, `se_module`, `last_linear`, and in SENet-154's stem
+  `layer0.conv1, bn1, conv2, bn2, conv3, bn3`;
+- moskomule/senet.pytorch's: `se.fc.0`, `se.fc.2`, linear layers without biases, v1.5 topology.
+"""
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+from .errors import message
+
+__all__ = ['checkpoint_filter_fn', 'from_cadene', 'from_moskomule', 'to_cadene', 'to_moskomule']
+
+StateDict = dict[str, torch.Tensor]
+
+# (Cadene's prefix, ours), for a stem of one convolution and for SENet-154's of three
+_STEM = (('layer0.conv1.', 'conv1.'), ('layer0.bn1.', 'bn1.'))
+_DEEP_STEM = (
+    ('layer0.conv1.', 'conv1.0.'), ('layer0.bn1.', 'conv1.1.'), ('layer0.conv2.', 'conv1.3.'),
+    ('layer0.bn2.', 'conv1.4.'), ('layer0.conv3.', 'conv1.6.'), ('layer0.bn3.', 'bn1.'),
+)
+_BODY = (('.se_module.', '.se.'), ('last_linear.', 'fc.'))
+_MOSKOMULE = (('.se.fc.0.', '.se.fc1.'), ('.se.fc.2.', '.se.fc2.'))
+
+
+def from_cadene(state_dict: StateDict) -> StateDict:
+    """Return the weights of a Cadene or timm `legacy_se*` network under our keys."""
+    stem = _DEEP_STEM if 'layer0.conv3.weight' in state_dict else _STEM
+    return {_rename(key, stem + _BODY): value for key, value in state_dict.items()}
+
+
+def to_cadene(state_dict: StateDict) -> StateDict:
+    """Return our weights under Cadene's keys, which timm's `legacy_se*` networks load."""
+    stem = _DEEP_STEM if 'conv1.6.weight' in state_dict else _STEM
+    back = tuple((ours, theirs) for theirs, ours in stem + _BODY)
+    return {_rename(key, back): value for key, value in state_dict.items()}
+
+
+def from_moskomule(state_dict: StateDict) -> StateDict:
+    """Return the weights of a moskomule/senet.pytorch network under our keys, linear layers as 1x1 convolutions."""
+    return {
+        _rename(key, _MOSKOMULE): value[:, :, None, None] if '.se.fc.' in key and value.ndim == 2 else value
+        for key, value in state_dict.items()
+    }
+
+
+def to_moskomule(state_dict: StateDict) -> StateDict:
+    """Return our weights (of a network with `bias=False`) under moskomule/senet.pytorch's keys."""
+    back = tuple((ours, theirs) for theirs, ours in _MOSKOMULE)
+    return {
+        _rename(key, back): value.flatten(1) if re.search(r'\.se\.fc[12]\.weight$', key) else value
+        for key, value in state_dict.items()
+    }
+
+
+def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """Return `state_dict` under our keys, whichever of the known layouts it has. For timm's `pretrained_filter_fn`.
+
+    Raises:
+        ValueError: If the weights belong to a network that computes something else than `model`.
+    """
+    state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    if any(key.startswith('layer0.') for key in state_dict):
+        _check_relu(state_dict, model)
+        return from_cadene(state_dict)
+    if any('.se.fc.' in key for key in state_dict):
+        _check_bias(model)
+        return from_moskomule(state_dict)
+    return state_dict
+
+
+def _rename(key: str, pairs: tuple[tuple[str, str], ...]) -> str:
+    """Return `key` with the first matching pair applied; a pair with a leading dot may match inside the key."""
+    for old, new in pairs:
+        if key.startswith(old) or (old.startswith('.') and old in key):
+            return key.replace(old, new, 1)
+    return key
+
+
+def _check_relu(state_dict: StateDict, model: nn.Module) -> None:
+    """Refuse timm's SE-ResNet-18/34 weights for a network without the further ReLU that they were trained with."""
+    basic = 'layer1.0.conv3.weight' not in state_dict
+    if basic and not any(getattr(module, 'relu_before_se', False) for module in model.modules()):
+        raise ValueError(message(
+            'weights of timm\'s legacy_seresnet18 or legacy_seresnet34',
+            'they were trained with a further ReLU before each SE block, which the paper\'s network does not have',
+            'build the network by the tag of these weights: se_resnet18.in1k or se_resnet34.in1k',
+        ))
+
+
+def _check_bias(model: nn.Module) -> None:
+    if any(name.endswith('.se.fc1.bias') for name, _ in model.named_parameters()):
+        raise ValueError(message(
+            'weights in the layout of moskomule/senet.pytorch',
+            'their SE layers have no biases, and this network has',
+            "build it with bias=False, for ImageNet also with topology='v1.5'",
+        ))
