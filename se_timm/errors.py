@@ -4,7 +4,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ['message', 'nearest', 'unknown']
+__all__ = ['InputError', 'message', 'nearest', 'unknown']
+
+
+class InputError(ValueError):
+    """Something a user gave cannot be used; the text is a `message`. The command line prints it without a traceback."""
 
 
 def message(given: str, reason: str, remedy: str) -> str:

@@ -1,0 +1,5 @@
+"""`python -m lightning_app fit|validate|test|predict ...`."""
+from .cli import main
+
+if __name__ == '__main__':
+    main()

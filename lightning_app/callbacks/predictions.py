@@ -1,0 +1,77 @@
+"""Predictions as a CSV file."""
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from timm.data import ImageNetInfo
+from torch import distributed
+
+__all__ = ['PredictionWriter', 'class_titles']
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes the most probable classes of each image, best first: `image, class1, probability1, class2, ...`.
+
+    One row an image, in the order of the folder, for any number of processes. An image that cannot be read has the row
+    `image, (unreadable)`.
+
+    Args:
+        path: The CSV file.
+    """
+
+    def __init__(self, path: str = 'predictions.csv') -> None:
+        super().__init__(write_interval='batch')
+        self.path = Path(path)
+        self.rows: dict[int, list[tuple[int, float]]] = {}
+
+    def write_on_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, prediction: dict[str, torch.Tensor],
+            batch_indices: Sequence[int] | None, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Keep a batch of predictions (a few numbers an image)."""
+        columns = (prediction[name].tolist() for name in ('index', 'label', 'probability'))
+        for index, labels, probabilities in zip(*columns, strict=True):
+            if index >= 0:
+                self.rows[index] = list(zip(labels, probabilities, strict=True))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the rows of all processes and write them."""
+        rows = self.rows
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            distributed.all_gather_object(gathered, rows)
+            rows = {index: row for part in gathered for index, row in part.items()}
+        if not trainer.is_global_zero:
+            return
+        source = trainer.datamodule.prediction.source  # type: ignore[attr-defined]
+        titles = class_titles(pl_module)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        width = max((len(row) for row in rows.values()), default=0)
+        with open(self.path, 'w', newline='') as file:
+            writer = csv.writer(file)
+            writer.writerow(['image'] + [f'{what}{rank}' for rank in range(1, width + 1)
+                                         for what in ('class', 'probability')])
+            for index in range(len(source.labels)):
+                cells = [cell for label, probability in rows.get(index, [])
+                         for cell in (titles[label], f'{probability:.6f}')]
+                writer.writerow([source.name(index)] + (cells or ['(unreadable)']))
+        print(f'predictions of {len(rows)} images: {self.path}'
+              + (f'; {len(source.labels) - len(rows)} could not be read' if len(rows) < len(source.labels) else ''))
+
+
+def class_titles(model: Any) -> list[str]:
+    """Return a title for each class of an `ImageClassifier`: the data's names, ImageNet's in words, or numbers."""
+    names = model.class_names
+    count = model.net.num_classes
+    imagenet = ImageNetInfo()
+    if names is None and count == len(imagenet.label_names()):
+        names = imagenet.label_names()
+    if names is None:
+        return [str(label) for label in range(count)]
+    words = set(imagenet.label_names())
+    return [imagenet.label_name_to_description(name, detailed=False) if name in words else name for name in names]

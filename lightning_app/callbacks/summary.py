@@ -1,0 +1,20 @@
+"""The network in one line at the start."""
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from se_timm.cost import cost
+
+__all__ = ['NetworkSummary']
+
+
+class NetworkSummary(Callback):
+    """Prints parameters and multiply-adds of the network, as the paper counts them, and what it is trained on."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary."""
+        images, _ = trainer.datamodule.validation[0]  # type: ignore[attr-defined]
+        height, width = images.shape[-2:]
+        rank_zero_info(
+            f'{pl_module.name}: {cost(pl_module.net, tuple(images.shape))} at {height}x{width} px, '
+            f'{pl_module.net.num_classes} classes')

@@ -1,0 +1,226 @@
+"""The LightningModule: any timm network as an image classifier."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import se_timm  # noqa: F401  (registers the SE networks)
+import timm
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from se_timm.errors import InputError, message, unknown
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from .metrics import ClassificationMetrics
+from .optim import Loss, Optim, Schedule, build_loss, build_optimizer, build_schedule, scaled_lr
+
+__all__ = ['ImageClassifier', 'create_network']
+
+TOP = 5
+
+
+class ImageClassifier(LightningModule):
+    """Trains and evaluates a timm network on batches of images `(N, 3, H, W)` and labels `(N,)`.
+
+    Logs `train/loss`, `lr`, and `val/loss`, `val/top1`, `val/top5` (0 to 100; `test/...` in tests). Labels of -1 do not
+    count. Works under LightningCLI and with a plain Trainer.
+
+    Args:
+        name: Any of timm's networks, with tag or without: `se_resnet50`, `se_resnext50_32x4d.racm_in1k`,
+            `convnext_tiny`.
+        num_classes: Number of classes; on the command line it comes from the data.
+        network: Arguments of `timm.create_model`, such as `se: false`, `reduction: 8`, `pretrained: true`.
+        optim: The optimiser.
+        schedule: The learning rate over the epochs.
+        loss: The training loss.
+        compile: Compile the network with `torch.compile`, in place.
+        channels_last: Memory format of the network and the images; faster with mixed precision on GPUs.
+        max_nonfinite_steps: Training steps with an infinite or NaN loss after which the run stops with an error.
+
+    Raises:
+        InputError: For an unknown network or arguments that it does not take.
+    """
+
+    def __init__(
+            self,
+            name: str = 'se_resnet50',
+            num_classes: int | None = None,
+            network: dict[str, Any] | None = None,
+            optim: Optim = Optim(),  # noqa: B008  (frozen)
+            schedule: Schedule = Schedule(),  # noqa: B008  (frozen)
+            loss: Loss = Loss(),  # noqa: B008  (frozen)
+            compile: bool = False,
+            channels_last: bool = False,
+            max_nonfinite_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        # a checkpoint gives plain dicts
+        self.optim = Optim(**optim) if isinstance(optim, dict) else optim
+        self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
+        self.loss = Loss(**loss) if isinstance(loss, dict) else loss
+        self.net = create_network(name, num_classes=num_classes, **(network or {}))
+        self.class_names: list[str] | None = None
+        self.name = name
+        self.compile_network = compile
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.max_nonfinite_steps = max_nonfinite_steps
+        # plain types only: a checkpoint with other objects cannot be loaded with weights_only=True
+        self.save_hyperparameters({
+            'name': name, 'num_classes': self.net.num_classes, 'network': network,
+            'optim': dataclasses.asdict(self.optim), 'schedule': dataclasses.asdict(self.schedule),
+            'loss': dataclasses.asdict(self.loss), 'compile': compile, 'channels_last': channels_last,
+            'max_nonfinite_steps': max_nonfinite_steps,
+        }, logger=False)
+        self.net.to(memory_format=self.memory_format)
+        self.criterion = build_loss(self.loss)
+        self.val_metrics = ClassificationMetrics(self.net.num_classes)
+        self.test_metrics = ClassificationMetrics(self.net.num_classes)
+        self.register_buffer('nonfinite_steps', torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def setup(self, stage: str) -> None:
+        """Take the names of the classes from the data, and compile the network for a training."""
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if stage != 'predict' and getattr(datamodule, 'class_names', None):
+            self.class_names = datamodule.class_names
+        if self.compile_network and stage == 'fit':
+            self.net.compile()  # in place: the keys of the state dict stay those of the bare network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits `(N, num_classes)` of normalised images `(N, 3, H, W)`."""
+        return self.net(images.contiguous(memory_format=self.memory_format))
+
+    # Training
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the training loss of one batch."""
+        images, labels = batch
+        loss = self.criterion(self(images), labels)
+        self.nonfinite_steps += ~torch.isfinite(loss.detach())  # stays on the device; read when logging
+        self.log('train/loss', loss)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """When metrics are logged, log the learning rate and look for losses that are not finite."""
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.stop_if_nonfinite()
+            self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'])
+
+    def stop_if_nonfinite(self) -> None:
+        """Raise `InputError` if too many training steps had a loss that is not finite. Collective over processes."""
+        count = int(self.trainer.strategy.reduce(self.nonfinite_steps.float(), reduce_op='sum'))
+        if count > self.max_nonfinite_steps:
+            best = getattr(self.trainer.checkpoint_callback, 'best_model_path', '')
+            raise InputError(message(
+                f'train/loss: not finite in {count} steps up to step {self.trainer.global_step}',
+                f'model.max_nonfinite_steps is {self.max_nonfinite_steps}; the training has diverged, with '
+                f'lr {self.optim.lr:g} and {self.trainer.precision} precision',
+                'lower model.optim.lr, add model.schedule.warmup_epochs, or clip by trainer.gradient_clip_val; '
+                + (f'the last good checkpoint is {best}' if best else 'no checkpoint had been written')))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build timm's optimiser and schedule."""
+        batch_size = getattr(getattr(self.trainer, 'datamodule', None), 'batch_size', None)
+        optimizer = build_optimizer(self.net, self.optim, scaled_lr(self.optim, batch_size))
+        scheduler = build_schedule(optimizer, self.schedule, self.trainer.max_epochs or 1)
+        self.given_options = [
+            {name: value for name, value in group.items() if name != 'params'} for group in optimizer.param_groups]
+        return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'}}
+
+    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:  # type: ignore[override]
+        """Set the learning rate by the share of the epochs that is done.
+
+        The number of batches is read here, when the loader exists: `trainer.estimated_stepping_batches` would create
+        the loader before a checkpoint is restored, which silently breaks a resume within an epoch.
+        """
+        batches = self.trainer.num_training_batches
+        steps = max(-(-int(batches) // self.trainer.accumulate_grad_batches), 1)
+        scheduler.step(self.trainer.global_step / steps)
+
+    def on_train_start(self) -> None:
+        """Let the given optimiser settings win over those that a checkpoint has brought back."""
+        for group, given in zip(self.trainer.optimizers[0].param_groups, self.given_options, strict=True):
+            group.update(given)
+        if self.trainer.global_step:
+            self.lr_scheduler_step(self.trainer.lr_scheduler_configs[0].scheduler, None)
+
+    # Evaluation
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count one batch of validation images."""
+        self.val_metrics.update(self(batch[0]), batch[1])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation's loss and accuracies."""
+        self.log_dict(self.val_metrics.results('val'))
+        self.val_metrics.reset()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count one batch of test images."""
+        self.test_metrics.update(self(batch[0]), batch[1])
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test's loss and accuracies."""
+        self.log_dict(self.test_metrics.results('test'))
+        self.test_metrics.reset()
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return for each image its index (-1: does not count), and the five most probable classes, best first.
+
+        Keys: `index (N,)`, `label (N, 5)` int64, `probability (N, 5)` float32; fewer than 5 if there are fewer classes.
+        """
+        probability, label = self(batch[0]).float().softmax(1).topk(min(TOP, self.net.num_classes))
+        return {'index': batch[1], 'label': label, 'probability': probability}
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the class names and the data's settings, so that a checkpoint can be evaluated on its own."""
+        if self.trainer.training:
+            self.stop_if_nonfinite()  # never write a checkpoint of a network that has diverged
+        checkpoint['class_names'] = self.class_names
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if hasattr(datamodule, 'settings'):
+            checkpoint['data'] = datamodule.settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this network, and drop its schedule, which follows from the settings."""
+        self._check_fits(checkpoint)
+        self.class_names = checkpoint.get('class_names')
+        checkpoint['lr_schedulers'] = []
+
+    def _check_fits(self, checkpoint: dict[str, Any]) -> None:
+        own, theirs = self.state_dict(), checkpoint['state_dict']
+        hparams = checkpoint.get('hyper_parameters', {})
+        name, num_classes = hparams.get('name', 'another network'), hparams.get('num_classes')
+        if num_classes is not None and num_classes != self.net.num_classes:
+            raise InputError(message(
+                f'checkpoint: {name} with {num_classes} classes', f'this run has {self.net.num_classes} classes',
+                'evaluate it on data with its classes, or train a network of your own'))
+        wrong = [key for key in own.keys() | theirs.keys()
+                 if key not in own or key not in theirs or own[key].shape != theirs[key].shape]
+        if wrong:
+            raise InputError(message(
+                f'checkpoint: {name}', f'this run builds {self.name}, of which {len(wrong)} tensors differ, '
+                f'for example {min(wrong)}', f'say --model.name {name} with the model.network it was trained with, or '
+                'leave both out: the checkpoint knows them'))
+
+
+def create_network(name: str, **arguments: Any) -> nn.Module:
+    """Return `timm.create_model(name, **arguments)`, with messages for users.
+
+    Raises:
+        InputError: For an unknown network, or arguments that it does not take.
+    """
+    base = name.split('.', 1)[0]
+    if ':' not in name and not timm.is_model(base):
+        raise InputError(unknown('model.name', base, timm.list_models()))
+    try:
+        return timm.create_model(name, **arguments)
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if '\n  why: ' in str(error):  # one of our own networks: the message is complete
+            raise InputError(str(error)) from error
+        raise InputError(message(
+            f'model: {name} with {arguments}', str(error) or type(error).__name__,
+            "correct model.name or model.network; the arguments are those of the network's class in timm")) from error

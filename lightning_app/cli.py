@@ -1,0 +1,230 @@
+"""The command line: parsing, what a checkpoint supplies, the run's folder, and error messages. Nothing else."""
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from se_timm.errors import InputError, message, nearest
+
+from .callbacks.predictions import PredictionWriter
+from .classifier import ImageClassifier
+from .data import ImageDataModule
+from .logger import place_loggers
+from .messages import explain
+
+__all__ = ['AppCLI', 'main']
+
+PROG = 'python -m lightning_app'
+SUBCOMMANDS = ('fit', 'validate', 'test', 'predict')
+LINKED = {'model.num_classes': 'data.num_classes'}  # key that a config must not set, and the one that sets it
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, with errors of three lines and the nearest valid key."""
+
+    def error(self, text: str, ex: Exception | None = None) -> Any:
+        """Raise `InputError` in place of printing the usage, in which the one useful line drowns."""
+        if not self.exit_on_error:
+            return super().error(text, ex)
+        raise InputError(explain(text, getattr(ex, 'subcommand_parser', None) or self)) from ex
+
+
+class RecordConfig(SaveConfigCallback):
+    """Writes the resolved config of a training to its folder and to every logger; it re-runs as it is."""
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write the config; called on rank 0 only."""
+        if stage != 'fit':
+            return
+        path = Path(trainer.default_root_dir, self.config_filename)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, path, skip_none=False, overwrite=True)
+        config = yaml.safe_load(path.read_text())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+
+
+class AppCLI(LightningCLI):
+    """LightningCLI for `ImageClassifier` and any `ImageDataModule`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take the number of classes from the data."""
+        parser.link_arguments('data', 'model.num_classes', compute_fn=_num_classes, apply_on='instantiate')
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == 'predict':
+            parser.add_argument('--output', type=str, default='predictions.csv', help='CSV file to write.')
+            parser.set_defaults({'return_predictions': False})
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; where a checkpoint is evaluated, it supplies what is not given."""
+        if args is None or isinstance(args, list):
+            given = sys.argv[1:] if args is None else args
+            with tempfile.TemporaryDirectory() as folder:
+                completed = complete_from_checkpoint(given, Path(folder))
+                super().parse_arguments(parser, args if completed == given else completed)
+        else:
+            super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep what is given; Lightning would replace it by what the checkpoint says."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse, before any work, what would fail later or be ignored."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        check_links(config)
+        check_devices(config.trainer)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer, for a training with a folder of its own."""
+        trainer = self._get(self.config_init, 'trainer')
+        callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+        if self.subcommand == 'predict':
+            trainer.callbacks = [*filter(None, callbacks), PredictionWriter(self._get(self.config_init, 'output'))]
+        if self.subcommand == 'fit' and not trainer.fast_dev_run:
+            base = trainer.default_root_dir or f'runs/{self.model.name}'
+            folder = run_folder(Path(base), self._get(self.config_init, 'ckpt_path'))
+            kwargs['default_root_dir'] = str(folder)
+            loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+            place_loggers(loggers, folder)
+            for callback in callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(folder / 'checkpoints')
+        return super().instantiate_trainer(**kwargs)
+
+
+def _num_classes(data: ImageDataModule) -> int | None:
+    return data.num_classes
+
+
+def run_folder(base: Path, ckpt_path: str | None) -> Path:
+    """Return the folder of a training: that of the checkpoint it resumes, else the next free `base/version_N`."""
+    if ckpt_path and (folder := Path(ckpt_path).resolve().parent.parent).joinpath('config.yaml').is_file():
+        return folder
+    versions = [int(path.name.removeprefix('version_')) for path in base.glob('version_*')
+                if path.name.removeprefix('version_').isdigit()]
+    return base / f'version_{max(versions, default=-1) + 1}'
+
+
+def complete_from_checkpoint(args: list[str], folder: Path) -> list[str]:
+    """Return `args` with a config before all others that holds what the checkpoint to be evaluated knows.
+
+    Args:
+        args: Command line, starting with the subcommand.
+        folder: Where the config is written.
+
+    Raises:
+        InputError: If there is no such checkpoint, or it cannot be read.
+    """
+    path = _option(args, '--ckpt_path')
+    if not args or args[0] not in SUBCOMMANDS or path is None or path in ('best', 'last', 'hpc', 'null'):
+        return args
+    checkpoint = _load_checkpoint(path)
+    hparams = dict(checkpoint.get('hyper_parameters', {}))
+    if args[0] == 'fit' or 'name' not in hparams:
+        return args
+    num_classes = hparams.pop('num_classes', None)
+    config: dict[str, Any] = {'model': hparams}
+    if data := checkpoint.get('data'):
+        init_args = {**data['init_args'], **({'num_classes': num_classes} if args[0] == 'predict' else {})}
+        config['data'] = {'class_path': data['class_path'], 'init_args': init_args}
+    file = folder / 'checkpoint.yaml'
+    file.write_text(yaml.safe_dump(config))
+    return [args[0], '--config', str(file), *args[1:]]
+
+
+def _option(args: list[str], name: str) -> str | None:
+    """Return the value of option `name` in a command line."""
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        if arg == name:
+            return following
+        if arg.startswith(f'{name}='):
+            return arg.split('=', 1)[1]
+    return None
+
+
+def _load_checkpoint(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        found = [str(file) for file in folder.rglob('*.ckpt')] if folder.is_dir() else []
+        close = nearest(path, found) or found[:3]
+        raise InputError(message(
+            f'ckpt_path: {path}', 'there is no such file',
+            f'did you mean {" or ".join(close)}?' if close else 'name a checkpoint, such as runs/.../best.ckpt'))
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except Exception as error:  # torch raises several kinds for a truncated or foreign file
+        raise InputError(message(
+            f'ckpt_path: {path}', f'it cannot be read as a checkpoint ({str(error).splitlines()[0]})',
+            'it may be truncated; take another checkpoint of the run')) from error
+
+
+def check_links(config: Namespace) -> None:
+    """Raise `InputError` if a config file sets a key that follows from another; jsonargparse would ignore it."""
+    for path in config.get('config') or []:
+        content = yaml.safe_load(Path(str(getattr(path, 'absolute', path))).read_text()) or {}
+        for key, source in LINKED.items():
+            group, name = key.split('.')
+            if key in content or name in (content.get(group) if isinstance(content.get(group), dict) else {}):
+                raise InputError(message(
+                    f'{key} in {path}', f'it follows from the data, and setting it would have no effect',
+                    f'remove it; {source} is found from the images, or can be given'))
+
+
+def check_devices(trainer: Namespace) -> None:
+    """Raise `InputError` if more devices are asked for than there are."""
+    accelerator, devices = trainer.accelerator, trainer.devices
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).lstrip('-').isdigit() else 1
+    gpus = torch.cuda.device_count()
+    on_gpu = accelerator in ('gpu', 'cuda') or (accelerator == 'auto' and gpus > 0)
+    available = gpus if on_gpu or (accelerator == 'auto' and count > 1) else os.cpu_count() or 1
+    if accelerator in ('auto', 'cpu', 'gpu', 'cuda') and not torch.backends.mps.is_available() and (
+            count > available or (accelerator in ('gpu', 'cuda') and not gpus)):
+        kind = 'GPUs' if on_gpu or accelerator == 'auto' else 'CPU cores'
+        raise InputError(message(
+            f'trainer.devices: {devices} with trainer.accelerator: {accelerator}', f'this machine has {available} {kind}',
+            'say --trainer.devices=auto for all that there are'
+            + (', or --trainer.accelerator=cpu to run on the CPU' if kind == 'GPUs' else '')))
+
+
+def main(args: ArgsType = None, run: bool = True) -> AppCLI:
+    """Run the command line; the one entry for the shell, `python -m` and tests.
+
+    Args:
+        args: Arguments; those of the process where not given.
+        run: False builds data, model and trainer (`cli.datamodule`, `cli.model`, `cli.trainer`) without a subcommand.
+
+    Raises:
+        SystemExit: With status 2 after a message of three lines, if something given cannot be used.
+    """
+    usage = {name: {'usage': f'{PROG} {name} [options]'} for name in SUBCOMMANDS}
+    try:
+        return AppCLI(
+            ImageClassifier, ImageDataModule, subclass_mode_data=True, args=args, run=run, parser_class=Parser,
+            parser_kwargs={'prog': PROG, **(usage if run else {'usage': f'{PROG} [options]'})},
+            seed_everything_default=0, auto_configure_optimizers=False, load_from_checkpoint_support=False,
+            trainer_defaults={'logger': False, 'enable_model_summary': False},
+            save_config_callback=RecordConfig, save_config_kwargs={'save_to_log_dir': False})
+    except InputError as error:
+        # a worker process wraps its error in a report of its own
+        text = str(error).rpartition('InputError: ')[2].strip()
+        sys.exit(_fail(text))
+    except MisconfigurationException as error:
+        sys.exit(_fail(message('trainer', str(error), f'see {PROG} fit --help')))
+
+
+def _fail(text: str) -> int:
+    print(f'\nerror: {text}', file=sys.stderr)
+    return 2

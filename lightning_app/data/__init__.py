@@ -1,0 +1,10 @@
+"""The LightningDataModules."""
+from .augment import Augment
+from .base import ImageDataModule
+from .cifar import CIFAR10DataModule, CIFAR100DataModule
+from .digits import DigitsDataModule
+from .imagenet import ImageNetDataModule
+
+__all__ = [
+    'Augment', 'CIFAR100DataModule', 'CIFAR10DataModule', 'DigitsDataModule', 'ImageDataModule', 'ImageNetDataModule',
+]

@@ -1,0 +1,215 @@
+"""What the data modules share: loaders, batch sizes, transforms, and their place in a distributed run."""
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from abc import abstractmethod
+from functools import cached_property
+from typing import Any
+
+import timm
+from lightning.pytorch import LightningDataModule
+from se_timm.errors import InputError, message
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from .augment import Augment, evaluation_transform, training_transform
+from .samples import EvaluationSamples, PadToMultiple, SeededSampler, TrainingSamples
+from .sources import ImageFolder, Source
+
+__all__ = ['ImageDataModule']
+
+
+class ImageDataModule(LightningDataModule):
+    """Base of the data modules: images with labels, for training, validation, test, and a folder for prediction.
+
+    Batches are pairs of images `(N, 3, H, W)`, float, normalised, and labels `(N,)`, int64. A label of -1 does not
+    count (padding that makes all processes equally long).
+
+    Args:
+        batch_size: Images in one optimiser step, over all processes and accumulated batches. The training is the same
+            for any number of devices.
+        eval_batch_size: Images in one evaluation step, over all processes; as `batch_size` where not given.
+        num_workers: Worker processes that load images, in each training process; where not given, one a core, at
+            most 8.
+        image_size: Side of the training images in pixels; where not given, as the network's configuration says.
+        eval_size: Side of the centre crop in evaluation, in pixels; as `image_size` where not given.
+        crop_pct: Crop side / shorter side of the resized image in evaluation: 0.875 is 224 of 256, 0.849 is 299 of
+            352; where not given, as the network's configuration says.
+        interpolation: `bilinear` or `bicubic`; where not given, as the network's configuration says.
+        mean: Mean of each channel that is subtracted; where not given, as the network's configuration says.
+        std: Standard deviation of each channel to divide by; where not given, as the network's configuration says.
+        augment: Training augmentation.
+        num_classes: Number of classes; found from the data where not given.
+        images: A folder of images, for prediction.
+        allow_unreadable: Leave unreadable images out of an evaluation instead of stopping it.
+    """
+
+    def __init__(
+            self,
+            batch_size: int = 256,
+            eval_batch_size: int | None = None,
+            num_workers: int | None = None,
+            image_size: int | None = None,
+            eval_size: int | None = None,
+            crop_pct: float | None = None,
+            interpolation: str | None = None,
+            mean: tuple[float, float, float] | None = None,
+            std: tuple[float, float, float] | None = None,
+            augment: Augment = Augment(),  # noqa: B008  (frozen)
+            num_classes: int | None = None,
+            images: str | None = None,
+            allow_unreadable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.image_size = image_size
+        self.eval_size = eval_size
+        self.crop_pct = crop_pct
+        self.interpolation = interpolation
+        self.mean = mean
+        self.std = std
+        self.augment = Augment(**augment) if isinstance(augment, dict) else augment
+        self.given_num_classes = num_classes
+        self.images = images
+        self.allow_unreadable = allow_unreadable
+
+    # What a data module must provide
+
+    @abstractmethod
+    def open(self, split: str) -> Source:
+        """Return the images of `split`: `train`, `val` or `test`."""
+
+    @abstractmethod
+    def find_classes(self) -> list[str] | None:
+        """Return the names of the classes in label order, or None if there is no labelled data here."""
+
+    # What it gets
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in label order; None if there is no labelled data."""
+        return self.find_classes()
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, given or found; None if neither."""
+        if self.given_num_classes is not None:
+            return self.given_num_classes
+        return len(self.class_names) if self.class_names else None
+
+    def prepare_transforms(self) -> None:
+        """Complete the settings by the network's configuration, and make the transforms."""
+        net = getattr(getattr(self.trainer, 'lightning_module', None), 'net', None)
+        cfg = timm.data.resolve_data_config(pretrained_cfg=getattr(net, 'pretrained_cfg', None) or {})
+        normalisation = {name: getattr(self, name) or cfg[name] for name in ('mean', 'std', 'interpolation')}
+        size = self.image_size or cfg['input_size'][-1]
+        self.training_transform = training_transform(self.augment, size, **normalisation)
+        self.evaluation_transform = evaluation_transform(
+            self.eval_size or size, self.crop_pct or cfg['crop_pct'], **normalisation)
+
+    def setup(self, stage: str) -> None:
+        """Open what `stage` (fit, validate, test or predict) needs."""
+        self.prepare_transforms()
+        if stage == 'fit':
+            self.training = TrainingSamples(self._checked(self.open('train')), self.training_transform)
+            self._check_training_step()
+        if stage in ('fit', 'validate'):
+            self.validation = self._evaluation(self.open('val'))
+        if stage == 'test':
+            self.testing = self._evaluation(self.open('test'))
+        if stage == 'predict':
+            if self.images is None:
+                raise InputError(message(
+                    'data.images: none', 'prediction needs images', 'say --data.images FOLDER'))
+            self.prediction = EvaluationSamples(
+                ImageFolder(self.images), self.evaluation_transform, allow_unreadable=True)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled training batches; an incomplete last batch is left out."""
+        seed = int(os.environ.get('PL_GLOBAL_SEED', 0))
+        sampler = SeededSampler(len(self.training), self._world_size, self._rank, seed)
+        return self._loader(self.training, sampler, self._process_batch_size, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation images in order."""
+        return self._evaluation_loader(self.validation)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test images in order."""
+        return self._evaluation_loader(self.testing)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the images to predict in order; the labels are their indices."""
+        return self._evaluation_loader(self.prediction)
+
+    # How a run is divided
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _process_batch_size(self) -> int:
+        """Images in one training batch of one process."""
+        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
+        parts = self._world_size * accumulated
+        if self.batch_size < 1 or self.batch_size % parts:
+            below = max(self.batch_size // parts, 1) * parts
+            raise InputError(message(
+                f'data.batch_size: {self.batch_size}',
+                f'it is divided among {self._world_size} processes, each accumulating {accumulated} batches',
+                f'take a multiple of {parts}, such as {below} or {below + parts}'))
+        return self.batch_size // parts
+
+    def _check_training_step(self) -> None:
+        self._process_batch_size  # noqa: B018  (checks divisibility before any work)
+        if len(self.training) < self.batch_size:
+            raise InputError(message(
+                f'data.batch_size: {self.batch_size}',
+                f'with {len(self.training)} training images not one step is left, as incomplete batches are left out',
+                f'take a batch size of at most {len(self.training)}'))
+
+    def _checked(self, source: Source) -> Source:
+        if self.given_num_classes is not None and len(source.classes) != self.given_num_classes:
+            raise InputError(message(
+                f'data.num_classes: {self.given_num_classes}', f'the training images have {len(source.classes)} classes',
+                'leave data.num_classes out; it is found from the data'))
+        return source
+
+    def _evaluation(self, source: Source) -> EvaluationSamples:
+        return EvaluationSamples(source, self.evaluation_transform, self.allow_unreadable)
+
+    def _evaluation_loader(self, samples: EvaluationSamples) -> DataLoader[Any]:
+        padded = PadToMultiple(samples, self._world_size)
+        sampler = DistributedSampler(padded, self._world_size, self._rank, shuffle=False)
+        return self._loader(padded, sampler, max((self.eval_batch_size or self.batch_size) // self._world_size, 1), drop_last=False)
+
+    def _loader(
+            self, samples: Dataset[Any], sampler: DistributedSampler[Any], batch_size: int, drop_last: bool,
+    ) -> DataLoader[Any]:
+        workers = self.num_workers
+        if workers is None:
+            local = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or (self.trainer.num_devices if self.trainer else 1)
+            workers = min(8, max(len(os.sched_getaffinity(0)) // local, 1))
+        pin_memory = bool(self.trainer and self.trainer.strategy.root_device.type == 'cuda')
+        return DataLoader(
+            samples, batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last, pin_memory=pin_memory,
+            persistent_workers=workers > 0)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the class and its arguments in plain types, as a checkpoint keeps them."""
+        parameters = [parameter for cls in type(self).__mro__[::-1] if issubclass(cls, ImageDataModule)
+                      for parameter in inspect.signature(cls).parameters.values()]
+        names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        values = {name: getattr(self, name) for name in names if name != 'num_classes'}
+        values['num_classes'] = self.given_num_classes
+        values['augment'] = dataclasses.asdict(self.augment)
+        return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': values}

@@ -1,0 +1,84 @@
+"""ImageNet, and any other set of images in class folders or in tar files of the same layout."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from se_timm.errors import InputError, message, nearest
+
+from .base import ImageDataModule
+from .sources import Source, open_split
+
+__all__ = ['ImageNetDataModule']
+
+
+class ImageNetDataModule(ImageDataModule):
+    """Images in `root/train/CLASS/FILE` and `root/val/CLASS/FILE`, or in `root/train.tar` and `root/val.tar`.
+
+    Any classes: their names are the folders' in sorted order, as in torchvision and timm, and their number is found.
+
+    Args:
+        root: Folder that holds the splits.
+        train_split: Name of the training folder or tar file.
+        val_split: Name of the validation folder or tar file.
+        test_split: Name of the test folder or tar file; the validation images where not given.
+        **common: See `ImageDataModule`.
+
+    Raises:
+        InputError: If a folder is missing or empty, or a validation class is not among the training classes.
+    """
+
+    def __init__(
+            self,
+            root: str = 'data/imagenet',
+            train_split: str = 'train',
+            val_split: str = 'val',
+            test_split: str | None = None,
+            **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.root = root
+        self.train_split = train_split
+        self.val_split = val_split
+        self.test_split = test_split
+        self._sources: dict[str, Source] = {}
+
+    def open(self, split: str) -> Source:
+        """Return the images of `train`, `val` or `test`, with the labels of the training classes."""
+        folder = {'train': self.train_split, 'val': self.val_split, 'test': self.test_split or self.val_split}[split]
+        if folder not in self._sources:
+            self._sources[folder] = open_split(self.root, folder)
+            if split != 'train':
+                relabel(self._sources[folder], self.class_names or [], folder)
+        return self._sources[folder]
+
+    def find_classes(self) -> list[str] | None:
+        """Return the training classes, or those of the validation images where there are no training images."""
+        if self.images is not None and not Path(self.root).exists():
+            return None
+        try:
+            return self.open('train').classes
+        except InputError:
+            if not any(Path(self.root, name).exists() for name in (self.val_split, f'{self.val_split}.tar')):
+                raise
+            if any(Path(self.root, name).exists() for name in (self.train_split, f'{self.train_split}.tar')):
+                raise
+            return open_split(self.root, self.val_split).classes
+
+
+def relabel(source: Source, classes: list[str], split: str) -> None:
+    """Number the labels of `source` as in `classes`.
+
+    Raises:
+        InputError: If `source` has a class that is not among them.
+    """
+    index = {name: label for label, name in enumerate(classes)}
+    foreign = [name for name in source.classes if name not in index]
+    if foreign:
+        close = nearest(foreign[0], classes)
+        raise InputError(message(
+            f'class {foreign[0]} in {split}' + (f', and {len(foreign) - 1} more' if len(foreign) > 1 else ''),
+            f'the training images have {len(classes)} classes, and this is none of them',
+            (f'did you mean {" or ".join(close)}? ' if close else '') + 'remove it, or add training images of it'))
+    source.labels = [index[source.classes[label]] for label in source.labels]
+    source.classes = classes

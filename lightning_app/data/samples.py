@@ -1,0 +1,144 @@
+"""Sources as PyTorch data sets whose samples depend on nothing but (seed, epoch, position)."""
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from se_timm.errors import InputError, message
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from .decode import UnreadableImage
+from .sources import Source
+
+__all__ = ['IGNORE', 'EvaluationSamples', 'PadToMultiple', 'SeededSampler', 'TrainingSamples', 'seeded']
+
+IGNORE = -1  # label of a sample that does not count
+_logger = logging.getLogger(__name__)
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of Python, NumPy and PyTorch (CPU) within the context, and restore them afterwards."""
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.random.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
+
+
+class SeededSampler(DistributedSampler[Any]):
+    """A shuffled share of the data for each process; yields pairs (index, seed) for `TrainingSamples`.
+
+    The permutation depends on (seed, epoch) and each sample's seed on (seed, epoch, position in the permutation), so
+    that the batches are the same for any number of workers, and the global batches for any number of processes.
+    """
+
+    def __init__(self, length: int, num_replicas: int, rank: int, seed: int) -> None:
+        super().__init__(range(length), num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        positions = range(self.rank, self.total_size, self.num_replicas)
+        for position, index in zip(positions, super().__iter__(), strict=True):
+            seed = np.random.SeedSequence((self.seed, self.epoch, position)).generate_state(1)[0]
+            yield int(index), int(seed)
+
+
+class TrainingSamples(Dataset[tuple[Tensor, int]]):
+    """Training images: keys are pairs (index, seed), items pairs of the transformed image and its label.
+
+    An unreadable image is named in the log, counted (`unreadable`, over all workers) and replaced by the next one.
+    """
+
+    def __init__(self, source: Source, transform: Transform) -> None:
+        self.source = source
+        self.transform = transform
+        self.unreadable = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = key
+        for candidate in range(index, index + len(self)):
+            candidate %= len(self)
+            try:
+                image = self.source.load(candidate)
+            except (UnreadableImage, OSError) as error:
+                self.unreadable += 1
+                _logger.warning('unreadable image %d, replaced in training by the next: %s: %s',
+                                self.unreadable.item(), self.source.name(candidate), error)
+                continue
+            with seeded(seed):
+                return self.transform(image), self.source.labels[candidate]
+        raise InputError(message(
+            f'training images: {self.source.name(index)} and all others',
+            'none of them can be read', 'look at the log for the reasons; the files may be damaged or no images'))
+
+
+class EvaluationSamples(Dataset[tuple[Tensor, int]]):
+    """Images and labels for evaluation or prediction, in order.
+
+    Args:
+        source: The images.
+        transform: Image to tensor.
+        allow_unreadable: Give an unreadable image the label `IGNORE`, name it in the log and count it (`unreadable`);
+            otherwise it is an error, since the accuracy would be another set's.
+    """
+
+    def __init__(self, source: Source, transform: Transform, allow_unreadable: bool = False) -> None:
+        self.source = source
+        self.transform = transform
+        self.allow_unreadable = allow_unreadable
+        self.unreadable = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        try:
+            return self.transform(self.source.load(index)), self.source.labels[index]
+        except (UnreadableImage, OSError) as error:
+            if not self.allow_unreadable:
+                raise InputError(message(
+                    f'image: {self.source.name(index)}', f'it cannot be read ({error})',
+                    'replace or remove it, or say data.allow_unreadable=true to leave such images out of the count',
+                )) from error
+            self.unreadable += 1
+            _logger.warning('unreadable image %d, left out: %s: %s',
+                            self.unreadable.item(), self.source.name(index), error)
+            return self.transform(Image.new('RGB', (32, 32))), IGNORE
+
+
+class PadToMultiple(Dataset[tuple[Tensor, int]]):
+    """`samples`, lengthened to a multiple of `multiple`; the added samples have the label `IGNORE`.
+
+    With it every process gets equally many samples, and each real one counts exactly once.
+    """
+
+    def __init__(self, samples: EvaluationSamples, multiple: int) -> None:
+        self.samples = samples
+        self.length = -(-len(samples) // multiple) * multiple
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index < len(self.samples):
+            return self.samples[index]
+        image, _ = self.samples[len(self.samples) - 1]
+        return image, IGNORE

@@ -1,0 +1,118 @@
+"""Loggers that stand in the configs: W&B, which never stops a training, and CSV, both in the run's folder."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+__all__ = ['CsvLogger', 'WandbLogger', 'place_loggers']
+
+CONNECT_SECONDS = 20  # how long a training waits for W&B before it goes on offline
+DEFAULT_FOLDER = 'runs'
+
+
+class CsvLogger(CSVLogger):
+    """Metrics in `save_dir/metrics.csv`.
+
+    Args:
+        save_dir: Folder of the run; the command line fills it in where it is not given.
+        flush_logs_every_n_steps: Steps between two writes.
+    """
+
+    def __init__(self, save_dir: str | None = None, flush_logs_every_n_steps: int = 100) -> None:
+        super().__init__(save_dir or DEFAULT_FOLDER, name='', version='',
+                         flush_logs_every_n_steps=flush_logs_every_n_steps)
+        self.placed = save_dir is not None
+
+    def place(self, folder: Path) -> None:
+        """Write to `folder`."""
+        self._save_dir = self._root_dir = str(folder)
+
+
+class WandbLogger(LightningWandbLogger):
+    """Metrics, configuration and system statistics in Weights & Biases.
+
+    Without an account the run is kept offline, and what to do with it is said. If the server cannot be reached, the
+    training goes on offline too. Explicit arguments instead of wandb.init's: Lightning's would pass `resume=None`,
+    which silently starts a resumed run anew.
+
+    Args:
+        project: Project on the server.
+        name: Name of the run; made up by W&B where not given.
+        entity: User or team; your default where not given.
+        save_dir: Folder of the run; the command line fills it in where it is not given.
+        mode: `online`, `offline` or `disabled`; where not given, what WANDB_MODE says, else online if you are logged
+            in, else offline.
+        id: Id of the run, to continue one.
+        group: Runs that belong together, such as a study.
+        job_type: Kind of the run.
+        tags: Tags.
+        notes: A longer description.
+        log_model: Keep checkpoints as artifacts: `true` at the end, `all` at each save.
+    """
+
+    def __init__(
+            self,
+            project: str = 'se-timm',
+            name: str | None = None,
+            entity: str | None = None,
+            save_dir: str | None = None,
+            mode: Literal['online', 'offline', 'disabled'] | None = None,
+            id: str | None = None,
+            group: str | None = None,
+            job_type: str = 'train',
+            tags: list[str] | None = None,
+            notes: str | None = None,
+            log_model: bool | Literal['all'] = False,
+    ) -> None:
+        import wandb  # takes half a second, and not every run uses it
+
+        super().__init__(
+            project=project, name=name, save_dir=save_dir or DEFAULT_FOLDER, id=id, log_model=log_model,
+            add_file_policy='immutable', entity=entity, group=group, job_type=job_type, tags=tags, notes=notes,
+            mode=mode, resume='allow',
+            settings=wandb.Settings(init_timeout=CONNECT_SECONDS, silent=True))
+        self._wandb_init.pop('anonymous', None)  # wandb warns of it
+        self.placed = save_dir is not None
+
+    def place(self, folder: Path) -> None:
+        """Write to `folder`."""
+        self._save_dir = str(folder)
+        self._wandb_init['dir'] = str(folder)
+
+    @property
+    def experiment(self) -> Any:
+        """The wandb run, started at the first use, on rank 0 only."""
+        from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+        if self._experiment is None and rank_zero_only.rank == 0:
+            self._start()
+        return super().experiment
+
+    def _start(self) -> None:
+        import wandb
+
+        os.makedirs(self._save_dir, exist_ok=True)
+        if self._wandb_init.get('mode') is None and 'WANDB_MODE' not in os.environ and not wandb.api.api_key:
+            self._wandb_init['mode'] = 'offline'
+        try:
+            run = LightningWandbLogger.experiment.fget(self)
+        except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+            rank_zero_warn(f'W&B cannot be reached, the run is kept offline: {error}')
+            self._wandb_init['mode'] = 'offline'
+            run = LightningWandbLogger.experiment.fget(self)
+        if getattr(run, 'offline', False):
+            folder = Path(run.dir).parent
+            rank_zero_info(f'W&B: offline. Look at the run: wandb leet run {folder}\n'
+                           f'     Upload it: wandb login, then wandb sync {folder}')
+
+
+def place_loggers(loggers: list[Logger], folder: Path) -> None:
+    """Let the loggers of this module that were given no folder write to `folder`."""
+    for logger in loggers:
+        if isinstance(logger, (CsvLogger, WandbLogger)) and not logger.placed:
+            logger.place(folder)

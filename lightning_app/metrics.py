@@ -1,0 +1,56 @@
+"""Exact evaluation: each sample counts once, over any number of processes."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from .data.samples import IGNORE
+
+__all__ = ['ClassificationMetrics']
+
+
+class ClassificationMetrics(Metric):
+    """Cross-entropy, top-1 and top-5 over all samples whose label is not `IGNORE`.
+
+    Counts are integers and the loss is summed in float64, so that the result does not depend on how the samples are
+    divided into batches and processes. (`MulticlassAccuracy` and `MeanMetric` would do, but for the float32 sum.)
+
+    Args:
+        num_classes: Number of classes; with fewer than five, top-5 is top-`num_classes`.
+    """
+
+    full_state_update = False
+    loss_sum: Tensor
+    top1: Tensor
+    top5: Tensor
+    count: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.k = min(5, num_classes)
+        self.add_state('loss_sum', torch.zeros((), dtype=torch.float64), dist_reduce_fx='sum')
+        for name in ('top1', 'top5', 'count'):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx='sum')
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch of logits `(N, C)` and labels `(N,)`; nothing waits for the device."""
+        counts = labels != IGNORE
+        loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction='none')
+        self.loss_sum += loss.double().sum()
+        correct = logits.topk(self.k).indices == labels[:, None]
+        self.top1 += (correct[:, 0] & counts).sum()
+        self.top5 += (correct.any(1) & counts).sum()
+        self.count += counts.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `loss`, and `top1` and `top5` from 0 to 100; NaN if nothing was counted."""
+        return {
+            'loss': self.loss_sum / self.count, 'top1': 100 * self.top1.double() / self.count,
+            'top5': 100 * self.top5.double() / self.count,
+        }
+
+    def results(self, stage: str) -> dict[str, Tensor]:
+        """Return the results under their logged names, such as `val/top1`."""
+        return {f'{stage}/{name}': value for name, value in self.compute().items()}

@@ -1,0 +1,134 @@
+"""Optimiser, schedule and loss by timm's factories, from settings that fit in YAML."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from se_timm.errors import InputError, message, unknown
+from timm.loss import create_classification_loss
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+__all__ = ['Loss', 'Optim', 'Schedule', 'build_loss', 'build_optimizer', 'build_schedule', 'scaled_lr']
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimiser. The defaults are the paper's.
+
+    Attributes:
+        name: Any of timm's optimisers (`timm.optim.list_optimizers()`). `momentum` is SGD with plain momentum, as in
+            the paper; timm's `sgd` is Nesterov's.
+        lr: Learning rate after warm-up, for the batch size of `lr_batch`.
+        momentum: Momentum (SGD and RMSprop).
+        weight_decay: Weight decay.
+        decay_bias_and_norm: Decay biases and batch norm too, as the paper did; timm's practice is not to.
+        lr_scaling: How lr grows with the batch of an optimiser step: `none`, `linear` (lr * batch / lr_batch) or
+            `sqrt`.
+        lr_batch: Batch size that `lr` is meant for, used by `lr_scaling`.
+        layer_decay: Factor on lr from each layer to the one before it; none by default.
+        options: Further arguments of the optimiser, such as `betas` or `eps`.
+    """
+
+    name: str = 'momentum'
+    lr: float = 0.6
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    decay_bias_and_norm: bool = False
+    lr_scaling: Literal['none', 'linear', 'sqrt'] = 'none'
+    lr_batch: int = 256
+    layer_decay: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the epochs of `trainer.max_epochs`, applied at every step.
+
+    Attributes:
+        name: Any of timm's schedules: `cosine`, `step`, `multistep`, `poly`, `tanh`, `wsd`, `rsqrt`, `constant`.
+        warmup_epochs: Epochs of linear warm-up, part of the schedule's length.
+        warmup_lr: Learning rate at the start of warm-up.
+        min_lr: Lowest learning rate.
+        decay_epochs: Epochs between two drops (`step`), or length of the decay (`wsd`, `rsqrt`).
+        decay_milestones: Epochs of the drops (`multistep`).
+        decay_rate: Factor of each drop (`step`, `multistep`), power (`poly`).
+    """
+
+    name: Literal['cosine', 'step', 'multistep', 'poly', 'tanh', 'wsd', 'rsqrt', 'constant'] = 'cosine'
+    warmup_epochs: int = 0
+    warmup_lr: float = 1e-5
+    min_lr: float = 0.0
+    decay_epochs: float | None = None
+    decay_milestones: list[int] = field(default_factory=lambda: [30, 60, 90])
+    decay_rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The training loss; evaluation always uses plain cross-entropy.
+
+    Attributes:
+        name: `ce` (cross-entropy) or `bce` (one binary cross-entropy a class).
+        smoothing: Label smoothing.
+    """
+
+    name: Literal['ce', 'bce'] = 'ce'
+    smoothing: float = 0.0
+
+
+def scaled_lr(optim: Optim, batch_size: int | None) -> float:
+    """Return the learning rate for steps of `batch_size` images over all processes.
+
+    Raises:
+        InputError: If lr shall scale and the batch size is not known.
+    """
+    if optim.lr_scaling == 'none':
+        return optim.lr
+    if batch_size is None:
+        raise InputError(message(
+            f'model.optim.lr_scaling: {optim.lr_scaling}', 'the batch size of a step is not known to the model',
+            'use a data module of lightning_app, or give the final lr and lr_scaling: none'))
+    ratio = batch_size / optim.lr_batch
+    return optim.lr * (ratio if optim.lr_scaling == 'linear' else ratio ** 0.5)
+
+
+def build_optimizer(net: nn.Module, optim: Optim, lr: float) -> Optimizer:
+    """Return timm's optimiser for the parameters of `net`.
+
+    Raises:
+        InputError: For an optimiser timm does not have, or options it does not take.
+    """
+    if optim.name not in list_optimizers():
+        raise InputError(unknown('model.optim.name', optim.name, list_optimizers()))
+    try:
+        return create_optimizer_v2(
+            net, opt=optim.name, lr=lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
+            filter_bias_and_bn=not optim.decay_bias_and_norm, layer_decay=optim.layer_decay, **optim.options)
+    except (TypeError, ValueError) as error:
+        raise InputError(message(
+            f'model.optim: {optim}', str(error), f'correct model.optim for the optimiser {optim.name}')) from error
+
+
+def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Scheduler:
+    """Return timm's schedule over `epochs`; its `step` takes epochs, also fractions of them."""
+    # These decay over a length: it begins after the warm-up, so that lr is reached. The others count epochs from 0.
+    after_warmup = schedule.name in ('cosine', 'tanh', 'poly')
+    if schedule.warmup_epochs >= epochs:
+        raise InputError(message(
+            f'model.schedule.warmup_epochs: {schedule.warmup_epochs}', f'the training has {epochs} epochs',
+            f'take fewer than {epochs}, or a larger trainer.max_epochs'))
+    scheduler, _ = create_scheduler_v2(
+        optimizer, sched=schedule.name, num_epochs=epochs - schedule.warmup_epochs * after_warmup,
+        warmup_prefix=after_warmup, warmup_epochs=schedule.warmup_epochs,
+        warmup_lr=schedule.warmup_lr, min_lr=schedule.min_lr, decay_epochs=schedule.decay_epochs,
+        decay_milestones=schedule.decay_milestones, decay_rate=schedule.decay_rate)
+    return scheduler
+
+
+def build_loss(loss: Loss) -> nn.Module:
+    """Return timm's training criterion of logits `(N, C)` and labels `(N,)`."""
+    return create_classification_loss(loss.name, smoothing=loss.smoothing)
