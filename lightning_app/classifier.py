@@ -14,7 +14,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from .metrics import ClassificationMetrics
-from .optim import Loss, Optim, Schedule, build_loss, build_optimizer, build_schedule, scaled_lr
+from .optim import Loss, Optim, Schedule, build_loss, build_optimizer, build_schedule, check_optimizer, scaled_lr
 
 __all__ = ['ImageClassifier', 'create_network']
 
@@ -60,6 +60,7 @@ class ImageClassifier(LightningModule):
         self.optim = Optim(**optim) if isinstance(optim, dict) else optim
         self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
         self.loss = Loss(**loss) if isinstance(loss, dict) else loss
+        check_optimizer(self.optim)
         self.net = create_network(name, num_classes=num_classes, **(network or {}))
         self.class_names: list[str] | None = None
         self.name = name
@@ -176,10 +177,11 @@ class ImageClassifier(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the class names and the data's settings, so that a checkpoint can be evaluated on its own."""
+        """Keep class names, precision and the data's settings, so that a checkpoint can be evaluated on its own."""
         if self.trainer.training:
             self.stop_if_nonfinite()  # never write a checkpoint of a network that has diverged
         checkpoint['class_names'] = self.class_names
+        checkpoint['precision'] = self.trainer.precision
         datamodule = getattr(self.trainer, 'datamodule', None)
         if hasattr(datamodule, 'settings'):
             checkpoint['data'] = datamodule.settings()

@@ -20,13 +20,12 @@ from .callbacks.predictions import PredictionWriter
 from .classifier import ImageClassifier
 from .data import ImageDataModule
 from .logger import place_loggers
-from .messages import explain
+from .messages import LINKED, explain, linked_key, three_lines
 
 __all__ = ['AppCLI', 'main']
 
 PROG = 'python -m lightning_app'
 SUBCOMMANDS = ('fit', 'validate', 'test', 'predict')
-LINKED = {'model.num_classes': 'data.num_classes'}  # key that a config must not set, and the one that sets it
 
 
 class Parser(LightningArgumentParser):
@@ -75,6 +74,8 @@ class AppCLI(LightningCLI):
             with tempfile.TemporaryDirectory() as folder:
                 completed = complete_from_checkpoint(given, Path(folder))
                 super().parse_arguments(parser, args if completed == given else completed)
+                if completed != given:
+                    self.config[self.config.subcommand].config.pop(0)  # that file is not the user's
         else:
             super().parse_arguments(parser, args)
 
@@ -136,7 +137,7 @@ def complete_from_checkpoint(args: list[str], folder: Path) -> list[str]:
     if args[0] == 'fit' or 'name' not in hparams:
         return args
     num_classes = hparams.pop('num_classes', None)
-    config: dict[str, Any] = {'model': hparams}
+    config: dict[str, Any] = {'model': hparams, 'trainer': {'precision': checkpoint.get('precision')}}
     if data := checkpoint.get('data'):
         init_args = {**data['init_args'], **({'num_classes': num_classes} if args[0] == 'predict' else {})}
         config['data'] = {'class_path': data['class_path'], 'init_args': init_args}
@@ -175,12 +176,10 @@ def check_links(config: Namespace) -> None:
     """Raise `InputError` if a config file sets a key that follows from another; jsonargparse would ignore it."""
     for path in config.get('config') or []:
         content = yaml.safe_load(Path(str(getattr(path, 'absolute', path))).read_text()) or {}
-        for key, source in LINKED.items():
+        for key in LINKED:
             group, name = key.split('.')
             if key in content or name in (content.get(group) if isinstance(content.get(group), dict) else {}):
-                raise InputError(message(
-                    f'{key} in {path}', f'it follows from the data, and setting it would have no effect',
-                    f'remove it; {source} is found from the images, or can be given'))
+                raise InputError(linked_key(key, f'in {path}'))
 
 
 def check_devices(trainer: Namespace) -> None:
@@ -209,22 +208,18 @@ def main(args: ArgsType = None, run: bool = True) -> AppCLI:
     Raises:
         SystemExit: With status 2 after a message of three lines, if something given cannot be used.
     """
-    usage = {name: {'usage': f'{PROG} {name} [options]'} for name in SUBCOMMANDS}
+    usage = {name: {'usage': f'{PROG} {name} [options]', 'allow_abbrev': False} for name in SUBCOMMANDS}
     try:
         return AppCLI(
             ImageClassifier, ImageDataModule, subclass_mode_data=True, args=args, run=run, parser_class=Parser,
-            parser_kwargs={'prog': PROG, **(usage if run else {'usage': f'{PROG} [options]'})},
+            parser_kwargs={'prog': PROG, 'allow_abbrev': False, **(usage if run else {'usage': f'{PROG} [options]'})},
             seed_everything_default=0, auto_configure_optimizers=False, load_from_checkpoint_support=False,
             trainer_defaults={'logger': False, 'enable_model_summary': False},
             save_config_callback=RecordConfig, save_config_kwargs={'save_to_log_dir': False})
-    except InputError as error:
-        # a worker process wraps its error in a report of its own
-        text = str(error).rpartition('InputError: ')[2].strip()
-        sys.exit(_fail(text))
+    except (InputError, ValueError) as error:
+        if (text := three_lines(str(error))) is None:
+            raise
+        print(f'\nerror: {text}', file=sys.stderr)
     except MisconfigurationException as error:
-        sys.exit(_fail(message('trainer', str(error), f'see {PROG} fit --help')))
-
-
-def _fail(text: str) -> int:
-    print(f'\nerror: {text}', file=sys.stderr)
-    return 2
+        print('\nerror: ' + message('trainer', str(error), f'see {PROG} fit --help'), file=sys.stderr)
+    sys.exit(2)

@@ -2,13 +2,147 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from importlib import import_module
 
 from jsonargparse import ArgumentParser
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from se_timm.errors import message, nearest
 
-__all__ = ['explain']
+from . import callbacks, data
+
+__all__ = ['explain', 'three_lines']
+
+LINKED = {'model.num_classes': 'data.num_classes'}  # a key that follows from the data, and the one that may be given
 
 
 def explain(text: str, parser: ArgumentParser) -> str:
-    """Return jsonargparse's error `text` as a message with the nearest valid key of `parser`."""
-    return text
+    """Return jsonargparse's error `text` as a message with the nearest valid key of `parser` or its subcommands."""
+    if complete := three_lines(text):
+        return complete
+    for pattern, describe in _CASES.items():
+        if match := re.search(pattern, text):
+            return describe(match, parser)
+    first, _, rest = text.partition('\n')
+    return message(first, ' '.join(rest.split()) or 'the parser cannot use it',
+                   'see python -m lightning_app fit --help, or fit --config ... --print_config for what is set')
+
+
+def three_lines(text: str) -> str | None:
+    """Return the message of ours that a library, or a worker process, has wrapped in a text of its own; else None."""
+    match = re.search(r'([^\n]*)\n  why: ([^\n]*)\n  do:  ([^\n]*)', text)
+    if match is None:
+        return None
+    given = re.split(r'failed: |InputError: ', match[1])[-1]
+    return message(given, match[2], match[3])
+
+
+def linked_key(key: str, where: str) -> str:
+    """Return the message for a key that is set although it follows from another."""
+    return message(f'{key} {where}', 'it follows from the data, and setting it would have no effect',
+                   f'remove it; {LINKED[key]} is found from the images, or can be given')
+
+
+def _keys(parser: ArgumentParser) -> list[str]:
+    """Return all keys of `parser` and its subcommands."""
+    subcommands = getattr(parser, '_subcommands_action', None)
+    parsers = [parser, *(subcommands._name_parser_map.values() if subcommands else [])]
+    return sorted({action.dest for each in parsers for action in each._actions})
+
+
+def _nearest_keys(key: str, keys: list[str]) -> list[str]:
+    """Return the keys like `key`: the same name in another group first, then similar ones; groups are left out."""
+    leaves = [each for each in keys if not any(other.startswith(f'{each}.') for other in keys)]
+    names = {leaf.rpartition('.')[2] for leaf in leaves}
+    group, _, name = key.rpartition('.')
+    alike = [leaf for near in nearest(name, names) for leaf in leaves if leaf.rpartition('.')[2] == near]
+    return sorted(alike, key=lambda leaf: leaf.rpartition('.')[0] != group)[:3]
+
+
+def _suggest(name: str, options: Iterable[str], otherwise: str) -> str:
+    close = nearest(name, options)
+    return f'did you mean {" or ".join(close)}?' if close else otherwise
+
+
+def _unknown_key(match: re.Match[str], parser: ArgumentParser) -> str:
+    key = re.split(r'[= ]', match[1].lstrip('-'))[0]
+    if key in LINKED:
+        return linked_key(key, 'on the command line')
+    close = _nearest_keys(key, _keys(parser))
+    return message(match[1], 'there is no such option', f'did you mean {" or ".join(close)}?' if close
+                   else 'see python -m lightning_app fit --print_config for all there are')
+
+
+def _unknown_class_option(match: re.Match[str], parser: ArgumentParser) -> str:
+    module, _, name = match[1].rpartition('.')
+    valid = [parameter.name for parameter in get_signature_parameters(getattr(import_module(module), name))]
+    option = re.split(r'[= ]', match[2].lstrip('-'))[0]
+    return message(f'{name}: {match[2].lstrip("-")}', f'{match[1]} has no such option',
+                   _suggest(option, valid, f'valid: {", ".join(valid)}'))
+
+
+def _wrong_value(match: re.Match[str], parser: ArgumentParser) -> str:
+    choices = re.findall(r"'([^']+)'", match[2]) if 'Literal' in match[2] else []
+    wanted = f'it must be one of {", ".join(choices)}' if choices else f'it must be {_type_name(match[2])}'
+    return message(f'{match[1]}: {match[3]}', wanted,
+                   _suggest(match[3], choices, 'correct the value'))
+
+
+def _wrong_choice(match: re.Match[str], parser: ArgumentParser) -> str:
+    choices = dict.fromkeys(re.findall(r"'([\w.-]+)'", ' '.join(re.findall(r'Literal\[[^]]*\]', match[0]))))
+    return message(f'{match[1]}: {match[2]}', f'it must be one of {", ".join(choices)}',
+                   _suggest(match[2], choices, 'correct the value'))
+
+
+def _unknown_class(match: re.Match[str], parser: ArgumentParser) -> str:
+    return message(f'{match[1]}: {match[2]}', 'there is no class of this name',
+                   'name a class by its import path, such as lightning_app.callbacks.'
+                   + (nearest(match[2].rpartition('.')[2], callbacks.__all__) or ['Throughput'])[0])
+
+
+def _type_name(text: str) -> str:
+    named = {"<class 'float'>": 'a number', "<class 'int'>": 'a whole number', "<class 'bool'>": 'true or false',
+             "<class 'str'>": 'a text'}
+    return named.get(text, text)
+
+
+def _linked(match: re.Match[str], parser: ArgumentParser) -> str:
+    return linked_key(match[1], 'on the command line')
+
+
+def _missing_file(match: re.Match[str], parser: ArgumentParser) -> str:
+    return message(f'config: {match[1]}', 'there is no such file', 'name a config, such as configs/quickstart.yaml')
+
+
+def _unknown_command(match: re.Match[str], parser: ArgumentParser) -> str:
+    commands = re.findall(r"'?(\w+)'?", match[2])
+    return message(match[1], 'there is no such command', _suggest(match[1], commands, f'valid: {", ".join(commands)}'))
+
+
+def _unknown_data(match: re.Match[str], parser: ArgumentParser) -> str:
+    classes = [name for name in data.__all__ if name.endswith('DataModule') and name != 'ImageDataModule']
+    return message(f'data: {match[1]}', 'there is no such data module',
+                   _suggest(match[1], classes, f'valid: {", ".join(classes)}'))
+
+
+def _missing_data(match: re.Match[str], parser: ArgumentParser) -> str:
+    return message('data: none', 'the command needs images',
+                   'say --config configs/quickstart.yaml, or --data ImageNetDataModule --data.root DIR')
+
+
+# the parser's text (most telling first) -> what is said of it
+_CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
+    r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted": _unknown_class_option,
+    r"class_path '([\w.]+)':\s+unrecognized arguments: (\S+)": _unknown_class_option,
+    r"does not accept option '([\w.]+)'": _unknown_key,
+    r'unrecognized arguments: (\S+)': _unknown_key,
+    r'argument .*--> ([\w.]+):': _linked,
+    r'Linked "([\w.]+)" must be given': _linked,
+    r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: ([^\n]*)': _wrong_value,
+    r"File does not exist: '([^']*)'": _missing_file,
+    r"invalid choice: '(\w+)' \(choose from ([^)]*)\)": _unknown_command,
+    r'Parser key "data":[^$]*(?:import path string|class path): (\S+)': _unknown_data,
+    r'Parser key "([\w.]+)":[^$]*Expected a dot import path string: (\S+)': _unknown_class,
+    r'Parser key "([\w.]+)":[^$]*Literal[^$]*Given value: (\S+)': _wrong_choice,
+    r'arguments are required: \w*\.?data': _missing_data,
+}

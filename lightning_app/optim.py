@@ -12,7 +12,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ['Loss', 'Optim', 'Schedule', 'build_loss', 'build_optimizer', 'build_schedule', 'scaled_lr']
+__all__ = ['Loss', 'Optim', 'Schedule', 'build_loss', 'build_optimizer', 'build_schedule', 'check_optimizer', 'scaled_lr']
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,19 @@ def scaled_lr(optim: Optim, batch_size: int | None) -> float:
     return optim.lr * (ratio if optim.lr_scaling == 'linear' else ratio ** 0.5)
 
 
+def check_optimizer(optim: Optim) -> None:
+    """Raise `InputError` for an optimiser that timm does not have."""
+    if optim.name not in list_optimizers():
+        raise InputError(unknown('model.optim.name', optim.name, list_optimizers()))
+
+
 def build_optimizer(net: nn.Module, optim: Optim, lr: float) -> Optimizer:
     """Return timm's optimiser for the parameters of `net`.
 
     Raises:
         InputError: For an optimiser timm does not have, or options it does not take.
     """
-    if optim.name not in list_optimizers():
-        raise InputError(unknown('model.optim.name', optim.name, list_optimizers()))
+    check_optimizer(optim)
     try:
         return create_optimizer_v2(
             net, opt=optim.name, lr=lr, momentum=optim.momentum, weight_decay=optim.weight_decay,

@@ -19,6 +19,7 @@ def message(given: str, reason: str, remedy: str) -> str:
         reason: Why that cannot be used.
         remedy: What to do instead.
     """
+    given, reason, remedy = (' '.join(text.split()) for text in (given, reason, remedy))  # one line each
     return f'{given}\n  why: {reason}\n  do:  {remedy}'
 
 

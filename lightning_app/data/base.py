@@ -201,7 +201,7 @@ class ImageDataModule(LightningDataModule):
             workers = min(8, max(len(os.sched_getaffinity(0)) // local, 1))
         pin_memory = bool(self.trainer and self.trainer.strategy.root_device.type == 'cuda')
         return DataLoader(
-            samples, batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last, pin_memory=pin_memory,
+            samples, batch_size=batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last, pin_memory=pin_memory,
             persistent_workers=workers > 0)
 
     def settings(self) -> dict[str, Any]:
