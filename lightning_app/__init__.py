@@ -5,5 +5,9 @@ from .classifier import ImageClassifier
 from .data import CIFAR10DataModule, CIFAR100DataModule, DigitsDataModule, ImageNetDataModule
 
 __all__ = [
-    'CIFAR100DataModule', 'CIFAR10DataModule', 'DigitsDataModule', 'ImageClassifier', 'ImageNetDataModule',
+    'CIFAR10DataModule',
+    'CIFAR100DataModule',
+    'DigitsDataModule',
+    'ImageClassifier',
+    'ImageNetDataModule',
 ]

@@ -4,19 +4,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import se_timm  # noqa: F401  (registers the SE networks)
 import timm
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from se_timm.errors import InputError, message, unknown
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
+
+import se_timm  # noqa: F401  (registers the SE networks)
+from se_timm.errors import InputError, message, unknown
 
 from .metrics import ClassificationMetrics
 from .optim import Loss, Optim, Schedule, build_loss, build_optimizer, build_schedule, check_optimizer, scaled_lr
 
-__all__ = ['ImageClassifier', 'create_network']
+__all__ = ['ImageClassifier', 'create_network', 'log_interval']
 
 TOP = 5
 
@@ -31,7 +32,9 @@ class ImageClassifier(LightningModule):
         name: Any of timm's networks, with tag or without: `se_resnet50`, `se_resnext50_32x4d.racm_in1k`,
             `convnext_tiny`.
         num_classes: Number of classes; on the command line it comes from the data.
-        network: Arguments of `timm.create_model`, such as `se: false`, `reduction: 8`, `pretrained: true`.
+        network: Arguments of `timm.create_model`, such as `reduction: 8` or `pretrained: true`.
+        plain: Build the plain twin, the same network without SE. An argument of its own, since a later config replaces
+            the whole of `network`.
         optim: The optimiser.
         schedule: The learning rate over the epochs.
         loss: The training loss.
@@ -43,11 +46,15 @@ class ImageClassifier(LightningModule):
         InputError: For an unknown network or arguments that it does not take.
     """
 
+    net: Any  # nn.Module with timm's attributes
+    nonfinite_steps: Tensor
+
     def __init__(
             self,
             name: str = 'se_resnet50',
             num_classes: int | None = None,
             network: dict[str, Any] | None = None,
+            plain: bool = False,
             optim: Optim = Optim(),  # noqa: B008  (frozen)
             schedule: Schedule = Schedule(),  # noqa: B008  (frozen)
             loss: Loss = Loss(),  # noqa: B008  (frozen)
@@ -61,7 +68,8 @@ class ImageClassifier(LightningModule):
         self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
         self.loss = Loss(**loss) if isinstance(loss, dict) else loss
         check_optimizer(self.optim)
-        self.net = create_network(name, num_classes=num_classes, **(network or {}))
+        twin = {'se': False} if plain else {}
+        self.net = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
         self.class_names: list[str] | None = None
         self.name = name
         self.compile_network = compile
@@ -69,7 +77,7 @@ class ImageClassifier(LightningModule):
         self.max_nonfinite_steps = max_nonfinite_steps
         # plain types only: a checkpoint with other objects cannot be loaded with weights_only=True
         self.save_hyperparameters({
-            'name': name, 'num_classes': self.net.num_classes, 'network': network,
+            'name': name, 'num_classes': self.net.num_classes, 'network': network, 'plain': plain,
             'optim': dataclasses.asdict(self.optim), 'schedule': dataclasses.asdict(self.schedule),
             'loss': dataclasses.asdict(self.loss), 'compile': compile, 'channels_last': channels_last,
             'max_nonfinite_steps': max_nonfinite_steps,
@@ -82,9 +90,9 @@ class ImageClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data, and compile the network for a training."""
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        if stage != 'predict' and getattr(datamodule, 'class_names', None):
-            self.class_names = datamodule.class_names
+        class_names = getattr(getattr(self.trainer, 'datamodule', None), 'class_names', None)
+        if stage != 'predict' and class_names:
+            self.class_names = class_names
         if self.compile_network and stage == 'fit':
             self.net.compile()  # in place: the keys of the state dict stay those of the bare network
 
@@ -104,7 +112,7 @@ class ImageClassifier(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """When metrics are logged, log the learning rate and look for losses that are not finite."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % log_interval(self.trainer) == 0:
             self.stop_if_nonfinite()
             self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'])
 
@@ -129,7 +137,7 @@ class ImageClassifier(LightningModule):
             {name: value for name, value in group.items() if name != 'params'} for group in optimizer.param_groups]
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'}}
 
-    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:  # type: ignore[override]
+    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:
         """Set the learning rate by the share of the epochs that is done.
 
         The number of batches is read here, when the loader exists: `trainer.estimated_stepping_batches` would create
@@ -182,9 +190,8 @@ class ImageClassifier(LightningModule):
             self.stop_if_nonfinite()  # never write a checkpoint of a network that has diverged
         checkpoint['class_names'] = self.class_names
         checkpoint['precision'] = self.trainer.precision
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        if hasattr(datamodule, 'settings'):
-            checkpoint['data'] = datamodule.settings()
+        if settings := getattr(getattr(self.trainer, 'datamodule', None), 'settings', None):
+            checkpoint['data'] = settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this network, and drop its schedule, which follows from the settings."""
@@ -207,6 +214,11 @@ class ImageClassifier(LightningModule):
                 f'checkpoint: {name}', f'this run builds {self.name}, of which {len(wrong)} tensors differ, '
                 f'for example {min(wrong)}', f'say --model.name {name} with the model.network it was trained with, or '
                 'leave both out: the checkpoint knows them'))
+
+
+def log_interval(trainer: Any) -> int:
+    """Return the number of steps between two logging steps (Lightning sets the attribute, but does not declare it)."""
+    return max(int(trainer.log_every_n_steps), 1)
 
 
 def create_network(name: str, **arguments: Any) -> nn.Module:

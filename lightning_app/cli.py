@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
 from se_timm.errors import InputError, message, nearest
 
 from .callbacks.predictions import PredictionWriter
@@ -178,7 +179,8 @@ def check_links(config: Namespace) -> None:
         content = yaml.safe_load(Path(str(getattr(path, 'absolute', path))).read_text()) or {}
         for key in LINKED:
             group, name = key.split('.')
-            if key in content or name in (content.get(group) if isinstance(content.get(group), dict) else {}):
+            keys = content.get(group)
+            if key in content or (isinstance(keys, dict) and name in keys):
                 raise InputError(linked_key(key, f'in {path}'))
 
 
@@ -193,7 +195,8 @@ def check_devices(trainer: Namespace) -> None:
             count > available or (accelerator in ('gpu', 'cuda') and not gpus)):
         kind = 'GPUs' if on_gpu or accelerator == 'auto' else 'CPU cores'
         raise InputError(message(
-            f'trainer.devices: {devices} with trainer.accelerator: {accelerator}', f'this machine has {available} {kind}',
+            f'trainer.devices: {devices} with trainer.accelerator: {accelerator}',
+            f'this machine has {available} {kind}',
             'say --trainer.devices=auto for all that there are'
             + (', or --trainer.accelerator=cpu to run on the CPU' if kind == 'GPUs' else '')))
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 __all__ = ['CsvLogger', 'WandbLogger', 'place_loggers']
 
@@ -86,29 +86,32 @@ class WandbLogger(LightningWandbLogger):
 
     @property
     def experiment(self) -> Any:
-        """The wandb run, started at the first use, on rank 0 only."""
-        from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
-        if self._experiment is None and rank_zero_only.rank == 0:
+        """The wandb run, started at the first use; a dummy on all ranks but the first."""
+        if self._experiment is None and rank() == 0:
             self._start()
         return super().experiment
 
     def _start(self) -> None:
         import wandb
 
-        os.makedirs(self._save_dir, exist_ok=True)
+        os.makedirs(str(self._save_dir), exist_ok=True)
         if self._wandb_init.get('mode') is None and 'WANDB_MODE' not in os.environ and not wandb.api.api_key:
             self._wandb_init['mode'] = 'offline'
         try:
-            run = LightningWandbLogger.experiment.fget(self)
+            run = super().experiment
         except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             rank_zero_warn(f'W&B cannot be reached, the run is kept offline: {error}')
             self._wandb_init['mode'] = 'offline'
-            run = LightningWandbLogger.experiment.fget(self)
+            run = super().experiment
         if getattr(run, 'offline', False):
             folder = Path(run.dir).parent
             rank_zero_info(f'W&B: offline. Look at the run: wandb leet run {folder}\n'
                            f'     Upload it: wandb login, then wandb sync {folder}')
+
+
+def rank() -> int:
+    """Return the global rank of this process, as Lightning knows it before any process group exists."""
+    return int(getattr(rank_zero_only, 'rank', 0) or 0)
 
 
 def place_loggers(loggers: list[Logger], folder: Path) -> None:

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from jsonargparse import ArgumentParser
 from jsonargparse._parameter_resolvers import get_signature_parameters
+
 from se_timm.errors import message, nearest
 
 from . import callbacks, data

@@ -4,7 +4,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from se_timm.errors import InputError, message, unknown
 from timm.loss import create_classification_loss
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
@@ -12,7 +11,11 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ['Loss', 'Optim', 'Schedule', 'build_loss', 'build_optimizer', 'build_schedule', 'check_optimizer', 'scaled_lr']
+from se_timm.errors import InputError, message, unknown
+
+__all__ = [
+    'Loss', 'Optim', 'Schedule', 'build_loss', 'build_optimizer', 'build_schedule', 'check_optimizer', 'scaled_lr',
+]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .errors import unknown
-from .se_resnet import SEBasicBlock, check_keywords, check_se_arguments, check_weights_exist
+from .se_resnet import SEBasicBlock, check_keywords, check_se_arguments
 from .squeeze_excite import SqueezeExcite
 from .weights import checkpoint_filter_fn
 
@@ -40,7 +40,7 @@ class PaddingShortcut(nn.Module):
 
 
 class SEResNetCifar(nn.Module):
-    """ResNet for 32x32 images with SE: a 3x3 convolution, three stages of 16, 32 and 64 channels, no pooling in between.
+    """ResNet for 32x32 images with SE: a 3x3 convolution, then three stages of 16, 32 and 64 channels.
 
     Input `(N, in_chans, H, W)`, output `(N, num_classes)`.
 
@@ -63,6 +63,10 @@ class SEResNetCifar(nn.Module):
     Raises:
         ValueError: For an argument that the network cannot honour.
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(
             self,
@@ -101,7 +105,7 @@ class SEResNetCifar(nn.Module):
             SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias, **dd)
         drop_paths = torch.linspace(0, drop_path_rate, sum(layers), device='cpu').split(layers)
         in_channels = WIDTHS[0]
-        for index, (channels, stage, rates) in enumerate(zip(WIDTHS, STAGES, drop_paths)):
+        for index, (channels, stage, rates) in enumerate(zip(WIDTHS, STAGES, drop_paths, strict=True)):
             blocks = _make_stage(in_channels, channels, 1 + (index > 0), rates.tolist(), shortcut, dd)
             if se and stage in stages:
                 for block in blocks:
@@ -219,7 +223,7 @@ class SEResNetCifar(nn.Module):
 def _make_stage(
         in_channels: int, channels: int, stride: int, drop_paths: list[float], shortcut: str, dd: dict[str, Any],
 ) -> list[SEBasicBlock]:
-    blocks = []
+    blocks: list[SEBasicBlock] = []
     for rate in drop_paths:
         downsample = None
         if in_channels != channels:

@@ -41,9 +41,11 @@ SE_DEFAULTS: dict[str, Any] = {
 class SEBasicBlock(BasicBlock):
     """timm's two-layer residual block with a place for SE; `insert_se` fills it."""
 
+    se: nn.Module
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.se = nn.Identity() if self.se is None else self.se
+        self.se = self.se or nn.Identity()
         self.placement = 'standard'
         self.relu_before_se = False
 
@@ -85,9 +87,11 @@ class SEBasicBlock(BasicBlock):
 class SEBottleneck(Bottleneck):
     """timm's three-layer residual block with a place for SE; `insert_se` fills it."""
 
+    se: nn.Module
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.se = nn.Identity() if self.se is None else self.se
+        self.se = self.se or nn.Identity()
         self.placement = 'standard'
 
     def insert_se(self, make_se: partial[SqueezeExcite], placement: str) -> None:
@@ -148,6 +152,8 @@ class SEResNet(ResNet):
     Raises:
         ValueError: For an argument that the network cannot honour.
     """
+
+    maxpool: nn.Module
 
     def __init__(
             self,

@@ -2,8 +2,8 @@
 
 Our keys are those of timm's `ResNet` with SE (`layer1.0.se.fc1.weight`). The others are:
 
-- Cadene's, which timm's `legacy_se*` networks share: `layer0.conv1`, `se_module`, `last_linear`, and in SENet-154's stem
-  `layer0.conv1, bn1, conv2, bn2, conv3, bn3`;
+- Cadene's, which timm's `legacy_se*` networks share: `layer0.conv1`, `se_module`, `last_linear`, and in the stem of
+  SENet-154 `layer0.conv1, bn1, conv2, bn2, conv3, bn3`;
 - moskomule/senet.pytorch's: `se.fc.0`, `se.fc.2`, linear layers without biases, v1.5 topology.
 """
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """The network in one line at the start."""
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+
 from se_timm.cost import cost
 
 __all__ = ['NetworkSummary']
@@ -11,7 +14,7 @@ __all__ = ['NetworkSummary']
 class NetworkSummary(Callback):
     """Prints parameters and multiply-adds of the network, as the paper counts them, and what it is trained on."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the summary."""
         images, _ = trainer.datamodule.validation[0]  # type: ignore[attr-defined]
         height, width = images.shape[-2:]

@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..classifier import log_interval
+
 __all__ = ['Throughput']
 
 
@@ -35,7 +37,7 @@ class Throughput(Callback):
             self._start, self._images = time.perf_counter(), 0
             return
         self._images += len(batch[0]) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % log_interval(trainer) == 0:
             now = time.perf_counter()
             pl_module.log('train/images_per_second', self._images / (now - self._start))
             self._start, self._images = now, 0

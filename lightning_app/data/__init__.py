@@ -6,5 +6,10 @@ from .digits import DigitsDataModule
 from .imagenet import ImageNetDataModule
 
 __all__ = [
-    'Augment', 'CIFAR100DataModule', 'CIFAR10DataModule', 'DigitsDataModule', 'ImageDataModule', 'ImageNetDataModule',
+    'Augment',
+    'CIFAR10DataModule',
+    'CIFAR100DataModule',
+    'DigitsDataModule',
+    'ImageDataModule',
+    'ImageNetDataModule',
 ]

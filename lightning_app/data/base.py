@@ -10,9 +10,10 @@ from typing import Any
 
 import timm
 from lightning.pytorch import LightningDataModule
-from se_timm.errors import InputError, message
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+from se_timm.errors import InputError, message
 
 from .augment import Augment, evaluation_transform, training_transform
 from .samples import EvaluationSamples, PadToMultiple, SeededSampler, TrainingSamples
@@ -180,7 +181,8 @@ class ImageDataModule(LightningDataModule):
     def _checked(self, source: Source) -> Source:
         if self.given_num_classes is not None and len(source.classes) != self.given_num_classes:
             raise InputError(message(
-                f'data.num_classes: {self.given_num_classes}', f'the training images have {len(source.classes)} classes',
+                f'data.num_classes: {self.given_num_classes}',
+                f'the training images have {len(source.classes)} classes',
                 'leave data.num_classes out; it is found from the data'))
         return source
 
@@ -189,8 +191,9 @@ class ImageDataModule(LightningDataModule):
 
     def _evaluation_loader(self, samples: EvaluationSamples) -> DataLoader[Any]:
         padded = PadToMultiple(samples, self._world_size)
-        sampler = DistributedSampler(padded, self._world_size, self._rank, shuffle=False)
-        return self._loader(padded, sampler, max((self.eval_batch_size or self.batch_size) // self._world_size, 1), drop_last=False)
+        sampler: DistributedSampler[Any] = DistributedSampler(padded, self._world_size, self._rank, shuffle=False)
+        batch_size = max((self.eval_batch_size or self.batch_size) // self._world_size, 1)
+        return self._loader(padded, sampler, batch_size, drop_last=False)
 
     def _loader(
             self, samples: Dataset[Any], sampler: DistributedSampler[Any], batch_size: int, drop_last: bool,
@@ -201,8 +204,8 @@ class ImageDataModule(LightningDataModule):
             workers = min(8, max(len(os.sched_getaffinity(0)) // local, 1))
         pin_memory = bool(self.trainer and self.trainer.strategy.root_device.type == 'cuda')
         return DataLoader(
-            samples, batch_size=batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last, pin_memory=pin_memory,
-            persistent_workers=workers > 0)
+            samples, batch_size=batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last,
+            pin_memory=pin_memory, persistent_workers=workers > 0)
 
     def settings(self) -> dict[str, Any]:
         """Return the class and its arguments in plain types, as a checkpoint keeps them."""

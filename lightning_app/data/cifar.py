@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from se_timm.errors import InputError, message
 from torchvision import datasets
+
+from se_timm.errors import InputError, message
 
 from .augment import Augment
 from .base import ImageDataModule
 from .sources import Source
 
-__all__ = ['CIFAR100DataModule', 'CIFAR10DataModule', 'PixelSource']
+__all__ = ['CIFAR10DataModule', 'CIFAR100DataModule', 'PixelSource']
 
 # The paper's augmentation for CIFAR (Sec. 5.1): zero-pad by 4 pixels, random crop, flip.
 CIFAR_AUGMENT = Augment(crop='pad')

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from se_timm.errors import InputError, message
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+from se_timm.errors import InputError, message
 
 from .decode import UnreadableImage
 from .sources import Source
@@ -49,7 +50,8 @@ class SeededSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, length: int, num_replicas: int, rank: int, seed: int) -> None:
-        super().__init__(range(length), num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)
+        super().__init__(
+            range(length), num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         positions = range(self.rank, self.total_size, self.num_replicas)

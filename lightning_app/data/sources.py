@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
+
 from se_timm.errors import InputError, message, nearest
 
 from .decode import decode
@@ -22,7 +23,7 @@ class Source(Protocol):
     """Images with labels: `labels[i]` is an index into `classes`."""
 
     classes: list[str]
-    labels: Sequence[int]
+    labels: Any  # sequence of int
 
     def name(self, index: int) -> str:
         """Return how messages call image `index`, for example its path."""
