@@ -114,7 +114,8 @@ class ImageClassifier(LightningModule):
         """When metrics are logged, log the learning rate and look for losses that are not finite."""
         if self.trainer.global_step % log_interval(self.trainer) == 0:
             self.stop_if_nonfinite()
-            self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'])
+            # with layer decay the groups differ; the largest is the schedule's
+            self.log('lr', max(group['lr'] for group in self.trainer.optimizers[0].param_groups))
 
     def stop_if_nonfinite(self) -> None:
         """Raise `InputError` if too many training steps had a loss that is not finite. Collective over processes."""

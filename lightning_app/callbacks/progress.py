@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 
 __all__ = ['ProgressBar']
 
@@ -26,7 +27,7 @@ class ProgressBar(TQDMProgressBar):
         """Print the validation's result."""
         super().on_validation_end(trainer, pl_module)
         metrics = trainer.callback_metrics
-        if not trainer.sanity_checking and 'val/top1' in metrics:
-            where = f'epoch {trainer.current_epoch}: ' if trainer.training or trainer.fit_loop.epoch_loop else ''
+        if trainer.is_global_zero and not trainer.sanity_checking and 'val/top1' in metrics:
+            where = f'epoch {trainer.current_epoch}: ' if trainer.state.fn == TrainerFn.FITTING else ''
             self.print(f'{where}top-1 {metrics["val/top1"]:.2f} %, top-5 {metrics["val/top5"]:.2f} %, '
                        f'loss {metrics["val/loss"]:.4f}')

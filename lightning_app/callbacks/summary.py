@@ -16,8 +16,8 @@ class NetworkSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the summary."""
-        images, _ = trainer.datamodule.validation[0]  # type: ignore[attr-defined]
-        height, width = images.shape[-2:]
+        datamodule = getattr(trainer, 'datamodule', None)
+        size = getattr(datamodule, 'input_size', None) or pl_module.net.pretrained_cfg['input_size']
         rank_zero_info(
-            f'{pl_module.name}: {cost(pl_module.net, tuple(images.shape))} at {height}x{width} px, '
+            f'{pl_module.name}: {cost(pl_module.net, size)} at {size[-2]}x{size[-1]} px, '
             f'{pl_module.net.num_classes} classes')

@@ -1,8 +1,6 @@
 """Exponential moving average of the weights."""
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
@@ -32,7 +30,3 @@ class WeightEMA(WeightAveraging):
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Update after each optimiser step."""
         return step_idx is not None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the step that the average has reached."""
-        return super().state_dict()

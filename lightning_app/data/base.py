@@ -108,9 +108,11 @@ class ImageDataModule(LightningDataModule):
         cfg = timm.data.resolve_data_config(pretrained_cfg=getattr(net, 'pretrained_cfg', None) or {})
         normalisation = {name: getattr(self, name) or cfg[name] for name in ('mean', 'std', 'interpolation')}
         size = self.image_size or cfg['input_size'][-1]
+        eval_size = self.eval_size or size
+        self.input_size = (3, eval_size, eval_size)
         self.training_transform = training_transform(self.augment, size, **normalisation)
         self.evaluation_transform = evaluation_transform(
-            self.eval_size or size, self.crop_pct or cfg['crop_pct'], **normalisation)
+            eval_size, self.crop_pct or cfg['crop_pct'], **normalisation)
 
     def setup(self, stage: str) -> None:
         """Open what `stage` (fit, validate, test or predict) needs."""
@@ -201,7 +203,8 @@ class ImageDataModule(LightningDataModule):
         workers = self.num_workers
         if workers is None:
             local = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or (self.trainer.num_devices if self.trainer else 1)
-            workers = min(8, max(len(os.sched_getaffinity(0)) // local, 1))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+            workers = min(8, max(cores // local, 1))
         pin_memory = bool(self.trainer and self.trainer.strategy.root_device.type == 'cuda')
         return DataLoader(
             samples, batch_size=batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last,

@@ -54,16 +54,14 @@ class ImageNetDataModule(ImageDataModule):
 
     def find_classes(self) -> list[str] | None:
         """Return the training classes, or those of the validation images where there are no training images."""
-        if self.images is not None and not Path(self.root).exists():
-            return None
-        try:
-            return self.open('train').classes
-        except InputError:
-            if not any(Path(self.root, name).exists() for name in (self.val_split, f'{self.val_split}.tar')):
-                raise
-            if any(Path(self.root, name).exists() for name in (self.train_split, f'{self.train_split}.tar')):
-                raise
+        if self._has(self.val_split) and not self._has(self.train_split):
             return open_split(self.root, self.val_split).classes
+        if self.images is not None and not self._has(self.train_split):
+            return None
+        return self.open('train').classes
+
+    def _has(self, split: str) -> bool:
+        return any(Path(self.root, name).exists() for name in (split, f'{split}.tar'))
 
 
 def relabel(source: Source, classes: list[str], split: str) -> None:
