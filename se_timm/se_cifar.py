@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import DropPath, create_classifier, get_device_dtype
@@ -64,9 +64,10 @@ class SEResNetCifar(nn.Module):
         ValueError: For an argument that the network cannot honour.
     """
 
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
+    if TYPE_CHECKING:  # TorchScript reads annotations of the class, and does not know these
+        layer1: nn.Sequential
+        layer2: nn.Sequential
+        layer3: nn.Sequential
 
     def __init__(
             self,

@@ -14,7 +14,7 @@ import dataclasses
 import inspect
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -38,10 +38,20 @@ SE_DEFAULTS: dict[str, Any] = {
 }
 
 
-class SEBasicBlock(BasicBlock):
-    """timm's two-layer residual block with a place for SE; `insert_se` fills it."""
+class PlacedSE:
+    """What the residual blocks share: an SE block `se` (or an identity), and the place at which it acts."""
 
-    se: nn.Module
+    if TYPE_CHECKING:  # TorchScript reads annotations of the class, and does not know these
+        se: nn.Module
+        placement: str
+
+    def excite_at(self, place: str, x: torch.Tensor) -> torch.Tensor:
+        """Return `x`, gated if this block has its SE at `place`."""
+        return self.se(x) if self.placement == place else x
+
+
+class SEBasicBlock(PlacedSE, BasicBlock):
+    """timm's two-layer residual block with a place for SE; `insert_se` fills it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,10 +74,6 @@ class SEBasicBlock(BasicBlock):
         self.se = make_se(self.conv1.in_channels if placement == 'pre' else self.conv2.out_channels)
         self.placement = placement
 
-    def excite_at(self, place: str, x: torch.Tensor) -> torch.Tensor:
-        """Return `x`, gated if this block has its SE at `place`."""
-        return self.se(x) if self.placement == place else x
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x
         x = self.excite_at('pre', x)
@@ -84,10 +90,8 @@ class SEBasicBlock(BasicBlock):
         return self.excite_at('post', self.act2(x))
 
 
-class SEBottleneck(Bottleneck):
+class SEBottleneck(PlacedSE, Bottleneck):
     """timm's three-layer residual block with a place for SE; `insert_se` fills it."""
-
-    se: nn.Module
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -107,10 +111,6 @@ class SEBottleneck(Bottleneck):
     def stride_in_1x1(self) -> None:
         """Move the stride from the 3x3 to the first 1x1 convolution, as in the authors' SE-ResNets."""
         self.conv1.stride, self.conv2.stride = self.conv2.stride, self.conv1.stride
-
-    def excite_at(self, place: str, x: torch.Tensor) -> torch.Tensor:
-        """Return `x`, gated if this block has its SE at `place`."""
-        return self.se(x) if self.placement == place else x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x
@@ -153,7 +153,8 @@ class SEResNet(ResNet):
         ValueError: For an argument that the network cannot honour.
     """
 
-    maxpool: nn.Module
+    if TYPE_CHECKING:
+        maxpool: nn.Module
 
     def __init__(
             self,
