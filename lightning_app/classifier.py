@@ -117,10 +117,22 @@ class ImageClassifier(LightningModule):
             # with layer decay the groups differ; the largest is the schedule's
             self.log('lr', max(group['lr'] for group in self.trainer.optimizers[0].param_groups))
 
-    def stop_if_nonfinite(self) -> None:
-        """Raise `InputError` if too many training steps had a loss that is not finite. Collective over processes."""
+    def on_train_epoch_end(self) -> None:
+        """Look for losses that are not finite since the last logging step."""
+        self.stop_if_nonfinite()
+
+    def _weights_are_finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in self.net.state_dict().values()
+                   if tensor.is_floating_point())
+
+    def stop_if_nonfinite(self, weights: bool = False) -> None:
+        """Raise `InputError` if too many training steps had a loss that is not finite. Collective over processes.
+
+        Args:
+            weights: Look at the weights too; the last step may have destroyed them, which the next loss would show.
+        """
         count = int(self.trainer.strategy.reduce(self.nonfinite_steps.float(), reduce_op='sum'))
-        if count > self.max_nonfinite_steps:
+        if count > self.max_nonfinite_steps or (weights and not self._weights_are_finite()):
             best = getattr(self.trainer.checkpoint_callback, 'best_model_path', '')
             raise InputError(message(
                 f'train/loss: not finite in {count} steps up to step {self.trainer.global_step}',
@@ -133,7 +145,7 @@ class ImageClassifier(LightningModule):
         """Build timm's optimiser and schedule."""
         batch_size = getattr(getattr(self.trainer, 'datamodule', None), 'batch_size', None)
         optimizer = build_optimizer(self.net, self.optim, scaled_lr(self.optim, batch_size))
-        scheduler = build_schedule(optimizer, self.schedule, self.trainer.max_epochs or 1)
+        scheduler = build_schedule(optimizer, self.schedule, self.trainer.max_epochs or 0)
         self.given_options = [
             {name: value for name, value in group.items() if name != 'params'} for group in optimizer.param_groups]
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'}}
@@ -187,8 +199,8 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep class names, precision and the data's settings, so that a checkpoint can be evaluated on its own."""
-        if self.trainer.training:
-            self.stop_if_nonfinite()  # never write a checkpoint of a network that has diverged
+        if self.trainer.training or self.trainer.validating:  # never write a network that has diverged
+            self.stop_if_nonfinite(weights=self.max_nonfinite_steps == 0)
         checkpoint['class_names'] = self.class_names
         checkpoint['precision'] = self.trainer.precision
         if settings := getattr(getattr(self.trainer, 'datamodule', None), 'settings', None):

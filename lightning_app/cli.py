@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +72,15 @@ class AppCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is evaluated, it supplies what is not given."""
-        if args is None or isinstance(args, list):
-            given = sys.argv[1:] if args is None else args
-            with tempfile.TemporaryDirectory() as folder:
-                completed = complete_from_checkpoint(given, Path(folder))
-                super().parse_arguments(parser, args if completed == given else completed)
-                if completed != given:
-                    self.config[self.config.subcommand].config.pop(0)  # that file is not the user's
-        else:
-            super().parse_arguments(parser, args)
+        if args is not None and not isinstance(args, list):
+            return super().parse_arguments(parser, args)
+        given = sys.argv[1:] if args is None else args
+        check_links(given)
+        with tempfile.TemporaryDirectory() as folder:
+            completed = complete_from_checkpoint(given, Path(folder))
+            super().parse_arguments(parser, args if completed == given else completed)
+            if completed != given:
+                self.config[self.config.subcommand].config.pop(0)  # that file is not the user's
 
     def _parse_ckpt_path(self) -> None:
         """Keep what is given; Lightning would replace it by what the checkpoint says."""
@@ -86,7 +88,8 @@ class AppCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse, before any work, what would fail later or be ignored."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        check_links(config)
+        if self.subcommand != 'fit':  # an evaluation needs none of the callbacks of the training
+            warnings.filterwarnings('ignore', 'Be aware that when using `ckpt_path`')
         check_devices(config.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -130,10 +133,12 @@ def complete_from_checkpoint(args: list[str], folder: Path) -> list[str]:
     Raises:
         InputError: If there is no such checkpoint, or it cannot be read.
     """
-    path = _option(args, '--ckpt_path')
+    path = next(iter(_options(args, '--ckpt_path')), None)
+    for _, content in _configs(args):
+        path = path or content.get('ckpt_path')
     if not args or args[0] not in SUBCOMMANDS or path is None or path in ('best', 'last', 'hpc', 'null'):
         return args
-    checkpoint = _load_checkpoint(path)
+    checkpoint = _load_checkpoint(str(path))
     hparams = dict(checkpoint.get('hyper_parameters', {}))
     if args[0] == 'fit' or 'name' not in hparams:
         return args
@@ -147,14 +152,38 @@ def complete_from_checkpoint(args: list[str], folder: Path) -> list[str]:
     return [args[0], '--config', str(file), *args[1:]]
 
 
-def _option(args: list[str], name: str) -> str | None:
-    """Return the value of option `name` in a command line."""
-    for arg, following in zip(args, [*args[1:], None], strict=True):
-        if arg == name:
-            return following
-        if arg.startswith(f'{name}='):
-            return arg.split('=', 1)[1]
-    return None
+def _options(args: list[str], *names: str) -> list[str]:
+    """Return the values of an option with the given spellings in a command line."""
+    values = []
+    for arg, following in zip(args, [*args[1:], ''], strict=True):
+        if arg in names:
+            values.append(following)
+        elif arg.startswith(tuple(f'{name}=' for name in names)):
+            values.append(arg.split('=', 1)[1])
+    return values
+
+
+def _configs(args: list[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the config files of a command line with their contents, files for one group within them included.
+
+    Raises:
+        InputError: If one is not YAML.
+    """
+    found = [(Path(value), _read_yaml(Path(value))) for value in _options(args, '--config', '-c')]
+    groups = [(Path(value), 'model', Path(value)) for value in _options(args, '--model')]
+    groups += [(path, key, path.parent / value) for path, content in found for key, value in content.items()
+               if isinstance(value, str) and value.endswith(('.yaml', '.yml', '.json'))]
+    return found + [(file, {key: _read_yaml(file)}) for _, key, file in groups]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}  # the parser says so
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(message(f'config: {path}', f'it is not YAML ({error})', 'correct it there')) from error
+    return content if isinstance(content, dict) else {}
 
 
 def _load_checkpoint(path: str) -> dict[str, Any]:
@@ -166,17 +195,21 @@ def _load_checkpoint(path: str) -> dict[str, Any]:
             f'ckpt_path: {path}', 'there is no such file',
             f'did you mean {" or ".join(close)}?' if close else 'name a checkpoint, such as runs/.../best.ckpt'))
     try:
-        return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except Exception as error:  # torch raises several kinds for a truncated or foreign file
         raise InputError(message(
             f'ckpt_path: {path}', f'it cannot be read as a checkpoint ({str(error).splitlines()[0]})',
             'it may be truncated; take another checkpoint of the run')) from error
+    if not isinstance(checkpoint, dict) or not {'state_dict', 'pytorch-lightning_version'} <= checkpoint.keys():
+        raise InputError(message(
+            f'ckpt_path: {path}', 'it is no checkpoint of a training with Lightning',
+            'bare weights of a network are given by --model.network.checkpoint_path'))
+    return checkpoint
 
 
-def check_links(config: Namespace) -> None:
+def check_links(args: list[str]) -> None:
     """Raise `InputError` if a config file sets a key that follows from another; jsonargparse would ignore it."""
-    for path in config.get('config') or []:
-        content = yaml.safe_load(Path(str(getattr(path, 'absolute', path))).read_text()) or {}
+    for path, content in _configs(args):
         for key in LINKED:
             group, name = key.split('.')
             keys = content.get(group)
@@ -187,7 +220,12 @@ def check_links(config: Namespace) -> None:
 def check_devices(trainer: Namespace) -> None:
     """Raise `InputError` if more devices are asked for than there are."""
     accelerator, devices = trainer.accelerator, trainer.devices
-    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).lstrip('-').isdigit() else 1
+    if (not isinstance(devices, list) and not re.fullmatch(r'auto|-1|\d+(,\d+)*', str(devices))) or (
+            str(devices) == '-1' and accelerator == 'cpu') or devices in (0, '0', []):
+        raise InputError(message(
+            f'trainer.devices: {devices}', 'it is neither a number of devices nor a list of them',
+            'say --trainer.devices=auto, or a number from 1'))
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     gpus = torch.cuda.device_count()
     on_gpu = accelerator in ('gpu', 'cuda') or (accelerator == 'auto' and gpus > 0)
     available = gpus if on_gpu or (accelerator == 'auto' and count > 1) else os.cpu_count() or 1
@@ -211,6 +249,10 @@ def main(args: ArgsType = None, run: bool = True) -> AppCLI:
     Raises:
         SystemExit: With status 2 after a message of three lines, if something given cannot be used.
     """
+    if run and (args == [] or (args is None and len(sys.argv) == 1)):
+        print('\nerror: ' + message('no command', 'one is needed', f'{PROG} {{{",".join(SUBCOMMANDS)}}} ...'),
+              file=sys.stderr)
+        sys.exit(2)
     usage = {name: {'usage': f'{PROG} {name} [options]', 'allow_abbrev': False} for name in SUBCOMMANDS}
     try:
         return AppCLI(

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ DEFAULT_FOLDER = 'runs'
 
 
 class CsvLogger(CSVLogger):
-    """Metrics in `save_dir/metrics.csv`.
+    """Metrics in `save_dir/metrics.csv`; a resumed run goes on in the file.
 
     Args:
         save_dir: Folder of the run; the command line fills it in where it is not given.
@@ -31,6 +32,19 @@ class CsvLogger(CSVLogger):
     def place(self, folder: Path) -> None:
         """Write to `folder`."""
         self._save_dir = self._root_dir = str(folder)
+
+    @property
+    def experiment(self) -> Any:
+        """The writer of the file, made at the first use."""
+        file = Path(self.log_dir, 'metrics.csv')
+        earlier = file.read_text() if self._experiment is None and rank() == 0 and file.is_file() else ''
+        with warnings.catch_warnings():  # that it deletes the file; it is put back
+            warnings.filterwarnings('ignore', 'Experiment logs directory .* exists')
+            writer = super().experiment
+        if earlier:
+            file.write_text(earlier)
+            writer.metrics_keys = earlier.splitlines()[0].split(',')
+        return writer
 
 
 class WandbLogger(LightningWandbLogger):

@@ -1,6 +1,7 @@
 """What the parser finds wrong, in three lines."""
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -48,7 +49,8 @@ def _keys(parser: ArgumentParser) -> list[str]:
     """Return all keys of `parser` and its subcommands."""
     subcommands = getattr(parser, '_subcommands_action', None)
     parsers = [parser, *(subcommands._name_parser_map.values() if subcommands else [])]
-    return sorted({action.dest for each in parsers for action in each._actions})
+    augment = [f'data.augment.{field.name}' for field in dataclasses.fields(data.Augment)]
+    return sorted({action.dest for each in parsers for action in each._actions} | set(augment))
 
 
 def _nearest_keys(key: str, keys: list[str]) -> list[str]:
@@ -78,6 +80,12 @@ def _unknown_class_option(match: re.Match[str], parser: ArgumentParser) -> str:
     module, _, name = match[1].rpartition('.')
     valid = [parameter.name for parameter in get_signature_parameters(getattr(import_module(module), name))]
     option = re.split(r'[= ]', match[2].lstrip('-'))[0]
+    if option == 'class_path':  # something stands beside class_path and init_args
+        beside = re.findall(r"'(\w+)':", match.string.rpartition('Given value: ')[2])
+        return message(f'{name}: {", ".join(key for key in beside if key not in ("class_path", "init_args"))}',
+                       'it stands beside class_path', 'put the options of a class under init_args')
+    if option.startswith('augment.'):
+        return _unknown_key(re.match(r'(.*)', f'data.{option}'), parser)  # type: ignore[arg-type]
     return message(f'{name}: {match[2].lstrip("-")}', f'{match[1]} has no such option',
                    _suggest(option, valid, f'valid: {", ".join(valid)}'))
 

@@ -1,11 +1,12 @@
 """Optimiser, schedule and loss by timm's factories, from settings that fit in YAML."""
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from timm.loss import create_classification_loss
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -14,7 +15,8 @@ from torch.optim import Optimizer
 from se_timm.errors import InputError, message, unknown
 
 __all__ = [
-    'Loss', 'Optim', 'Schedule', 'build_loss', 'build_optimizer', 'build_schedule', 'check_optimizer', 'scaled_lr',
+    'Loss', 'Optim', 'Schedule', 'build_loss', 'build_optimizer', 'build_schedule', 'check_optimizer',
+    'check_options', 'scaled_lr',
 ]
 
 
@@ -105,6 +107,16 @@ def check_optimizer(optim: Optim) -> None:
         raise InputError(unknown('model.optim.name', optim.name, list_optimizers()))
 
 
+def check_options(optim: Optim) -> None:
+    """Raise `InputError` for options that the optimiser does not take; timm passes over some of them in silence."""
+    parameters = inspect.signature(get_optimizer_class(optim.name, bind_defaults=False)).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in optim.options:
+        if name not in parameters:
+            raise InputError(unknown(f'option of the optimiser {optim.name}', name, [*parameters][1:]))
+
+
 def build_optimizer(net: nn.Module, optim: Optim, lr: float) -> Optimizer:
     """Return timm's optimiser for the parameters of `net`.
 
@@ -112,11 +124,12 @@ def build_optimizer(net: nn.Module, optim: Optim, lr: float) -> Optimizer:
         InputError: For an optimiser timm does not have, or options it does not take.
     """
     check_optimizer(optim)
+    check_options(optim)
     try:
         return create_optimizer_v2(
             net, opt=optim.name, lr=lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
             filter_bias_and_bn=not optim.decay_bias_and_norm, layer_decay=optim.layer_decay, **optim.options)
-    except (TypeError, ValueError) as error:
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(message(
             f'model.optim: {optim}', str(error), f'correct model.optim for the optimiser {optim.name}')) from error
 
@@ -125,15 +138,24 @@ def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Sch
     """Return timm's schedule over `epochs`; its `step` takes epochs, also fractions of them."""
     # These decay over a length: it begins after the warm-up, so that lr is reached. The others count epochs from 0.
     after_warmup = schedule.name in ('cosine', 'tanh', 'poly')
+    if epochs < 1:
+        raise InputError(message(
+            'trainer.max_epochs: none', f'the schedule {schedule.name} is one of epochs',
+            'say --trainer.max_epochs, beside trainer.max_steps if that shall end the training'))
     if schedule.warmup_epochs >= epochs:
         raise InputError(message(
             f'model.schedule.warmup_epochs: {schedule.warmup_epochs}', f'the training has {epochs} epochs',
             f'take fewer than {epochs}, or a larger trainer.max_epochs'))
-    scheduler, _ = create_scheduler_v2(
-        optimizer, sched=schedule.name, num_epochs=epochs - schedule.warmup_epochs * after_warmup,
-        warmup_prefix=after_warmup, warmup_epochs=schedule.warmup_epochs,
-        warmup_lr=schedule.warmup_lr, min_lr=schedule.min_lr, decay_epochs=schedule.decay_epochs,
-        decay_milestones=schedule.decay_milestones, decay_rate=schedule.decay_rate)
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer, sched=schedule.name, num_epochs=epochs - schedule.warmup_epochs * after_warmup,
+            warmup_prefix=after_warmup, warmup_epochs=schedule.warmup_epochs,
+            warmup_lr=schedule.warmup_lr, min_lr=schedule.min_lr, decay_epochs=schedule.decay_epochs,
+            # timm drops at the end of the epoch before a milestone; here the milestone's epoch is the first lower one
+            decay_milestones=[epoch + 1 for epoch in schedule.decay_milestones], decay_rate=schedule.decay_rate)
+    except ValueError as error:
+        raise InputError(message(
+            f'model.schedule: {schedule}', str(error), f'correct model.schedule for {epochs} epochs')) from error
     return scheduler
 
 

@@ -24,8 +24,12 @@ def message(given: str, reason: str, remedy: str) -> str:
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
-    """Return up to `count` of `options` that resemble `name`, the most similar first."""
-    return difflib.get_close_matches(str(name), [str(option) for option in options], n=count, cutoff=0.5)
+    """Return up to `count` of `options` that resemble `name`, whatever its case: those it begins first."""
+    original = {str(option).lower(): str(option) for option in options}
+    name = str(name).lower()
+    begun = sorted((option for option in original if name and option.startswith(name)), key=len)[:count - 1]
+    close = difflib.get_close_matches(name, original, n=count, cutoff=0.5)
+    return [original[option] for option in dict.fromkeys([*begun, *close])][:count]
 
 
 def unknown(kind: str, name: object, options: Iterable[object]) -> str:

@@ -7,21 +7,37 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ..classifier import log_interval
+
 __all__ = ['ProgressBar']
+
+SHOWN = {'loss': ('train/loss', '.3f'), 'images/s': ('train/images_per_second', '.0f')}
 
 
 class ProgressBar(TQDMProgressBar):
     """Loss and images/s beside the bar, and the accuracy after each validation.
 
-    The values are those of the last logging step, which have been read from the device already. Lightning's own way,
-    `self.log(..., prog_bar=True)`, waits for the device at every step, even with the bar switched off.
+    The values are read when metrics are logged, at which step Lightning reads them from the device too. Its own way,
+    `self.log(..., prog_bar=True)`, waits for the device at every step, even with the bar switched off. List this
+    callback after `Throughput`, whose value it shows.
     """
+
+    def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
+        super().__init__(refresh_rate, process_position, leave)
+        self._shown: dict[str, Any] = {}
+
+    def on_train_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """At a logging step, read what the bar shows."""
+        if trainer.global_step % log_interval(trainer) == 0:
+            metrics = trainer.callback_metrics
+            self._shown = {title: format(float(metrics[key]), spec) for title, (key, spec) in SHOWN.items()
+                           if key in metrics}
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return what stands beside the bar."""
-        shown = {'loss': ('train/loss', '.3f'), 'images/s': ('train/images_per_second', '.0f')}
-        logged = trainer.logged_metrics
-        return {title: format(float(logged[key]), spec) for title, (key, spec) in shown.items() if key in logged}
+        return self._shown
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the validation's result."""

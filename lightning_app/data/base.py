@@ -105,7 +105,8 @@ class ImageDataModule(LightningDataModule):
     def prepare_transforms(self) -> None:
         """Complete the settings by the network's configuration, and make the transforms."""
         net = getattr(getattr(self.trainer, 'lightning_module', None), 'net', None)
-        cfg = timm.data.resolve_data_config(pretrained_cfg=getattr(net, 'pretrained_cfg', None) or {})
+        cfg = timm.data.resolve_data_config(
+            pretrained_cfg=getattr(net, 'pretrained_cfg', None) or {'input_size': (3, 224, 224)})
         normalisation = {name: getattr(self, name) or cfg[name] for name in ('mean', 'std', 'interpolation')}
         size = self.image_size or cfg['input_size'][-1]
         eval_size = self.eval_size or size
@@ -132,9 +133,9 @@ class ImageDataModule(LightningDataModule):
                 ImageFolder(self.images), self.evaluation_transform, allow_unreadable=True)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled training batches; an incomplete last batch is left out."""
+        """Return shuffled training batches; an incomplete last step is left out."""
         seed = int(os.environ.get('PL_GLOBAL_SEED', 0))
-        sampler = SeededSampler(len(self.training), self._world_size, self._rank, seed)
+        sampler = SeededSampler(len(self.training), self._world_size, self._rank, seed, multiple=self.batch_size)
         return self._loader(self.training, sampler, self._process_batch_size, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -174,6 +175,10 @@ class ImageDataModule(LightningDataModule):
 
     def _check_training_step(self) -> None:
         self._process_batch_size  # noqa: B018  (checks divisibility before any work)
+        if self.eval_batch_size is not None and self.eval_batch_size < 1:
+            raise InputError(message(
+                f'data.eval_batch_size: {self.eval_batch_size}', 'a step must hold at least one image',
+                'take a larger number, or leave it out for data.batch_size'))
         if len(self.training) < self.batch_size:
             raise InputError(message(
                 f'data.batch_size: {self.batch_size}',

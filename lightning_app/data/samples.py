@@ -47,11 +47,21 @@ class SeededSampler(DistributedSampler[Any]):
 
     The permutation depends on (seed, epoch) and each sample's seed on (seed, epoch, position in the permutation), so
     that the batches are the same for any number of workers, and the global batches for any number of processes.
+
+    Args:
+        length: Number of samples.
+        num_replicas: Number of processes.
+        rank: This process.
+        seed: Seed of the run.
+        multiple: The epoch is cut to a multiple of it: the images of a step over all processes and accumulated batches,
+            else the last step would be smaller. `num_replicas` where not given.
     """
 
-    def __init__(self, length: int, num_replicas: int, rank: int, seed: int) -> None:
+    def __init__(self, length: int, num_replicas: int, rank: int, seed: int, multiple: int | None = None) -> None:
         super().__init__(
             range(length), num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        self.total_size = length // (multiple or num_replicas) * (multiple or num_replicas)
+        self.num_samples = self.total_size // num_replicas
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         positions = range(self.rank, self.total_size, self.num_replicas)
