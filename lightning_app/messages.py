@@ -151,6 +151,7 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r"File does not exist: '([^']*)'": _missing_file,
     r"invalid choice: '(\w+)' \(choose from ([^)]*)\)": _unknown_command,
     r'Parser key "data":[^$]*(?:import path string|class path): (\S+)': _unknown_data,
+    r'Parser key "([\w.]+)":[^$]*class_path \'([\w.]+)\':\s+(?:module|No module|Import|Unable)': _unknown_class,
     r'Parser key "([\w.]+)":[^$]*Expected a dot import path string: (\S+)': _unknown_class,
     r'Parser key "([\w.]+)":[^$]*Literal[^$]*Given value: (\S+)': _wrong_choice,
     r'arguments are required: \w*\.?data': _missing_data,

@@ -114,7 +114,9 @@ def check_options(optim: Optim) -> None:
         return
     for name in optim.options:
         if name not in parameters:
-            raise InputError(unknown(f'option of the optimiser {optim.name}', name, [*parameters][1:]))
+            raise InputError(message(
+                f'model.optim.options: {name}', f'the optimiser {optim.name} takes no {name}',
+                f'valid for the optimiser {optim.name}: {", ".join([*parameters][1:])}'))
 
 
 def build_optimizer(net: nn.Module, optim: Optim, lr: float) -> Optimizer:
@@ -124,11 +126,13 @@ def build_optimizer(net: nn.Module, optim: Optim, lr: float) -> Optimizer:
         InputError: For an optimiser timm does not have, or options it does not take.
     """
     check_optimizer(optim)
-    check_options(optim)
     try:
+        check_options(optim)
         return create_optimizer_v2(
             net, opt=optim.name, lr=lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
             filter_bias_and_bn=not optim.decay_bias_and_norm, layer_decay=optim.layer_decay, **optim.options)
+    except InputError:
+        raise
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(message(
             f'model.optim: {optim}', str(error), f'correct model.optim for the optimiser {optim.name}')) from error
@@ -155,7 +159,7 @@ def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Sch
             decay_milestones=[epoch + 1 for epoch in schedule.decay_milestones], decay_rate=schedule.decay_rate)
     except ValueError as error:
         raise InputError(message(
-            f'model.schedule: {schedule}', str(error), f'correct model.schedule for {epochs} epochs')) from error
+            f'model.schedule: {schedule}', str(error), 'correct model.schedule.decay_epochs or warmup_epochs')) from error
     return scheduler
 
 
