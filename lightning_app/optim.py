@@ -159,7 +159,8 @@ def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Sch
             decay_milestones=[epoch + 1 for epoch in schedule.decay_milestones], decay_rate=schedule.decay_rate)
     except ValueError as error:
         raise InputError(message(
-            f'model.schedule: {schedule}', str(error), 'correct model.schedule.decay_epochs or warmup_epochs')) from error
+            f'model.schedule: {schedule}', str(error),
+            'correct model.schedule.decay_epochs or warmup_epochs')) from error
     return scheduler
 
 

@@ -21,6 +21,9 @@ from .sources import ImageFolder, Source
 
 __all__ = ['ImageDataModule']
 
+# as our ImageNet networks; mean, std and crop are timm's defaults
+WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
+
 
 class ImageDataModule(LightningDataModule):
     """Base of the data modules: images with labels, for training, validation, test, and a folder for prediction.
@@ -105,8 +108,7 @@ class ImageDataModule(LightningDataModule):
     def prepare_transforms(self) -> None:
         """Complete the settings by the network's configuration, and make the transforms."""
         net = getattr(getattr(self.trainer, 'lightning_module', None), 'net', None)
-        cfg = timm.data.resolve_data_config(
-            pretrained_cfg=getattr(net, 'pretrained_cfg', None) or {'input_size': (3, 224, 224)})
+        cfg = timm.data.resolve_data_config(pretrained_cfg=getattr(net, 'pretrained_cfg', None) or WITHOUT_NETWORK)
         normalisation = {name: getattr(self, name) or cfg[name] for name in ('mean', 'std', 'interpolation')}
         size = self.image_size or cfg['input_size'][-1]
         eval_size = self.eval_size or size
@@ -221,6 +223,7 @@ class ImageDataModule(LightningDataModule):
                       for parameter in inspect.signature(cls).parameters.values()]
         names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
         values = {name: getattr(self, name) for name in names if name != 'num_classes'}
+        values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
         values['num_classes'] = self.given_num_classes
         values['augment'] = dataclasses.asdict(self.augment)
         return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': values}

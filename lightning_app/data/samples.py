@@ -133,7 +133,11 @@ class EvaluationSamples(Dataset[tuple[Tensor, int]]):
             self.unreadable += 1
             _logger.warning('unreadable image %d, left out: %s: %s',
                             self.unreadable.item(), self.source.name(index), error)
-            return self.transform(Image.new('RGB', (32, 32))), IGNORE
+            return self.blank()
+
+    def blank(self) -> tuple[Tensor, int]:
+        """Return a sample that does not count."""
+        return self.transform(Image.new('RGB', (32, 32))), IGNORE
 
 
 class PadToMultiple(Dataset[tuple[Tensor, int]]):
@@ -150,7 +154,4 @@ class PadToMultiple(Dataset[tuple[Tensor, int]]):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if index < len(self.samples):
-            return self.samples[index]
-        image, _ = self.samples[len(self.samples) - 1]
-        return image, IGNORE
+        return self.samples[index] if index < len(self.samples) else self.samples.blank()

@@ -59,7 +59,7 @@ class FolderSource:
 
 
 class TarSource:
-    """Images in a tar file with members `[.../]CLASS/FILE`, read in place; nothing is unpacked.
+    """Images in a tar file with members `[.../]CLASS/.../FILE`, read in place; nothing is unpacked.
 
     The positions of the members are read once. Files are then read by position, which shares no file offset between
     worker processes (a `TarFile` that is opened before a fork does, and returns broken images).
@@ -72,17 +72,19 @@ class TarSource:
         self.path = str(path)
         try:
             with tarfile.open(path, 'r:') as tar:
-                members = {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
+                members = _places(tar)
         except tarfile.TarError as error:
             raise InputError(message(
                 f'tar file: {path}', f'it cannot be read as an uncompressed tar file ({error})',
                 'make it anew with tar cf, without compression, so that images can be read in place',
             )) from error
-        names = sorted(name for name in members if len(PurePosixPath(name).parts) > 1)
-        self.classes = sorted({PurePosixPath(name).parent.name for name in names})
+        inside = _below_common_folder(members)
+        self.classes = sorted({parts[0] for parts in inside.values()})
         index = {name: label for label, name in enumerate(self.classes)}
+        # in the order of a folder: by class, then by the path below it
+        names = sorted(inside, key=lambda name: (index[inside[name][0]], '/'.join(inside[name][1:])))
         self.paths, self.labels = _only_images(
-            self.path, [(name, index[PurePosixPath(name).parent.name]) for name in names], self.classes)
+            self.path, [(name, index[inside[name][0]]) for name in names], self.classes)
         self.places = [members[name] for name in self.paths]
         self._file: int | None = None
 
@@ -162,6 +164,30 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> FolderSo
         f'{key}: {root}', f'it holds neither {split}/ nor {split}.tar',
         (f'did you mean {" or ".join(close)}? ' if close else '') +
         f'it holds: {", ".join(found[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
+
+
+def _places(tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
+    """Return offset and size of the data of each file in `tar`, those of links included."""
+    places, links = {}, {}
+    for member in tar:
+        if member.isfile():
+            places[member.name] = (member.offset_data, member.size)
+        elif member.islnk():
+            links[member.name] = member.linkname
+        elif member.issym():
+            links[member.name] = os.path.normpath(os.path.join(os.path.dirname(member.name), member.linkname))
+    places.update({name: places[target] for name, target in links.items() if target in places})
+    return places
+
+
+def _below_common_folder(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return for each file its class, folders and name; folders that hold all classes and hidden files are left out."""
+    inside = {name: PurePosixPath(name).parts for name in names}
+    inside = {name: parts for name, parts in inside.items()
+              if len(parts) > 1 and not any(part.startswith('.') for part in parts)}
+    while len({parts[0] for parts in inside.values()}) == 1 and min(map(len, inside.values())) > 2:
+        inside = {name: parts[1:] for name, parts in inside.items()}
+    return inside
 
 
 def _nearby(path: Path, remedy: str) -> str:

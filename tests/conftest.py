@@ -1,0 +1,370 @@
+"""Guards around every test, and what the tests of the program share: small images, the command line, W&B's records."""
+import csv
+import ipaddress
+import os
+import pickle
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+REPOSITORY = Path(__file__).parents[1]
+
+# Environment that Lightning, torch and their children set in a run and mean to leave behind.
+MAY_CHANGE = {
+    'PL_GLOBAL_SEED', 'PL_SEED_WORKERS', 'MASTER_ADDR', 'MASTER_PORT', 'NODE_RANK', 'LOCAL_RANK', 'WORLD_SIZE',
+    'CUBLAS_WORKSPACE_CONFIG', 'CUDA_MODULE_LOADING', 'KMP_INIT_AT_FORK', 'KMP_DUPLICATE_LIB_OK', 'TRITON_CACHE_DIR',
+    'TORCHINDUCTOR_CACHE_DIR', 'WANDB_SERVICE', 'WANDB_X_SERVICE', 'PYTEST_CURRENT_TEST', 'CRC32C_SW_MODE',
+    'TORCHELASTIC_SIGNALS_TO_HANDLE', 'QT_QPA_PLATFORM_PLUGIN_PATH', 'QT_QPA_FONTDIR',
+    '_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR',
+}
+# What tools put into the repository's root by themselves.
+TOOLS_FILES = {'.pytest_cache', '.ruff_cache', '.mypy_cache', '.coverage', '__pycache__', '.git'}
+
+
+# Guards
+
+
+@pytest.fixture(autouse=True)
+def restored_environment():
+    """Fail a test that leaves environment variables behind, and restore them in any case."""
+    before = dict(os.environ)
+    yield
+    after = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(before)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} - MAY_CHANGE
+    assert not changed, f'environment variables changed: {sorted(changed)}'
+
+
+@pytest.fixture(autouse=True)
+def own_home(restored_environment, tmp_path_factory):
+    """Give the test a home of its own, no W&B account, and nothing to download from."""
+    home = tmp_path_factory.mktemp('home')
+    # not the fixture `monkeypatch`: it may be undone after the guards have looked
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(('WANDB_', 'SLURM_', 'PL_', 'MASTER_', 'LOCAL_RANK', 'WORLD_SIZE')):
+                patch.delenv(name)
+        patch.setenv('HOME', str(home))
+        patch.setenv('NETRC', str(home / 'netrc'))
+        for name in ('CACHE_DIR', 'CONFIG_DIR', 'DATA_DIR'):  # not WANDB_DIR: it would win over the run's folder
+            patch.setenv(f'WANDB_{name}', str(home / name.lower()))
+        patch.setenv('WANDB_ERROR_REPORTING', 'false')
+        patch.setenv('HF_HUB_OFFLINE', '1')
+        patch.setattr(sys, 'argv', sys.argv[:1])  # LightningCLI warns if pytest's arguments stand beside given ones
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def no_network():
+    """Refuse connections to anything but this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = address[0]
+            assert host == 'localhost' or ipaddress.ip_address(host).is_loopback, f'connection to {address}'
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, 'connect', guarded)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def same_working_directory():
+    """Return to the working directory; fail if something was left in the repository's root."""
+    before, files = os.getcwd(), set(os.listdir(REPOSITORY))
+    yield
+    now = os.getcwd()
+    os.chdir(before)
+    left = set(os.listdir(REPOSITORY)) - files - TOOLS_FILES
+    assert now == before, f'the working directory became {now}'
+    assert not left, f'files left in the repository: {sorted(left)}'
+
+
+@pytest.fixture(autouse=True)
+def same_signal_handlers():
+    """Fail a test after which a signal is handled in another way."""
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in watched}
+    yield
+    after = {number: signal.getsignal(number) for number in watched}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads():
+    """Fail a test that leaves a thread behind which would keep the process from ending."""
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate()
+            if thread not in before and not thread.daemon and thread.is_alive()]
+    for thread in left:
+        thread.join(timeout=5)
+    left = [thread.name for thread in left if thread.is_alive()
+            # torch.compile keeps its pool of compile workers, and concurrent.futures ends it at exit
+            and not thread.name.startswith(('ThreadPoolExecutor', 'QueueManagerThread', 'SubprocPool'))]
+    assert not left, f'threads left: {left}'
+
+
+@pytest.fixture(autouse=True)
+def no_process_group():
+    """Destroy a process group that a test leaves, and fail it."""
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        pytest.fail('a process group was left')
+
+
+@pytest.fixture(autouse=True)
+def same_torch_settings():
+    """Restore torch's random state and global switches; fail a test that leaves a switch changed."""
+    def switches():
+        return {
+            'deterministic': torch.are_deterministic_algorithms_enabled(), 'dtype': torch.get_default_dtype(),
+            'grad': torch.is_grad_enabled(), 'threads': torch.get_num_threads(),
+            'anomaly': torch.is_anomaly_enabled(), 'inference': torch.is_inference_mode_enabled()}
+
+    random_state, before = (random.getstate(), np.random.get_state(), torch.get_rng_state()), switches()
+    yield
+    random.setstate(random_state[0])
+    np.random.set_state(random_state[1])
+    torch.set_rng_state(random_state[2])
+    after = switches()
+    torch.use_deterministic_algorithms(before['deterministic'])
+    torch.set_default_dtype(before['dtype'])
+    torch.set_grad_enabled(before['grad'])
+    torch.set_num_threads(before['threads'])
+    assert after == before
+
+
+@pytest.fixture(autouse=True)
+def finished_wandb():
+    """End the W&B run of a test and W&B's service: another run would go on with the one, in the folder of the other."""
+    yield
+    wandb = sys.modules.get('wandb')
+    if wandb is not None:
+        wandb.finish()
+        wandb.teardown()
+
+
+# The command line
+
+
+@pytest.fixture
+def in_tmp_path(same_working_directory, tmp_path):
+    """Work in the test's own folder: `runs/` and `predictions.csv` go there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        yield tmp_path
+
+
+@pytest.fixture
+def cli_error(capfd):
+    """Return a function that runs a command line which must be refused, and returns the three lines of its error."""
+    from lightning_app.cli import main
+
+    def run(args):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        text = capfd.readouterr().err
+        assert stop.value.code == 2
+        assert text.count('error: ') == 1, text
+        lines = text[text.index('error: '):].splitlines()
+        assert len(lines) == 3, text
+        assert lines[1].startswith('  why: ')
+        assert lines[2].startswith('  do:  ')
+        assert all(len(line) > len('  why: ') for line in lines)
+        assert 'usage:' not in text
+        assert 'Traceback' not in text
+        return lines[0].removeprefix('error: '), lines[1].removeprefix('  why: '), lines[2].removeprefix('  do:  ')
+
+    return run
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Return a function that runs `python -m lightning_app ARGS`, or another command line of Python, in `tmp_path`."""
+    def run(*args, module='lightning_app', check=True, timeout=240, **variables):
+        command = [sys.executable, *(['-m', module] if module else []), *map(str, args)]
+        # the package under test, whether it is installed or not
+        paths = filter(None, [str(REPOSITORY), os.environ.get('PYTHONPATH')])
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(paths), **variables}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        assert not check or done.returncode == 0, f'{done.stdout}\n{done.stderr}'
+        return done
+
+    return run
+
+
+# Images and configs
+
+
+def _photo(path, label, index):
+    """Write a small image whose mean colour tells the class."""
+    generator = np.random.default_rng(1000 * label + index)
+    colour = np.array([60 + 60 * label, 200 - 50 * label, 40 + 30 * (label % 3)])
+    pixels = np.clip(colour + generator.normal(0, 40, (36, 40, 3)), 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A root with 24 training and 7 validation images of three classes."""
+    root = tmp_path / 'photos'
+    for split, count in (('train', 24), ('val', 7)):
+        for index in range(count):
+            label = index % 3
+            _photo(root / split / ('ant', 'bee', 'cat')[label] / f'{split}_{index:02}.png', label, index)
+    return root
+
+
+@pytest.fixture
+def on_photos(photos):
+    """Arguments of a training step or two on `photos` with a small network of timm's."""
+    return [
+        '--model.name=test_resnet', '--model.optim.lr=0.01', '--data=ImageNetDataModule', f'--data.root={photos}',
+        '--data.batch_size=8', '--data.image_size=32', '--data.num_workers=0', '--trainer.accelerator=cpu',
+        '--trainer.devices=1', '--trainer.max_epochs=1', '--trainer.enable_progress_bar=false',
+        '--trainer.log_every_n_steps=1']
+
+
+@pytest.fixture
+def write_yaml(tmp_path):
+    """Return a function that writes a config and returns its path."""
+    def write(name, content):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+# Trainings from Python
+
+
+@pytest.fixture
+def photo_data(photos):
+    """Return a function that makes the data module of `photos`: three steps of eight images an epoch."""
+    from lightning_app.data import Augment, ImageNetDataModule
+
+    def make(**arguments):
+        plain = Augment(crop='rkrc', hflip=0.0)
+        return ImageNetDataModule(**{
+            'root': str(photos), 'batch_size': 8, 'image_size': 32, 'num_workers': 0, 'augment': plain, **arguments})
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """Return a function that makes a Trainer on the CPU that prints and keeps nothing unless told to."""
+    from lightning.pytorch import Trainer
+
+    def make(**arguments):
+        return Trainer(**{
+            'accelerator': 'cpu', 'devices': 1, 'max_epochs': 1, 'logger': False, 'enable_progress_bar': False,
+            'enable_model_summary': False, 'enable_checkpointing': False, 'log_every_n_steps': 1,
+            'default_root_dir': str(tmp_path / 'python'), **arguments})
+
+    return make
+
+
+@pytest.fixture
+def optimizer_steps():
+    """Return a list that gets, at each step of any optimiser, the options of its parameter groups."""
+    steps = []
+
+    def keep(optimizer, args, kwargs):
+        steps.append([{key: value for key, value in group.items() if key != 'params'}
+                      for group in optimizer.param_groups])
+
+    handle = register_optimizer_step_pre_hook(keep)
+    yield steps
+    handle.remove()
+
+
+@pytest.fixture
+def read_csv():
+    """Return a function that reads a column of a run's metrics.csv as pairs (step, value)."""
+    def read(folder, name):
+        with open(Path(folder) / 'metrics.csv', newline='') as file:
+            return [(int(row['step']), float(row[name])) for row in csv.DictReader(file) if row.get(name)]
+
+    return read
+
+
+@pytest.fixture
+def fake_cifar(tmp_path, monkeypatch):
+    """A folder with torchvision's files of CIFAR-10 and CIFAR-100, with 20 images in place of 10,000 in each."""
+    monkeypatch.setattr('torchvision.datasets.cifar.check_integrity', lambda path, md5=None: Path(path).is_file())
+
+    def write(file, **content):
+        path = tmp_path / 'cifar' / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pickle.dumps(content))
+
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
+    for name in [*(f'data_batch_{number}' for number in range(1, 6)), 'test_batch']:
+        write(f'cifar-10-batches-py/{name}', data=pixels, labels=[index % 10 for index in range(20)])
+    write('cifar-10-batches-py/batches.meta', label_names=[f'kind{index}' for index in range(10)])
+    for name in ('train', 'test'):
+        write(f'cifar-100-python/{name}', data=pixels, fine_labels=[5 * index for index in range(20)])
+    write('cifar-100-python/meta', fine_label_names=[f'kind{index}' for index in range(100)])
+    return tmp_path / 'cifar'
+
+
+# W&B's records
+
+
+@pytest.fixture
+def read_wandb():
+    """Return a function that reads the records of the only offline run below a folder."""
+    import wandb
+
+    def read(folder):
+        wandb.finish()  # what is on its way is written now
+        files = list(Path(folder).rglob('run-*.wandb'))
+        assert len(files) == 1, files
+        return _records(files[0].read_bytes())
+
+    return read
+
+
+def _records(data):
+    """Return the W&B records in `data`: 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
+    from wandb.proto import wandb_internal_pb2
+
+    assert data[:4] == b':W&B'
+    records, part, place = [], b'', 7
+    while place + 7 <= len(data):
+        room = 32768 - place % 32768
+        if room < 7:
+            place += room
+            continue
+        length, kind = int.from_bytes(data[place + 4:place + 6], 'little'), data[place + 6]
+        part += data[place + 7:place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(part)
+            records.append(record)
+            part = b''
+    return records

@@ -1,0 +1,314 @@
+"""Weight averaging, throughput, the progress bar and the lines that a training prints."""
+import shlex
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_app import ImageClassifier
+from lightning_app.callbacks import NetworkSummary, ProgressBar, ResultLine, Throughput, WeightEMA, throughput
+from lightning_app.cli import main
+from lightning_app.logger import CsvLogger
+from lightning_app.optim import Optim, Schedule
+
+
+def classifier(**arguments):
+    return ImageClassifier(**{'name': 'test_resnet', 'num_classes': 3, 'optim': Optim(lr=0.01), **arguments})
+
+
+def weights(module):
+    return {name: value.detach().clone() for name, value in module.state_dict().items() if value.is_floating_point()}
+
+
+def assert_same(first, second, **tolerance):
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, msg=lambda text, name=name: f'{name}: {text}', **tolerance)
+
+
+# Weight averaging
+
+
+class Watch(Callback):
+    """Keeps the weights after each step, those that are validated, and the average by hand."""
+
+    def __init__(self, decay):
+        self.decay = decay
+        self.count = 0
+        self.current = self.validated = self.average = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.current = weights(pl_module.net)
+        if self.count == 0:
+            self.average = self.current
+        else:
+            keep = min(self.decay, (1 + self.count) / (10 + self.count))
+            self.average = {
+                name: keep * value + (1 - keep) * self.current[name] for name, value in self.average.items()}
+        self.count += 1
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.validated = weights(pl_module.net)
+
+
+@pytest.mark.parametrize('decay', [0.9998, 0.15])
+def test_average_is_validated_saved_and_kept_at_the_end(decay, make_trainer, photo_data, tmp_path):
+    torch.manual_seed(0)
+    model, watch = classifier(optim=Optim(lr=0.1)), Watch(decay)
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename='best')
+    trainer = make_trainer(max_epochs=2, num_sanity_val_steps=0, enable_checkpointing=True,
+                           callbacks=[WeightEMA(decay), watch, checkpoint])
+    trainer.fit(model, photo_data())
+    assert watch.count == 6
+    assert any(not torch.allclose(watch.average[name], watch.current[name], atol=1e-4) for name in watch.current)
+    assert_same(watch.average, watch.validated, rtol=1e-4, atol=1e-6)
+    assert_same(watch.average, weights(model.net), rtol=1e-4, atol=1e-6)
+    saved = torch.load(tmp_path / 'best.ckpt', weights_only=True)
+    for key, expected in (('state_dict', watch.average), ('current_model_state', watch.current)):
+        assert_same(expected, {name.removeprefix('net.'): value for name, value in saved[key].items()},
+                    rtol=1e-4, atol=1e-6)
+
+
+def test_average_moves_from_the_first_step(make_trainer, photo_data):
+    model, watch = classifier(optim=Optim(lr=0.1)), Watch(0.9998)
+    before = weights(model.net)
+    make_trainer(limit_train_batches=1, num_sanity_val_steps=0, callbacks=[WeightEMA(), watch]).fit(model, photo_data())
+    assert any(not torch.equal(watch.validated[name], before[name]) for name in before)
+    assert_same(watch.current, watch.validated)
+
+
+def test_average_counts_optimiser_steps_not_batches(make_trainer, photo_data):
+    callback = WeightEMA()
+    make_trainer(accumulate_grad_batches=2, callbacks=[callback]).fit(classifier(), photo_data())
+    assert callback._average_model.n_averaged == 3  # of six batches
+
+
+# Throughput
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that moves when told to, in place of the one that Throughput reads."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(throughput, 'time', SimpleNamespace(
+        perf_counter=lambda: clock.now, monotonic=lambda: clock.now, time=lambda: clock.now))
+    return clock
+
+
+class Pass(Callback):
+    """Lets time pass: a second a training batch, a hundred for each validation batch and between epochs."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.clock.now += 100
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.clock.now += 50 if batch_idx == 0 else 1  # the first waits for the workers
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.clock.now += 100
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'log_every_n_steps': 2}, {'log_every_n_steps': 3}, {'val_check_interval': 2}, {'max_epochs': 3},
+    {'accumulate_grad_batches': 2}, {'accumulate_grad_batches': 2, 'log_every_n_steps': 2}], ids=str)
+def test_throughput_is_images_by_seconds_of_training(options, clock, make_trainer, photo_data, tmp_path, read_csv):
+    logger = CsvLogger(str(tmp_path / 'run'))
+    batch = 4 // options.get('accumulate_grad_batches', 1)  # one a second
+    make_trainer(**{'max_epochs': 2, 'logger': logger, 'callbacks': [Pass(clock), Throughput()], **options}).fit(
+        classifier(), photo_data(batch_size=4))
+    values = [value for _, value in read_csv(tmp_path / 'run', 'train/images_per_second')]
+    assert len(values) >= 2
+    assert values == pytest.approx([batch] * len(values))
+
+
+def test_throughput_leaves_out_checkpoints_within_an_epoch(clock, make_trainer, photo_data, tmp_path, read_csv):
+    class SlowDisk(TorchCheckpointIO):
+        def save_checkpoint(self, *args, **kwargs):
+            clock.now += 100
+            super().save_checkpoint(*args, **kwargs)
+
+    make_trainer(
+        logger=CsvLogger(str(tmp_path / 'run')), enable_checkpointing=True, plugins=[SlowDisk()], callbacks=[
+            Pass(clock), Throughput(), ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2, save_top_k=-1)],
+    ).fit(classifier(), photo_data(batch_size=4))
+    values = [value for _, value in read_csv(tmp_path / 'run', 'train/images_per_second')]
+    assert values == pytest.approx([4] * len(values))
+
+
+# The progress bar
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that are read from tensors while a training step is under way: on a GPU each waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.step = None
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        to_cpu = func is torch.ops.aten._to_copy.default and (kwargs or {}).get('device') == torch.device('cpu')
+        if self.step is not None and (func is torch.ops.aten._local_scalar_dense.default or to_cpu):
+            self.found.append(self.step)
+        return func(*args, **(kwargs or {}))
+
+
+class Span(Callback):
+    """Marks the training step, from its batch on the device to the logger; the loader's work is not in it."""
+
+    def __init__(self, reads):
+        self.reads = reads
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.reads.step = batch_idx + 1
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    reads = Reads()
+    # tolist and numpy read a tensor without an operator
+    for name in ('tolist', 'numpy', 'cpu'):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, original=original, **kwargs):
+            if reads.step is not None:
+                reads.found.append(reads.step)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    return reads
+
+
+@pytest.mark.parametrize('callbacks', [
+    [], [Throughput], [ProgressBar], [Throughput, ProgressBar], [ResultLine, ModelCheckpoint]],
+    ids=lambda callbacks: '+'.join(callback.__name__ for callback in callbacks) or 'none')
+def test_no_tensor_is_read_between_two_logging_steps(callbacks, reads, make_trainer, tmp_path):
+    images, labels = torch.randn(96, 3, 32, 32), torch.arange(96) % 3
+    model, made = classifier(), [callback() for callback in callbacks]
+
+    def end(trainer=None):
+        reads.step = None
+
+    trainer = make_trainer(
+        log_every_n_steps=4, num_sanity_val_steps=0, logger=CsvLogger(str(tmp_path / 'run')),
+        callbacks=[Span(reads), *made],
+        enable_progress_bar=ProgressBar in callbacks, enable_checkpointing=ModelCheckpoint in callbacks)
+    # the step ends when the loop asks for the next batch
+    trainer.fit_loop.epoch_loop.on_advance_end = _before(trainer.fit_loop.epoch_loop.on_advance_end, end)
+    loader = DataLoader(TensorDataset(images, labels), batch_size=8)
+    with reads:
+        trainer.fit(model, loader, loader)
+    assert trainer.global_step == 12
+    assert set(reads.found) <= {4, 8, 12}, f'steps in which a tensor was read: {reads.found}'
+    assert reads.found  # at the logging steps
+
+
+def _before(function, first):
+    def both(*args, **kwargs):
+        first()
+        return function(*args, **kwargs)
+    return both
+
+
+def test_progress_bar_shows_loss_speed_and_accuracy(make_trainer, photo_data, capfd):
+    make_trainer(max_epochs=2, enable_progress_bar=True, callbacks=[Throughput(), ProgressBar()]).fit(
+        classifier(), photo_data(batch_size=4))
+    text = ''.join(capfd.readouterr())
+    bar = [line for line in text.replace('\r', '\n').splitlines() if 'loss=' in line]
+    assert any('images/s=' in line for line in bar)
+    assert 'v_num' not in text
+    lines = [line for line in text.replace('\r', '\n').splitlines() if 'top-1' in line]
+    assert [line.split('epoch ')[1].split(':')[0] for line in lines] == ['0', '1']
+    assert all('top-5 100.00 %' in line for line in lines)
+
+
+def test_progress_bar_shows_the_values_that_were_logged(make_trainer, photo_data, tmp_path, read_csv):
+    shown = []
+
+    class Bar(ProgressBar):
+        def get_metrics(self, trainer, pl_module):
+            shown.append(super().get_metrics(trainer, pl_module))
+            return shown[-1]
+
+    make_trainer(logger=CsvLogger(str(tmp_path)), enable_progress_bar=True, callbacks=[Throughput(), Bar()],
+                 log_every_n_steps=2).fit(classifier(), photo_data(batch_size=4))
+    logged = {format(value, '.3f') for _, value in read_csv(tmp_path, 'train/loss')}
+    assert {metrics['loss'] for metrics in shown if 'loss' in metrics} <= logged
+    assert shown[-1].keys() == {'loss', 'images/s'}
+
+
+# Summary and result
+
+
+def test_summary_counts_parameters_and_multiply_adds(make_trainer, photo_data, caplog):
+    model = ImageClassifier('se_resnet18', num_classes=3)
+    data = photo_data(image_size=224, eval_size=224)
+    make_trainer(limit_train_batches=0, callbacks=[NetworkSummary()]).fit(model, data)
+    # 11,778,592 parameters with 1000 classes, of which the classifier has 513 each
+    parameters = (11_778_592 - 997 * 513) / 1e6
+    line = next(message for message in caplog.messages if message.startswith('se_resnet18'))
+    assert line == f'se_resnet18: {parameters:.2f} M parameters, 1.81 G multiply-adds at 224x224 px, 3 classes'
+
+
+def test_summary_on_plain_loaders(make_trainer, caplog):
+    loader = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 3), batch_size=8)
+    make_trainer(callbacks=[NetworkSummary()]).fit(classifier(), loader, loader)
+    assert 'test_resnet: ' in caplog.text
+
+
+def test_summary_leaves_the_network_as_it_is(make_trainer, photo_data):
+    torch.manual_seed(0)
+    first = classifier()
+    make_trainer(callbacks=[NetworkSummary()]).fit(first, photo_data())
+    torch.manual_seed(0)
+    second = classifier()
+    make_trainer().fit(second, photo_data())
+    assert_same(weights(first), weights(second), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures('in_tmp_path')
+def test_command_of_the_result_line_gives_the_result(on_photos, capsys):
+    main(['fit', *on_photos, '--trainer.max_epochs=3', '--model.optim.lr=0.05',
+          '--trainer.callbacks=lightning_app.callbacks.ResultLine', '--trainer.callbacks+=ModelCheckpoint',
+          '--trainer.callbacks.filename=best', '--trainer.callbacks.monitor=val/top1', '--trainer.callbacks.mode=max'])
+    lines = capsys.readouterr().out.splitlines()
+    best = next(line for line in lines if line.startswith('best: '))
+    command = shlex.split(next(line for line in lines if line.startswith('evaluate: ')).removeprefix('evaluate: '))
+    assert command[:3] == ['python', '-m', 'lightning_app']
+    metrics = main(command[3:]).trainer.callback_metrics
+    assert best.startswith(f'best: top-1 {metrics["val/top1"]:.2f} %, top-5 {metrics["val/top5"]:.2f} %, epoch ')
+
+
+def test_result_line_without_a_checkpoint_and_without_validation(make_trainer, photo_data, capsys):
+    make_trainer(callbacks=[ResultLine()]).fit(classifier(), photo_data())
+    out = capsys.readouterr().out
+    assert 'best: top-1' in out
+    assert 'checkpoint' not in out
+    make_trainer(callbacks=[ResultLine()], limit_val_batches=0).fit(classifier(), photo_data())
+    assert capsys.readouterr().out == ''
+
+
+def test_result_line_names_unreadable_training_images(make_trainer, photo_data, photos, capsys):
+    (photos / 'train' / 'ant' / 'train_00.png').write_bytes(b'no image')
+    make_trainer(callbacks=[ResultLine()], max_epochs=2).fit(classifier(), photo_data())
+    assert 'unreadable training images replaced, in all epochs: 2' in capsys.readouterr().out
+
+
+def test_result_line_keeps_the_best_of_the_epochs(make_trainer, photo_data, capsys):
+    # the schedule destroys the network after the first epoch
+    schedule = Schedule(name='multistep', decay_milestones=[1], decay_rate=1e4)
+    result, trainer = ResultLine(), make_trainer(max_epochs=2)
+    trainer.callbacks.append(result)
+    trainer.fit(classifier(schedule=schedule, max_nonfinite_steps=100), photo_data())
+    restored = ResultLine()
+    restored.load_state_dict(result.state_dict())
+    assert restored.best == result.best
+    assert set(result.best) == {'top1', 'top5', 'epoch'}
+    assert f'epoch {result.best["epoch"]}' in capsys.readouterr().out

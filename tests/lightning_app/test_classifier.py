@@ -1,0 +1,328 @@
+"""The classifier with a plain Trainer: training, schedule, precision, metrics, checkpoints, any network of timm."""
+import math
+
+import pytest
+import timm
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_app import ImageClassifier
+from lightning_app.optim import Loss, Optim, Schedule
+from se_timm.errors import InputError
+
+METRICS = {'train/loss', 'lr', 'val/loss', 'val/top1', 'val/top5'}
+
+
+def classifier(**arguments):
+    return ImageClassifier(**{'name': 'test_resnet', 'num_classes': 3, 'optim': Optim(lr=0.01), **arguments})
+
+
+class Record(Callback):
+    """Keeps the logged metrics of each step as numbers."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()} | {
+            'train/loss': float(outputs['loss'])})
+
+
+def expected_validation(model, samples):
+    """Return loss, top-1 and top-5 over `samples`, one image at a time in float64 sums."""
+    losses, ranks = [], []
+    for image, label in samples:
+        logits = model.eval()(image[None])[0].detach().double()
+        losses.append(float(-logits.log_softmax(0)[label]))
+        ranks.append(int((logits > logits[label]).sum()))
+    count = len(losses)
+    return {'val/loss': sum(losses) / count, 'val/top1': 100 * sum(rank < 1 for rank in ranks) / count,
+            'val/top5': 100 * sum(rank < 5 for rank in ranks) / count}
+
+
+# Training
+
+
+def test_training_from_python_learns_the_photos(make_trainer, photo_data):
+    record, model = Record(), classifier(optim=Optim(lr=0.05))
+    make_trainer(max_epochs=8, callbacks=[record]).fit(model, photo_data())
+    losses = [step['train/loss'] for step in record.steps]
+    assert len(losses) == 24
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    assert model.class_names == ['ant', 'bee', 'cat']
+
+
+def test_training_on_plain_loaders(make_trainer):
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 3
+    loader = DataLoader(TensorDataset(images, labels), batch_size=8)
+    model, trainer = classifier(), make_trainer()
+    trainer.fit(model, loader, loader)
+    assert METRICS - {'lr'} <= trainer.callback_metrics.keys()
+    expected = expected_validation(model, zip(images, labels, strict=True))
+    assert float(trainer.callback_metrics['val/loss']) == pytest.approx(expected['val/loss'], rel=1e-6)
+
+
+@pytest.mark.parametrize('name', [
+    'convnext_atto', 'mobilenetv3_small_050', 'test_vit', 'se_resnet20_cifar', 'se_resnet18'])
+def test_any_network_of_timm_trains(name, make_trainer, photo_data):
+    network = {'img_size': 32} if name == 'test_vit' else None
+    model = ImageClassifier(name, num_classes=3, network=network, optim=Optim(lr=0.001))
+    before = {key: value.clone() for key, value in model.net.named_parameters()}
+    make_trainer(limit_train_batches=2).fit(model, photo_data())
+    changed = [key for key, value in model.net.named_parameters() if not torch.equal(value, before[key])]
+    assert len(changed) > 0.9 * len(before)  # the gates and biases too, but for those that start without a gradient
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_loss_is_the_configured_one(make_trainer, photo_data):
+    record, model = Record(), classifier(loss=Loss(smoothing=0.2), optim=Optim(lr=0.0))
+    trainer = make_trainer(limit_train_batches=1, callbacks=[record])
+    torch.manual_seed(0)
+    data = photo_data()
+    trainer.fit(model, data)
+    images, labels = next(iter(data.train_dataloader()))
+    expected = F.cross_entropy(model.train()(images), labels, label_smoothing=0.2).detach()
+    assert record.steps[0]['train/loss'] == pytest.approx(float(expected), rel=1e-5)
+
+
+# The schedule
+
+
+def cosine(step, steps, epochs=3, lr=0.1, warmup_lr=0.01):
+    """One epoch from `warmup_lr` to `lr` in a straight line, then half a cosine to 0."""
+    epoch = step / steps
+    if epoch < 1:
+        return warmup_lr + (lr - warmup_lr) * epoch
+    return lr * (1 + math.cos(math.pi * (epoch - 1) / (epochs - 1))) / 2
+
+
+def staircase(step, steps):
+    """0.1, divided by 10 after each epoch."""
+    return 0.1 * 0.1 ** (step // steps)
+
+
+def drops(step, steps):
+    """0.1, divided by 10 at the start of the second epoch, and again of the third."""
+    return [0.1, 0.01, 0.001][step // steps]
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize(('schedule', 'expected'), [
+    (Schedule(warmup_epochs=1, warmup_lr=0.01), cosine),
+    (Schedule(name='step', decay_epochs=1), staircase),
+    (Schedule(name='multistep', decay_milestones=[1, 2]), drops),
+    (Schedule(name='constant'), lambda step, steps: 0.1),
+], ids=['cosine', 'step', 'multistep', 'constant'])
+def test_learning_rate_of_each_step(schedule, expected, accumulate, make_trainer, photo_data, optimizer_steps):
+    model = classifier(optim=Optim(lr=0.1), schedule=schedule)
+    make_trainer(max_epochs=3, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(model, photo_data())
+    rates = [groups[0]['lr'] for groups in optimizer_steps]
+    assert rates == pytest.approx([expected(step, 3) for step in range(9)])
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_last_incomplete_batch_is_left_out_however_it_is_accumulated(
+        accumulate, make_trainer, photo_data, optimizer_steps):
+    # 24 images in steps of 16: one step, not a second one of half the size
+    make_trainer(accumulate_grad_batches=accumulate, limit_val_batches=0).fit(classifier(), photo_data(batch_size=16))
+    assert len(optimizer_steps) == 1
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(make_trainer, photo_data):
+    states = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        model = classifier(name='test_convnext', optim=Optim(lr=0.1))  # no batch norm, whose statistics would differ
+        make_trainer(accumulate_grad_batches=accumulate, limit_val_batches=0).fit(model, photo_data())
+        states.append(model.net.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_estimated_stepping_batches_is_never_read(make_trainer, photo_data, monkeypatch):
+    # reading it makes the loader before a checkpoint is restored
+    def read(self):
+        pytest.fail('estimated_stepping_batches was read')
+
+    monkeypatch.setattr(Trainer, 'estimated_stepping_batches', property(read))
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(classifier(schedule=Schedule(warmup_epochs=1)), photo_data())
+    assert trainer.global_step == 6
+
+
+def test_learning_rate_scales_with_the_batch_of_a_step(make_trainer, photo_data, optimizer_steps):
+    optim = Optim(lr=0.1, lr_scaling='linear', lr_batch=32)
+    make_trainer(accumulate_grad_batches=2).fit(
+        classifier(optim=optim, schedule=Schedule(name='constant')), photo_data())
+    assert {group['lr'] for groups in optimizer_steps for group in groups} == {0.1 * 8 / 32}
+
+
+# Metrics
+
+
+def test_metric_names(make_trainer, photo_data):
+    trainer, model, data = make_trainer(), classifier(), photo_data()
+    trainer.fit(model, data)
+    assert set(trainer.callback_metrics) == METRICS
+    assert {name.replace('test/', 'val/') for name in trainer.test(model, data, verbose=False)[0]} == {
+        'val/loss', 'val/top1', 'val/top5'}
+
+
+@pytest.mark.parametrize('arguments', [{}, {'eval_batch_size': 3}, {'eval_batch_size': 1}])
+def test_validation_is_that_of_each_image_by_hand(arguments, make_trainer, photo_data):
+    # seven images: the last batch is smaller, and must not weigh more
+    model, data, trainer = classifier(), photo_data(**arguments), make_trainer()
+    trainer.fit(model, data)
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith('val/')}
+    assert found == pytest.approx(expected_validation(model, data.validation), rel=1e-6)
+    assert found['val/top5'] == 100  # of three classes
+
+
+def test_five_most_probable_of_more_classes_by_hand(make_trainer, photo_data):
+    model = classifier(num_classes=9, network={'drop_rate': 0.0})
+    data, trainer = photo_data(), make_trainer()
+    found = trainer.validate(model, data, verbose=False)[0]
+    assert found == pytest.approx(expected_validation(model, data.validation), rel=1e-6)
+
+
+def test_images_with_label_minus_one_do_not_count(make_trainer):
+    images, labels = torch.randn(7, 3, 32, 32), torch.tensor([0, 1, 2, 0, -1, -1, -1])
+    model = classifier()
+    loaders = [DataLoader(TensorDataset(images[:count], labels[:count]), batch_size=3) for count in (4, 7)]
+    found = [make_trainer().validate(model, loader, verbose=False)[0] for loader in loaders]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+# Precision, memory format, compilation
+
+
+@pytest.mark.parametrize('precision', ['bf16-mixed', pytest.param('16-mixed', marks=pytest.mark.filterwarnings(
+    'ignore:You passed `Trainer.accelerator=.cpu., precision=.16-mixed:UserWarning'))])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_mixed_precision(precision, channels_last, make_trainer, photo_data):
+    kinds = []
+    model, data, trainer = classifier(channels_last=channels_last), photo_data(), make_trainer(precision=precision)
+    model.net.conv1.register_forward_hook(lambda module, args, output: kinds.append(
+        (output.dtype, args[0].is_contiguous(memory_format=torch.channels_last))))
+    trainer.fit(model, data)
+    assert kinds
+    assert {kind for kind, _ in kinds} == {torch.bfloat16}  # on the CPU Lightning replaces float16
+    assert {last for _, last in kinds} == {channels_last}
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    single = expected_validation(model, data.validation)
+    assert float(trainer.callback_metrics['val/loss']) == pytest.approx(single['val/loss'], rel=0.05)
+
+
+def test_channels_last_changes_only_the_memory_format():
+    images = torch.randn(2, 3, 32, 32)
+    plain, last = classifier(), classifier(channels_last=True)
+    last.load_state_dict(plain.state_dict())
+    assert last.net.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last.eval()(images), plain.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow  # the compiler takes a minute or two
+def test_compiled_network_keeps_its_keys_and_trains(make_trainer, photo_data, tmp_path):
+    keys = list(classifier().state_dict())
+    model = classifier(compile=True)
+    callback = ModelCheckpoint(dirpath=tmp_path, filename='best')
+    trainer = make_trainer(
+        limit_train_batches=1, num_sanity_val_steps=0, enable_checkpointing=True, callbacks=[callback])
+    trainer.fit(model, photo_data())
+    assert model.net._compiled_call_impl is not None
+    state = torch.load(tmp_path / 'best.ckpt', weights_only=True)['state_dict']
+    assert list(state) == keys
+    eager = classifier()
+    eager.load_state_dict(state)
+    expected = expected_validation(eager, trainer.datamodule.validation)
+    assert float(trainer.callback_metrics['val/loss']) == pytest.approx(expected['val/loss'], rel=1e-4)
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def checkpoint(make_trainer, photo_data, tmp_path):
+    """A checkpoint written from Python, and its model."""
+    model = classifier(schedule=Schedule(name='multistep', decay_milestones=[1]), network={'drop_rate': 0.1})
+    callback = ModelCheckpoint(dirpath=tmp_path / 'kept', filename='best')
+    make_trainer(enable_checkpointing=True, callbacks=[callback]).fit(model, photo_data())
+    return tmp_path / 'kept' / 'best.ckpt', model
+
+
+def test_checkpoint_from_python_loads_with_weights_only(checkpoint):
+    path, model = checkpoint
+    assert torch.load(path, weights_only=True)['class_names'] == ['ant', 'bee', 'cat']
+    loaded = ImageClassifier.load_from_checkpoint(path)
+    for attribute in ('name', 'optim', 'schedule', 'loss', 'class_names'):
+        assert getattr(loaded, attribute) == getattr(model, attribute)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_checkpoint_loads_into_the_bare_network(checkpoint):
+    path, model = checkpoint
+    state = torch.load(path, weights_only=True)['state_dict']
+    bare = timm.create_model('test_resnet', num_classes=3)
+    bare.load_state_dict({key.removeprefix('net.'): value for key, value in state.items()}, strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(bare.eval()(images), model.eval()(images))
+
+
+@pytest.mark.filterwarnings('ignore:Be aware that when using `ckpt_path`:UserWarning')
+def test_checkpoint_from_python_is_validated_from_python(checkpoint, make_trainer, photo_data):
+    path, model = checkpoint
+    data = photo_data()
+    fresh = make_trainer().validate(classifier(network={'drop_rate': 0.1}), data, ckpt_path=path, verbose=False)[0]
+    assert fresh == pytest.approx(expected_validation(model, data.validation), rel=1e-6)
+
+
+def test_checkpoint_of_another_network_is_refused_from_python_too(checkpoint, make_trainer, photo_data):
+    path, _ = checkpoint
+    with pytest.raises(InputError, match='test_resnet') as caught:
+        make_trainer().validate(classifier(name='test_efficientnet'), photo_data(), ckpt_path=path, verbose=False)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+# A loss that is not finite
+
+
+def test_loss_that_is_not_finite_raises_with_what_to_do(make_trainer, photo_data):
+    with pytest.raises(InputError, match='not finite') as caught:
+        make_trainer(max_epochs=4).fit(classifier(optim=Optim(lr=1e30)), photo_data())
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_loss_that_is_not_finite_is_found_at_the_end_of_a_training_shorter_than_a_logging_interval(
+        make_trainer, photo_data):
+    with pytest.raises(InputError, match='not finite'):
+        make_trainer(max_epochs=2, log_every_n_steps=50).fit(classifier(optim=Optim(lr=1e30)), photo_data())
+
+
+def test_allowed_number_of_steps_that_are_not_finite(make_trainer, photo_data):
+    images, labels = torch.randn(24, 3, 32, 32), torch.arange(24) % 3
+    images[8:16] = float('nan')  # one batch of three
+    loader = DataLoader(TensorDataset(images, labels), batch_size=8)
+    with pytest.raises(InputError, match='not finite in 1 steps'):
+        make_trainer(limit_val_batches=0).fit(classifier(), loader, loader)
+    model = classifier(max_nonfinite_steps=1)
+    make_trainer(limit_train_batches=2, limit_val_batches=0).fit(model, loader, loader)
+    assert model.nonfinite_steps == 1
+
+
+# Prediction
+
+
+@pytest.mark.parametrize(('num_classes', 'width'), [(2, 2), (3, 3), (9, 5)])
+def test_prediction_is_the_sorted_softmax(num_classes, width):
+    model = classifier(num_classes=num_classes).eval()
+    images = torch.randn(4, 3, 32, 32)
+    found = model.predict_step((images, torch.tensor([0, 1, 2, -1])), 0)
+    expected, order = model(images).softmax(1).sort(descending=True)
+    assert found['index'].tolist() == [0, 1, 2, -1]
+    assert torch.equal(found['label'], order[:, :width])
+    torch.testing.assert_close(found['probability'], expected[:, :width])
+    assert found['probability'].dtype == torch.float32

@@ -1,0 +1,272 @@
+"""The command line: what is given wins, configs merge, checkpoints complete what is not given, runs have folders."""
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+import yaml
+from lightning.pytorch.callbacks import Timer
+
+from lightning_app import ImageClassifier
+from lightning_app.callbacks import ResultLine, Throughput
+from lightning_app.cli import main
+
+pytestmark = [
+    pytest.mark.usefixtures('in_tmp_path'),
+    # a resumed run goes on in its folder
+    pytest.mark.filterwarnings('ignore:Checkpoint directory .* exists and is not empty:UserWarning'),
+]
+
+CSV = '--trainer.logger=lightning_app.logger.CsvLogger'
+WANDB = '--trainer.logger=lightning_app.logger.WandbLogger'
+
+
+def only_checkpoint(folder='runs'):
+    checkpoints = list(Path(folder).rglob('*.ckpt'))
+    assert len(checkpoints) == 1
+    return str(checkpoints[0])
+
+
+def validation(cli):
+    return {name: float(value) for name, value in cli.trainer.callback_metrics.items() if name.startswith('val/')}
+
+
+def files_below(folder):
+    return sorted(str(path) for path in Path(folder).rglob('*'))
+
+
+# What is given wins over what a checkpoint says
+
+
+def test_settings_given_survive_ckpt_path(on_photos, optimizer_steps):
+    main(['fit', *on_photos, '--model.optim.momentum=0.9', '--model.optim.weight_decay=0.001'])
+    del optimizer_steps[:]
+    cli = main(['fit', *on_photos, '--ckpt_path', only_checkpoint(), '--model.optim.lr=0.003',
+                '--model.optim.momentum=0.5', '--model.optim.weight_decay=0.02', '--model.schedule.name=constant',
+                '--model.loss.smoothing=0.1', '--trainer.max_epochs=2'])
+    assert cli.model.hparams.optim['lr'] == 0.003
+    assert cli.model.hparams.loss['smoothing'] == 0.1
+    assert len(optimizer_steps) == 3  # the second epoch
+    for groups in optimizer_steps:
+        assert {group['lr'] for group in groups} == {0.003}
+        assert {group['momentum'] for group in groups} == {0.5}
+        assert sorted(group['weight_decay'] for group in groups) == [0, 0.02]
+
+
+def test_settings_not_given_in_a_resumed_fit_are_the_defaults_not_the_checkpoints(on_photos, optimizer_steps):
+    # a training is described by its config alone: what it is must not depend on a binary file
+    main(['fit', *on_photos, '--model.optim.momentum=0.3'])
+    del optimizer_steps[:]
+    main(['fit', *on_photos, '--ckpt_path', only_checkpoint(), '--trainer.max_epochs=2'])
+    assert {group['momentum'] for groups in optimizer_steps for group in groups} == {0.9}
+
+
+def test_settings_given_win_over_the_checkpoint_in_an_evaluation(on_photos):
+    fitted = main(['fit', *on_photos])
+    cli = main(['validate', '--ckpt_path', only_checkpoint(), '--data.eval_batch_size=3', '--data.eval_size=48'])
+    assert cli.datamodule.eval_batch_size == 3
+    assert cli.datamodule.eval_size == 48
+    assert cli.datamodule.batch_size == 8  # the checkpoint's
+    assert validation(cli)['val/loss'] != validation(fitted)['val/loss']
+
+
+# Configs merge
+
+
+def test_dataclasses_merge_by_field_over_configs_and_the_command_line(write_yaml):
+    first = write_yaml('first.yaml', {
+        'model': {'name': 'test_resnet', 'optim': {'lr': 0.1, 'momentum': 0.8}, 'schedule': {'min_lr': 0.01}},
+        'data': {'class_path': 'DigitsDataModule', 'init_args': {'augment': {'padding': 2}, 'batch_size': 32}}})
+    second = write_yaml('second.yaml', {
+        'model': {'optim': {'lr': 0.2}, 'loss': {'smoothing': 0.1}},
+        'data': {'init_args': {'augment': {'vflip': 0.5}}}})
+    cli = main(['--config', first, '--config', second, '--model.schedule.warmup_epochs=2'], run=False)
+    assert (cli.model.optim.lr, cli.model.optim.momentum) == (0.2, 0.8)
+    assert (cli.model.schedule.min_lr, cli.model.schedule.warmup_epochs) == (0.01, 2)
+    assert cli.model.loss.smoothing == 0.1
+    assert (cli.datamodule.augment.padding, cli.datamodule.augment.vflip) == (2, 0.5)
+    assert cli.datamodule.augment.hflip == 0  # the data module's own default, not the dataclass's
+    assert cli.datamodule.batch_size == 32
+
+
+def test_callbacks_are_replaced_by_a_later_config_and_appended_with_plus(write_yaml):
+    def callbacks(key):
+        second = write_yaml('second.yaml', {'trainer': {key: [
+            {'class_path': 'lightning.pytorch.callbacks.Timer', 'init_args': {'duration': '00:01:00:00'}}]}})
+        cli = main(['--config', first, '--config', second], run=False)
+        return {type(callback) for callback in cli.trainer.callbacks} & {Timer, ResultLine, Throughput}
+
+    first = write_yaml('first.yaml', {
+        'model': {'name': 'test_resnet'}, 'data': {'class_path': 'DigitsDataModule'},
+        'trainer': {'accelerator': 'cpu', 'callbacks': [
+            {'class_path': f'lightning_app.callbacks.{name}'} for name in ('Throughput', 'ResultLine')]}})
+    assert callbacks('callbacks') == {Timer}
+    assert callbacks('callbacks+') == {Timer, ResultLine, Throughput}
+
+
+def test_no_callback_is_added_that_is_not_named(on_photos):
+    cli = main(['fit', *on_photos])
+    ours = [callback for callback in cli.trainer.callbacks if type(callback).__module__.startswith('lightning_app')]
+    assert [type(callback).__name__ for callback in ours] == ['RecordConfig']  # writes config.yaml
+
+
+def test_command_line_wins_over_configs_after_it(write_yaml):
+    config = write_yaml('config.yaml', {'model': {'name': 'test_resnet', 'optim': {'lr': 0.1}},
+                                        'data': {'class_path': 'DigitsDataModule'}})
+    assert main(['--config', config, '--model.optim.lr=0.3'], run=False).model.optim.lr == 0.3
+
+
+def test_number_of_classes_comes_from_the_data(on_photos):
+    cli = main(on_photos, run=False)
+    assert cli.model.net.num_classes == 3
+    assert cli.model.hparams.num_classes == 3
+
+
+# Run folders and records
+
+
+@pytest.mark.parametrize('logger', [CSV, WANDB, None])
+def test_each_run_has_its_folder_and_config(on_photos, logger):
+    for lr in ('0.01', '0.02'):
+        main(['fit', *on_photos, f'--model.optim.lr={lr}', *([logger] if logger else []),
+              '--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.filename=best'])
+        wandb.finish()  # in a process of its own the end of the process does it
+    runs = Path('runs/test_resnet')
+    assert sorted(path.name for path in runs.iterdir()) == ['version_0', 'version_1']
+    for version, lr in enumerate((0.01, 0.02)):
+        folder = runs / f'version_{version}'
+        assert yaml.safe_load((folder / 'config.yaml').read_text())['model']['optim']['lr'] == lr
+        assert (folder / 'checkpoints' / 'best.ckpt').is_file()
+        assert (folder / 'metrics.csv').exists() == (logger == CSV)
+        assert len(list(folder.rglob('run-*.wandb'))) == (logger == WANDB)
+    assert sorted(os.listdir()) == ['photos', 'runs']  # nothing beside the folders
+
+
+def test_default_root_dir_holds_the_run_folders(on_photos):
+    main(['fit', *on_photos, '--trainer.default_root_dir=out/study'])
+    assert Path('out/study/version_0/config.yaml').is_file()
+    assert not Path('runs').exists()
+
+
+def test_fast_dev_run_and_evaluation_write_nothing(on_photos):
+    main(['fit', *on_photos, '--trainer.fast_dev_run=1'])
+    assert os.listdir() == ['photos']
+    main(['fit', *on_photos])
+    before = files_below('.')
+    main(['validate', '--ckpt_path', only_checkpoint()])
+    main(['test', '--ckpt_path', only_checkpoint()])
+    assert files_below('.') == before
+
+
+def test_config_is_recorded_nested_in_folder_wandb_and_csv(on_photos, write_yaml, read_wandb):
+    loggers = write_yaml('loggers.yaml', {'trainer': {'logger': [
+        {'class_path': 'lightning_app.logger.WandbLogger', 'init_args': {'tags': ['a', 'b'], 'group': 'study'}},
+        {'class_path': 'lightning_app.logger.CsvLogger'}]}})
+    main(['fit', '--config', loggers, *on_photos, '--model.optim.momentum=0.7', '--trainer.limit_train_batches=2'])
+    folder = Path('runs/test_resnet/version_0')
+    config = yaml.safe_load((folder / 'config.yaml').read_text())
+    assert config['model']['optim']['momentum'] == 0.7
+    assert config['trainer']['limit_train_batches'] == 2
+    assert config['data']['init_args']['batch_size'] == 8
+    assert 'num_classes' not in config['model']  # follows from the data
+
+    recorded = {}
+    for record in read_wandb(folder):
+        for part in (record.config, record.run.config):
+            recorded |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in part.update}
+    for group in ('model', 'data', 'trainer', 'seed_everything'):
+        assert recorded[group] == config[group]
+    assert not {'name', 'optim', 'lr'} & recorded.keys()  # no flat copy beside it
+
+    hparams = yaml.safe_load((folder / 'hparams.yaml').read_text())
+    assert hparams['model'] == config['model']
+    assert hparams['trainer']['limit_train_batches'] == 2
+
+
+def test_recorded_config_runs_again_as_it_is_with_the_same_result(on_photos):
+    first = main(['fit', *on_photos, CSV, '--model.schedule.warmup_epochs=0', '--trainer.limit_train_batches=2'])
+    second = main(['fit', '--config', 'runs/test_resnet/version_0/config.yaml'])
+    assert validation(second) == validation(first)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+    configs = [yaml.safe_load(path.read_text()) for path in sorted(Path('runs/test_resnet').glob('*/config.yaml'))]
+    assert len(configs) == 2
+    assert configs[0] == configs[1]
+
+
+def test_print_config_runs_again(on_photos, capsys, write_yaml):
+    with pytest.raises(SystemExit) as stop:
+        main(['fit', *on_photos, '--model.optim.lr=0.25', '--print_config'])
+    assert stop.value.code == 0
+    cli = main(['fit', '--config', write_yaml('printed.yaml', capsys.readouterr().out), '--trainer.fast_dev_run=1'])
+    assert cli.model.optim.lr == 0.25
+
+
+def test_seed_is_recorded_and_changes_the_run(on_photos):
+    first, second, third = (
+        main(['fit', *on_photos, f'--seed_everything={seed}']).model.net.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+    assert 'seed_everything: 2\n' in Path('runs/test_resnet/version_2/config.yaml').read_text()
+
+
+# A checkpoint is evaluated without a config
+
+
+@pytest.mark.parametrize('options', [
+    ['--trainer.precision=32'],
+    ['--trainer.precision=bf16-mixed'],
+    pytest.param(['--trainer.precision=16-mixed'], marks=pytest.mark.filterwarnings(
+        'ignore:You passed `Trainer.accelerator=.cpu., precision=.16-mixed:UserWarning')),
+    ['--trainer.precision=bf16-mixed', '--model.channels_last=true'],
+    ['--trainer.callbacks=lightning_app.callbacks.WeightEMA', '--trainer.callbacks.decay=0.9'],
+    ['--data.eval_size=40', '--data.crop_pct=0.9', '--data.interpolation=bilinear', '--data.eval_batch_size=2'],
+    ['--model.network.drop_rate=0.1', '--data.mean=[0.1,0.2,0.3]', '--data.std=[0.5,0.6,0.7]'],
+], ids=['32', 'bf16', '16', 'channels_last', 'ema', 'evaluation', 'network'])
+def test_checkpoint_alone_gives_the_numbers_of_the_fit(on_photos, options):
+    fitted = main(['fit', *on_photos, *options])
+    alone = main(['validate', '--ckpt_path', only_checkpoint()])
+    assert set(validation(fitted)) == {'val/loss', 'val/top1', 'val/top5'}
+    assert validation(alone) == validation(fitted)
+
+
+def test_recorded_config_and_checkpoint_give_the_numbers_of_the_fit(on_photos):
+    fitted = main(['fit', *on_photos])
+    alone = main(['validate', '--config=runs/test_resnet/version_0/config.yaml', f'--ckpt_path={only_checkpoint()}'])
+    assert validation(alone) == validation(fitted)
+
+
+def test_test_counts_the_test_split(on_photos):
+    fitted = main(['fit', *on_photos])
+    # without a test split the validation images are the test
+    tested = main(['test', '--ckpt_path', only_checkpoint()]).trainer.callback_metrics
+    assert {f'val/{name[5:]}': float(value) for name, value in tested.items()} == validation(fitted)
+
+
+def test_moved_data_are_named_beside_the_checkpoint(on_photos, photos):
+    fitted = main(['fit', *on_photos])
+    photos.rename('moved')
+    alone = main(['validate', '--ckpt_path', only_checkpoint(), '--data.root=moved'])
+    assert validation(alone) == validation(fitted)
+
+
+# Checkpoints hold plain types
+
+
+def test_checkpoint_loads_with_weights_only(on_photos):
+    cli = main(['fit', *on_photos])
+    checkpoint = torch.load(only_checkpoint(), weights_only=True)
+    assert checkpoint['class_names'] == ['ant', 'bee', 'cat']
+    model = ImageClassifier.load_from_checkpoint(only_checkpoint())
+    assert model.class_names == ['ant', 'bee', 'cat']
+    assert model.optim == cli.model.optim
+    for name, value in cli.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_result_is_returned_from_run_false_without_a_subcommand(on_photos):
+    cli = main(on_photos, run=False)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert cli.trainer.global_step == 3

@@ -1,0 +1,439 @@
+"""Bad input: three lines, exit status 2, and not one training step."""
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_app.cli import main
+
+pytestmark = [
+    pytest.mark.usefixtures('in_tmp_path'),
+    # of a run that is resumed in its folder, before it is refused
+    pytest.mark.filterwarnings('ignore:Checkpoint directory .* exists and is not empty:UserWarning'),
+]
+
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='tells of a machine without GPU')
+
+
+@pytest.fixture
+def refused(cli_error, optimizer_steps):
+    """As `cli_error`, and no optimiser has stepped."""
+    def run(args, given='', why='', do=''):
+        lines = cli_error(args)
+        for line, wanted in zip(lines, (given, why, do), strict=True):
+            assert wanted in line, lines
+        assert not optimizer_steps
+        return lines
+
+    return run
+
+
+# Keys and values on the command line
+
+
+@pytest.mark.parametrize(('option', 'remedy'), [
+    ('--model.lr=0.1', 'model.optim.lr'),
+    ('--model.nmae=test_resnet', 'model.name'),
+    ('--model.optim.lrr=0.1', 'model.optim.lr'),
+    ('--model.optim.weight_deacy=0.1', 'model.optim.weight_decay'),
+    ('--model.schedule.warmup=5', 'model.schedule.warmup_epochs'),
+    ('--model.optim=0.1', ''),
+    ('--trainer.max_epoch=3', 'trainer.max_epochs'),  # a prefix of two options, which argparse would take as one
+    ('--trainer.precisio=32', 'trainer.precision'),
+    ('--trainer.max_epo=3', 'trainer.max_epochs'),
+    ('--traner.max_epochs=3', 'trainer.max_epochs'),
+    ('--data.batchsize=8', 'batch_size'),
+    ('--data.batch=8', 'batch_size'),
+    ('--data.augment.hflp=0.1', 'hflip'),
+    ('--optimizer=SGD', ''),
+    ('--ckpt=x', 'ckpt_path'),
+    ('--ckpt_pth=x', 'ckpt_path'),
+])
+def test_unknown_option(refused, on_photos, option, remedy):
+    given, _, do = refused(['fit', *on_photos, option])
+    assert option.lstrip('-').split('=')[0].rpartition('.')[2] in given
+    assert remedy in do
+
+
+@pytest.mark.parametrize(('option', 'value', 'wanted'), [
+    ('--model.optim.lr', 'abc', 'number'),
+    ('--model.channels_last', 'maybe', 'true or false'),
+    ('--trainer.max_epochs', 'ten', ''),
+    ('--data.batch_size', 'ten', ''),
+    ('--model.schedule.name', 'cosin', 'cosine'),
+    ('--model.loss.name', 'cee', 'ce'),
+    ('--data.augment.crop', 'rcc', 'rrc'),
+    ('--trainer.precision', '17-mixed', '16-mixed'),
+])
+def test_wrong_value(refused, on_photos, option, value, wanted):
+    given, why, do = refused(['fit', *on_photos, f'{option}={value}'])
+    assert value in given + why
+    assert wanted in why + do
+
+
+def test_unknown_option_of_a_callback(refused, on_photos):
+    refused(['fit', *on_photos, '--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.monitr=val/top1'],
+            given='monitr', do='monitor')
+
+
+def test_unknown_command(refused):
+    refused(['fitt'], given='fitt', do='fit')
+
+
+def test_no_command(refused):
+    refused([], do='fit')
+
+
+def test_missing_config(refused):
+    refused(['fit', '--config=nothing.yaml'], given='nothing.yaml', why='no such file')
+
+
+def test_broken_config(refused, write_yaml):
+    refused(['fit', '--config', write_yaml('broken.yaml', 'model: {name: [')], given='broken.yaml')
+
+
+def test_missing_data(refused):
+    refused(['fit', '--model.name=test_resnet'], given='data', do='--data')
+
+
+def test_unknown_data_module(refused):
+    refused(['fit', '--data=ImagenetDataModule'], given='ImagenetDataModule', do='ImageNetDataModule')
+
+
+def test_trainer_setting_that_lightning_refuses(refused, on_photos):
+    refused(['fit', *on_photos, '--trainer.limit_train_batches=-1'], given='trainer')
+
+
+# Keys in YAML
+
+
+RECIPE = {
+    'model': {'name': 'test_resnet'}, 'data': {'class_path': 'DigitsDataModule'}, 'trainer': {'accelerator': 'cpu'}}
+MISSPELT = {'class_path': 'ModelCheckpoint', 'init_args': {'monitr': 'val/top1'}}
+
+
+@pytest.mark.parametrize(('content', 'given', 'remedy'), [
+    ({'modle': {'name': 'x'}}, 'modle', 'model'),
+    ({'model': {'lr': 0.1}}, 'lr', 'model.optim.lr'),
+    ({'model': {'optim': {'lrr': 0.1}}}, 'lrr', 'model.optim.lr'),
+    ({'model': {'schedule': {'warmup': 1}}}, 'warmup', 'model.schedule.warmup_epochs'),
+    ({'model.optim.lrr': 0.1}, 'lrr', 'model.optim.lr'),
+    ({'trainer': {'max_epoch': 1}}, 'max_epoch', 'trainer.max_epochs'),
+    ({'trainer': {'precisio': 32}}, 'precisio', 'trainer.precision'),
+    ({'trainer': {'callbacks': [MISSPELT]}}, 'monitr', 'monitor'),
+    ({'trainer': {'callbacks': [{'class_path': 'lightning_app.callbacks.WeightEMA', 'init_args': {'deacy': 1}}]}},
+     'deacy', 'decay'),
+    ({'trainer': {'callbacks': [{'class_path': 'lightning_app.callbacks.Thruput'}]}}, 'Thruput', 'Throughput'),
+    ({'trainer': {'callbacks+': [MISSPELT]}}, 'monitr', 'monitor'),
+    ({'trainer': {'logger': [{'class_path': 'lightning_app.logger.WandbLogger', 'init_args': {'projct': 'x'}}]}},
+     'projct', 'project'),
+    ({'data': {'class_path': 'DigitsDataModule', 'init_args': {'batchsize': 1}}}, 'batchsize', 'batch_size'),
+    ({'data': {'class_path': 'DigitsDataModule', 'init_args': {'augment': {'hflp': 1}}}}, 'hflp', 'hflip'),
+    ({'data': {'class_path': 'DigitDataModule'}}, 'DigitDataModule', 'DigitsDataModule'),
+    ({'data': {'class_path': 'DigitsDataModule', 'batch_size': 1}}, 'batch_size', 'init_args'),
+])
+def test_unknown_key_in_yaml(refused, write_yaml, content, given, remedy):
+    path = write_yaml('config.yaml', RECIPE | content)
+    refused(['fit', '--config', path, '--trainer.fast_dev_run=1'], given=given, do=remedy)
+
+
+@pytest.mark.parametrize('content', [
+    {'model': {'name': 'test_resnet', 'num_classes': 3}},
+    {'model': {'name': 'test_resnet'}, 'model.num_classes': 3},
+    {'model': {'num_classes': None}},
+])
+def test_linked_key_in_yaml(refused, write_yaml, content):
+    path = write_yaml('config.yaml', RECIPE | content)
+    refused(['fit', '--config', path, '--trainer.fast_dev_run=1'], 'model.num_classes', 'follows', 'data.num_classes')
+
+
+def test_linked_key_in_the_second_of_two_configs(refused, write_yaml):
+    first, second = write_yaml('a.yaml', RECIPE), write_yaml('b.yaml', {'model': {'num_classes': 3}})
+    refused(['fit', '--config', first, '--config', second, '--trainer.fast_dev_run=1'], 'b.yaml', 'follows')
+
+
+@pytest.mark.parametrize('named', ['config', 'option'])
+def test_linked_key_in_a_file_for_the_group(refused, write_yaml, named):
+    group = write_yaml('model.yaml', {'name': 'test_resnet', 'num_classes': 3})
+    path = write_yaml('config.yaml', RECIPE | ({'model': group} if named == 'config' else {}))
+    options = ['--model', group] if named == 'option' else []
+    refused(['fit', '--config', path, *options, '--trainer.fast_dev_run=1'], 'model.num_classes', 'follows')
+
+
+def test_linked_key_on_the_command_line(refused, on_photos):
+    refused(['fit', *on_photos, '--model.num_classes=3'], 'model.num_classes', 'follows', 'data.num_classes')
+
+
+# The network
+
+
+@pytest.mark.parametrize(('name', 'near'), [
+    ('se_resnet5', 'se_resnet50'), ('se_resnext50', 'se_resnext50_32x4d'), ('convnext_tyny', 'convnext_tiny')])
+def test_unknown_network(refused, on_photos, name, near):
+    refused(['fit', *on_photos, f'--model.name={name}'], name, 'no such', near)
+
+
+def test_unknown_network_in_an_evaluation(refused, on_photos):
+    refused(['validate', *on_photos, '--model.name=se_resnet5'], 'se_resnet5', 'no such', 'se_resnet50')
+
+
+def test_unknown_argument_of_the_network(refused, on_photos):
+    refused(['fit', *on_photos, '--model.network.reductoin=3'], 'reductoin', 'reductoin')
+
+
+def test_argument_a_network_of_ours_cannot_honour(refused, on_photos):
+    refused(['fit', *on_photos, '--model.name=se_resnet18', '--model.network.excitation=sigmoyd'],
+            'sigmoyd', '', 'sigmoid')
+
+
+def test_unknown_optimiser(refused, on_photos):
+    refused(['fit', *on_photos, '--model.optim.name=admw'], 'admw', 'no such', 'adamw')
+
+
+def test_option_the_optimiser_does_not_take(refused, on_photos):
+    refused(['fit', *on_photos, '--model.optim.name=adamw', '--model.optim.options.foo=1'], 'foo', '', 'betas')
+
+
+def test_steps_without_epochs(refused, on_photos):
+    # the schedule is one of epochs
+    args = [arg for arg in on_photos if not arg.startswith('--trainer.max_epochs')]
+    _, why, _ = refused(['fit', *args, '--trainer.max_steps=2'], do='trainer.max_epochs')
+    assert '-1' not in why
+
+
+def test_warmup_longer_than_the_training(refused, on_photos):
+    refused(['fit', *on_photos, '--model.schedule.warmup_epochs=5'], 'warmup_epochs: 5', '1 epochs', 'max_epochs')
+
+
+# The data
+
+
+def test_missing_folder(refused, on_photos):
+    # the nearest name beside it is offered
+    refused(['fit', *on_photos, '--data.root=photo'], 'photo', 'no such folder', 'photos')
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_missing_split(refused, on_photos, photos, split):
+    (photos / split).rename(photos / f'{split}ing')
+    refused(['fit', *on_photos], str(photos), split, f'{split}ing')
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_empty_split(refused, on_photos, photos, split):
+    shutil.rmtree(photos / split)
+    (photos / split).mkdir()
+    refused(['fit', *on_photos], str(photos / split))
+
+
+def test_empty_class(refused, on_photos, photos):
+    for path in (photos / 'train' / 'bee').iterdir():
+        path.unlink()
+    refused(['fit', *on_photos], str(photos), 'bee')
+
+
+def test_validation_class_that_training_lacks(refused, on_photos, photos):
+    (photos / 'val' / 'cat').rename(photos / 'val' / 'cats')
+    refused(['fit', *on_photos], 'cats', '3 classes', 'cat')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_unreadable_image_in_evaluation(refused, on_photos, photos, workers):
+    path = next((photos / 'val' / 'ant').iterdir())
+    path.write_bytes(path.read_bytes()[:200])
+    args = [*on_photos, f'--data.num_workers={workers}']
+    refused(['fit', *args], path.name, 'cannot be read', 'allow_unreadable')
+    refused(['validate', *args], path.name, 'cannot be read', 'allow_unreadable')
+
+
+def test_unreadable_image_may_be_left_out(on_photos, photos):
+    path = next((photos / 'val' / 'ant').iterdir())
+    path.write_bytes(b'no image')
+    cli = main(['validate', *on_photos, '--data.allow_unreadable=true'])
+    assert cli.datamodule.validation.unreadable == 1
+    assert float(cli.trainer.callback_metrics['val/top5']) == 100  # six images of three classes
+
+
+@pytest.mark.parametrize(('options', 'why'), [
+    (['--data.batch_size=25'], '24 training images'),
+    (['--data.batch_size=0'], ''),
+    (['--data.batch_size=-8'], ''),
+    (['--data.batch_size=8', '--trainer.accumulate_grad_batches=3'], 'accumulating 3'),
+    (['--data.eval_batch_size=0'], ''),
+    (['--data.eval_batch_size=-1'], ''),
+])
+def test_batch_size_without_a_step(refused, on_photos, options, why):
+    refused(['fit', *on_photos, *options], 'batch_size', why)
+
+
+def test_class_count_that_the_data_do_not_have(refused, on_photos):
+    refused(['fit', *on_photos, '--data.num_classes=5'], 'data.num_classes: 5', '3 classes')
+
+
+def test_prediction_without_images(refused, on_photos):
+    refused(['predict', *on_photos], 'data.images', '', '--data.images')
+
+
+def test_prediction_of_a_missing_folder(refused, on_photos):
+    refused(['predict', *on_photos, '--data.images=photo'], 'photo', 'no such', 'photos')
+
+
+# The machine
+
+
+@needs_no_gpu
+@pytest.mark.parametrize('options', [
+    ['--trainer.accelerator=gpu'],
+    ['--trainer.accelerator=gpu', '--trainer.devices=8'],
+    ['--trainer.accelerator=cuda', '--trainer.devices=[0,1]'],
+    ['--trainer.accelerator=auto', '--trainer.devices=2'],
+])
+def test_more_gpus_than_there_are(refused, on_photos, options):
+    args = [arg for arg in on_photos if not arg.startswith(('--trainer.accelerator', '--trainer.devices'))]
+    refused(['fit', *args, *options], 'trainer.devices', '0 GPUs', '--trainer.accelerator=cpu')
+
+
+def test_more_processes_than_cores(refused, on_photos):
+    refused(['fit', *on_photos, '--trainer.devices=1000'], 'trainer.devices: 1000', 'CPU cores', '--trainer.devices')
+
+
+@pytest.mark.parametrize('devices', ['0', '-2', '[]', 'none'])
+def test_no_devices(refused, on_photos, devices):
+    given, why, _ = refused(['fit', *on_photos, f'--trainer.devices={devices}'])
+    assert 'devices' in given + why
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def checkpoint(on_photos):
+    main(['fit', *on_photos])
+    return next(Path('runs').rglob('*.ckpt'))
+
+
+@pytest.fixture
+def refused_checkpoint(checkpoint, cli_error, optimizer_steps):
+    """Return a function that runs a command line on a checkpoint, which must be refused without a step."""
+    del optimizer_steps[:]  # those that made the checkpoint
+    before = sorted(Path('runs').rglob('*'))
+
+    def run(args, given='', why='', do=''):
+        lines = cli_error(args)
+        for line, wanted in zip(lines, (given, why, do), strict=True):
+            assert wanted in line, lines
+        assert not optimizer_steps
+        assert sorted(Path('runs').rglob('*')) == before  # nor a folder for a run that is none
+
+    return run
+
+
+@pytest.mark.parametrize('command', ['fit', 'validate', 'test', 'predict'])
+def test_checkpoint_of_another_network(refused_checkpoint, on_photos, checkpoint, command, photos):
+    # the optimiser's state does not fit either: the network must be looked at first
+    refused_checkpoint([command, *on_photos, '--ckpt_path', str(checkpoint), '--model.name=se_resnet20_cifar',
+                        f'--data.images={photos}', '--trainer.max_epochs=2'],
+                       'test_resnet', 'se_resnet20_cifar', '--model.name test_resnet')
+
+
+@pytest.mark.parametrize('command', ['fit', 'validate'])
+def test_checkpoint_of_another_class_count(refused_checkpoint, on_photos, checkpoint, photos, command):
+    for split in ('train', 'val'):
+        shutil.rmtree(photos / split / 'cat')
+    refused_checkpoint([command, *on_photos, '--ckpt_path', str(checkpoint), '--trainer.max_epochs=2'],
+                       '3 classes', '2 classes')
+
+
+@pytest.mark.parametrize('command', ['fit', 'validate', 'predict'])
+@pytest.mark.parametrize('place', ['option', 'config'])
+def test_truncated_checkpoint(refused_checkpoint, on_photos, checkpoint, write_yaml, command, place):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    config = write_yaml('config.yaml', {'ckpt_path': str(checkpoint)})
+    where = ['--ckpt_path', str(checkpoint)] if place == 'option' else ['--config', config]
+    refused_checkpoint([command, *on_photos, *where, '--data.images=photos'],
+                       str(checkpoint), 'cannot be read', 'truncated')
+
+
+@pytest.mark.parametrize('place', ['option', 'config'])
+def test_missing_checkpoint(refused_checkpoint, on_photos, checkpoint, write_yaml, place):
+    wrong = str(checkpoint.with_name('bset.ckpt'))
+    config = write_yaml('config.yaml', {'ckpt_path': wrong})
+    where = ['--ckpt_path', wrong] if place == 'option' else ['--config', config]
+    refused_checkpoint(['validate', *on_photos, *where], wrong, 'no such file', str(checkpoint))
+
+
+@pytest.mark.parametrize('content', [{'conv1.weight': torch.zeros(3)}, {'state_dict': {}}, [1, 2], torch.zeros(2)],
+                         ids=['state dict', 'empty', 'list', 'tensor'])
+@pytest.mark.parametrize('command', ['fit', 'validate'])
+def test_file_that_is_no_checkpoint_of_ours(refused_checkpoint, on_photos, checkpoint, content, command):
+    torch.save(content, checkpoint)
+    refused_checkpoint([command, *on_photos, '--ckpt_path', str(checkpoint)])
+
+
+def test_resume_to_fewer_epochs_than_are_done(cli_error, on_photos, optimizer_steps):
+    main(['fit', *on_photos, '--trainer.max_epochs=3'])
+    del optimizer_steps[:]
+    checkpoint = next(Path('runs').rglob('*.ckpt'))
+    given, why, _ = cli_error(['fit', *on_photos, '--ckpt_path', str(checkpoint), '--trainer.max_epochs=1'])
+    assert 'max_epochs' in given + why
+    assert not optimizer_steps
+
+
+# A loss that is not finite
+
+
+CHECKPOINT = ['--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.filename=best',
+              '--trainer.callbacks.monitor=val/top1', '--trainer.callbacks.mode=max',
+              '--trainer.callbacks.enable_version_counter=false']
+
+
+def finite(path):
+    state = torch.load(path, weights_only=True)['state_dict']
+    return all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+
+def test_loss_that_is_not_finite_stops_the_training(cli_error, on_photos):
+    given, why, do = cli_error(['fit', *on_photos, '--model.optim.lr=1e30', '--trainer.max_epochs=4', *CHECKPOINT])
+    assert 'not finite' in given
+    assert 'lr 1e+30' in why
+    assert 'warmup' in do
+
+
+@pytest.mark.parametrize('monitor', ['val/top1', 'val/loss', None])
+@pytest.mark.parametrize('every', [1, 50])
+def test_good_checkpoint_is_kept_and_named_when_the_training_diverges(cli_error, on_photos, monitor, every):
+    # lr is good in the first epoch and grows beyond all bounds after it
+    callback = [*CHECKPOINT[:2], *([f'--trainer.callbacks.monitor={monitor}', '--trainer.callbacks.mode='
+                                    + ('max' if monitor == 'val/top1' else 'min')] if monitor else [])]
+    _, _, do = cli_error([
+        'fit', *on_photos, '--model.optim.lr=0.001', '--model.schedule.name=step', *callback,
+        '--model.schedule.decay_epochs=1', '--model.schedule.decay_rate=1e33', '--trainer.max_epochs=3',
+        f'--trainer.log_every_n_steps={every}'])
+    kept = list(Path('runs').rglob('*.ckpt'))
+    assert len(kept) == 1
+    assert finite(kept[0])
+    assert torch.load(kept[0], weights_only=True)['epoch'] == 0
+    assert str(kept[0]) in do
+    assert main(['validate', '--ckpt_path', str(kept[0])]).trainer.callback_metrics['val/loss'].isfinite()
+
+
+def test_no_checkpoint_is_named_where_none_was_written(cli_error, on_photos):
+    _, _, do = cli_error(['fit', *on_photos, '--model.optim.lr=1e30', '--trainer.max_epochs=4', *CHECKPOINT,
+                          '--trainer.log_every_n_steps=50'])
+    kept = list(Path('runs').rglob('*.ckpt'))
+    assert all(finite(path) for path in kept)
+    assert kept or 'no checkpoint had been written' in do
+    assert all(str(path) in do for path in kept)
+
+
+def test_weights_that_diverge_in_the_last_step_of_an_epoch_are_not_saved(cli_error, on_photos):
+    # the loss of the only step is finite; the step then destroys the weights
+    cli_error(['fit', *on_photos, '--data.batch_size=24', '--model.optim.lr=1e30', '--model.optim.weight_decay=1e20',
+               *CHECKPOINT])
+    assert all(finite(path) for path in Path('runs').rglob('*.ckpt'))
+
+
+def test_steps_that_are_not_finite_may_be_allowed(on_photos):
+    cli = main(['fit', *on_photos, '--model.optim.lr=1e30', '--model.max_nonfinite_steps=1000'])
+    assert cli.trainer.global_step == 3

@@ -1,0 +1,133 @@
+"""`predict` writes a line for each image, whatever the image and the number of processes."""
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo
+
+from lightning_app import ImageClassifier
+from lightning_app.cli import main
+
+pytestmark = pytest.mark.usefixtures('in_tmp_path')
+
+QUIET = ['--trainer.accelerator=cpu', '--trainer.enable_progress_bar=false', '--data.num_workers=0']
+
+
+@pytest.fixture
+def checkpoint(on_photos):
+    main(['fit', *on_photos])
+    return str(next(Path('runs').rglob('*.ckpt')))
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Seven images and a broken one, in nested folders, and a file that is no image."""
+    root = tmp_path / 'mixed'
+    for index, name in enumerate(['b/1.png', 'b/0.jpg', 'a.png', 'c/d/2.bmp', 'é, "x".png', 'z.PNG', 'y.webp']):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB' if index % 2 else 'L', (30 + index, 40), index * 30).save(path)
+    (root / 'b' / 'broken.png').write_bytes(b'no image')
+    (root / 'notes.txt').write_text('no image')
+    return root
+
+
+def table(path='predictions.csv'):
+    with open(path, newline='') as file:
+        return list(csv.reader(file))
+
+
+ORDER = ['a.png', 'b/0.jpg', 'b/1.png', 'b/broken.png', 'c/d/2.bmp', 'y.webp', 'z.PNG', 'é, "x".png']
+
+
+def test_table_of_a_checkpoint(checkpoint, mixed, capsys):
+    cli = main(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), '--data.eval_batch_size=3', *QUIET])
+    header, *rows = table()
+    # three classes: fewer than five
+    assert header == ['image', 'class1', 'probability1', 'class2', 'probability2', 'class3', 'probability3']
+    assert [row[0] for row in rows] == ORDER
+    model = ImageClassifier.load_from_checkpoint(checkpoint).eval()
+    for index, row in enumerate(rows):
+        if row[0] == 'b/broken.png':
+            assert row[1:] == ['(unreadable)']
+            continue
+        with torch.no_grad():
+            probability, label = model(cli.datamodule.prediction[index][0][None]).softmax(1)[0].sort(descending=True)
+        assert row[1::2] == [['ant', 'bee', 'cat'][i] for i in label]
+        assert [float(cell) for cell in row[2::2]] == pytest.approx(probability.tolist(), abs=2e-6)
+    assert 'predictions of 7 images: predictions.csv; 1 could not be read' in capsys.readouterr().out
+
+
+def test_photos_are_told_apart(on_photos, photos):
+    main(['fit', *on_photos, '--trainer.max_epochs=6', '--model.optim.lr=0.05'])
+    checkpoint = str(next(Path('runs').rglob('*.ckpt')))
+    main(['predict', '--ckpt_path', checkpoint, '--data.images', str(photos / 'val'), *QUIET])
+    _, *rows = table()
+    assert len(rows) == 7
+    right = [row[1] == row[0].split('/')[0] for row in rows]
+    assert sum(right) >= 6  # colours that differ much
+
+
+def test_data_may_be_gone(checkpoint, mixed, photos):
+    photos.rename('moved')
+    main(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), *QUIET])
+    assert len(table()) == 9
+
+
+def test_output_goes_where_it_is_told(checkpoint, mixed):
+    main(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), '--output=out/of/the/way.csv', *QUIET])
+    assert len(table('out/of/the/way.csv')) == 9
+    assert not Path('predictions.csv').exists()
+
+
+def test_single_image(checkpoint, mixed):
+    main(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed / 'a.png'), *QUIET])
+    assert [row[0] for row in table()] == ['image', 'a.png']
+
+
+def test_imagenet_names_without_a_checkpoint(mixed):
+    # as with --model.network.pretrained=true, which needs a download
+    main(['predict', '--model.name=test_resnet', '--data=ImageNetDataModule', '--data.images', str(mixed),
+          '--data.image_size=32', '--data.batch_size=4', *QUIET])
+    header, *rows = table()
+    assert header[-2:] == ['class5', 'probability5']
+    assert [row[0] for row in rows] == ORDER
+    names = ImageNetInfo()
+    words = {names.index_to_description(index, detailed=False) for index in range(1000)}
+    for row in rows:
+        if row[1] != '(unreadable)':
+            assert set(row[1::2]) <= words
+            probabilities = [float(cell) for cell in row[2::2]]
+            assert probabilities == sorted(probabilities, reverse=True)
+            assert 0 < sum(probabilities) < 1
+
+
+def test_classes_without_names_are_numbers(mixed):
+    main(['predict', '--model.name=test_resnet', '--data=ImageNetDataModule', '--data.images', str(mixed),
+          '--data.num_classes=7', '--data.image_size=32', '--data.batch_size=4', *QUIET])
+    _, *rows = table()
+    assert set(rows[0][1::2]) <= {str(label) for label in range(7)}
+
+
+def test_batches_and_workers_do_not_change_the_table(checkpoint, mixed):
+    args = ['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), *QUIET[:2]]
+    main([*args, '--data.eval_batch_size=8', '--output=one.csv', '--data.num_workers=0'])
+    main([*args, '--data.eval_batch_size=1', '--output=many.csv', '--data.num_workers=1'])
+    assert_same_tables(table('one.csv'), table('many.csv'))
+
+
+def test_two_processes_write_the_same_file(checkpoint, mixed, program):
+    args = ['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), '--data.eval_batch_size=4', *QUIET]
+    main([*args, '--output=one.csv'])
+    done = program(*args, '--output=two.csv', '--trainer.devices=2', '--trainer.strategy=ddp')
+    assert_same_tables(table('one.csv'), table('two.csv'))
+    assert done.stdout.count('predictions of 7 images: two.csv; 1 could not be read') == 1
+
+
+def assert_same_tables(first, second):
+    """Assert the same names in the same order, and probabilities that differ by float32's rounding at most."""
+    assert [[row[0], *row[1::2]] for row in first] == [[row[0], *row[1::2]] for row in second]
+    for ours, theirs in zip(first[1:], second[1:], strict=True):
+        assert [float(cell) for cell in ours[2::2]] == pytest.approx([float(cell) for cell in theirs[2::2]], abs=2e-6)

@@ -1,0 +1,96 @@
+"""The program as a user starts it, in a process of its own."""
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from lightning_app import __main__ as entry
+from lightning_app.cli import main
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_help(program):
+    text = program('--help').stdout
+    assert text.startswith('usage: python -m lightning_app')
+    for command in ('fit', 'validate', 'test', 'predict'):
+        assert re.search(rf'^ +{command} +\w', text, re.MULTILINE)
+    assert '__main__.py' not in text
+
+
+def test_help_of_fit_explains_every_argument_of_ours(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(['fit', '--help'])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ('model.name', 'model.optim.lr', 'model.schedule.warmup_epochs', 'model.loss.smoothing',
+                   'model.compile', 'model.max_nonfinite_steps'):
+        assert re.search(rf'--{re.escape(option)} \S+\n? +\S+', text), option
+    assert 'model.num_classes' not in re.findall(r'--([\w.]+)', text)
+
+
+def test_entry_is_main():
+    assert entry.main is main
+
+
+def test_quickstart_trains_says_the_result_and_evaluates_it_by_the_command_it_prints(program, tmp_path):
+    config = REPOSITORY / 'configs' / 'quickstart.yaml'
+    done = program('fit', '--config', config, '--trainer.max_epochs=2', '--trainer.accelerator=cpu')
+    said = done.stdout + done.stderr
+    assert 'se_resnet20_cifar: 0.27 M parameters' in said
+    assert 'Traceback' not in said
+    # nothing that a newcomer would have to look up
+    for noise in ('wandb: WARNING', 'anonymous', 'will be deleted'):
+        assert noise not in said, said[max(said.index(noise) - 300, 0):said.index(noise) + 300]
+    best = re.search(r'best: top-1 ([\d.]+) %, top-5 ([\d.]+) %, epoch (\d)', said)
+    assert float(best[1]) > 20  # of ten classes, in two epochs
+    folder = tmp_path / 'runs' / 'quickstart' / 'version_0'
+    assert (folder / 'config.yaml').is_file()
+    assert (folder / 'metrics.csv').is_file()
+    assert len(list(folder.rglob('run-*.wandb'))) == 1
+
+    command = shlex.split(re.search(r'evaluate: +(.*)', said)[1])
+    assert command[:3] == ['python', '-m', 'lightning_app']
+    evaluated = program(*command[3:], '--trainer.accelerator=cpu')
+    numbers = {name: float(value) for name, value in re.findall(r'(val/top[15])\s+\S\s+([\d.]+)', evaluated.stdout)}
+    assert numbers == pytest.approx({'val/top1': float(best[1]), 'val/top5': float(best[2])}, abs=0.005)
+    # an evaluation needs no callbacks and writes no checkpoints
+    for noise in ('Be aware that when using', 'dirpath has changed'):
+        assert noise not in evaluated.stderr
+
+
+def test_error_is_three_lines_after_nothing_but_the_prefix(program):
+    done = program('fit', '--model.lr=0.1', check=False)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 3
+    assert lines[0] == 'error: model.lr=0.1' or lines[0].startswith('error: --model.lr')
+    assert lines[1].startswith('  why: ')
+    assert lines[2].startswith('  do:  did you mean model.optim.lr')
+    assert done.stdout == ''
+
+
+def bounds(name):
+    project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())['project']
+    return next(Requirement(line).specifier for line in project['dependencies'] if Requirement(line).name == name)
+
+
+@pytest.mark.parametrize(('version', 'accepted'), [
+    ('2.6.2', False), ('2.6.3', False),  # malicious: GHSA-w37p-236h-pfx3
+    ('2.7.0', False),  # may change the private hook by which what is given survives --ckpt_path
+    ('2.6.1', False), ('2.6.4', True), ('2.6.6', True)])
+def test_bounds_of_lightning(version, accepted):
+    assert (version in bounds('lightning')) == accepted
+
+
+def test_every_dependency_has_a_lower_bound():
+    project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())['project']
+    for line in project['dependencies']:
+        assert any(bound.operator in ('>=', '~=', '==') for bound in Requirement(line).specifier), line

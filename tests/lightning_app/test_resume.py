@@ -1,0 +1,112 @@
+"""A training that is stopped at the end of an epoch and resumed is the unbroken one, bit for bit."""
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_app.cli import main
+
+pytestmark = [
+    pytest.mark.usefixtures('in_tmp_path'),
+    # a resumed run goes on in its folder
+    pytest.mark.filterwarnings('ignore:Checkpoint directory .* exists and is not empty:UserWarning'),
+]
+
+# the best and, for the comparison, every epoch; as in the recipes
+CHECKPOINTS = [
+    {'class_path': 'ModelCheckpoint', 'init_args': {'filename': 'best', 'monitor': 'val/top1', 'mode': 'max'}},
+    {'class_path': 'ModelCheckpoint', 'init_args': {'filename': '{epoch}', 'save_top_k': -1}},
+    {'class_path': 'lightning_app.callbacks.ResultLine'},
+]
+EMA = {'class_path': 'lightning_app.callbacks.WeightEMA', 'init_args': {'decay': 0.9}}
+FIRST = Path('runs/test_resnet/version_0')
+
+
+@pytest.fixture
+def recipe(write_yaml, on_photos):
+    """Return a function that gives the arguments of a training of three epochs with the given callbacks first."""
+    def arguments(*callbacks, **settings):
+        config = write_yaml('recipe.yaml', {'trainer': {
+            'callbacks': [*callbacks, *CHECKPOINTS], 'logger': {'class_path': 'lightning_app.logger.CsvLogger'}}})
+        options = {'trainer.max_epochs': 3, 'model.optim.lr': 0.05, 'model.schedule.warmup_epochs': 1, **settings}
+        return ['fit', *on_photos, '--config', config, *[f'--{name}={value}' for name, value in options.items()]]
+
+    return arguments
+
+
+def state(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_equal_states(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
+
+
+def stop_after(epoch, folder=FIRST):
+    """Make the run what it was when it was killed after `epoch`; return the checkpoint to resume."""
+    for path in (folder / 'checkpoints').glob('epoch=*.ckpt'):
+        if int(path.stem.split('=')[1]) > epoch:
+            path.unlink()
+    return str(folder / 'checkpoints' / f'epoch={epoch}.ckpt')
+
+
+@pytest.mark.parametrize('callbacks', [[], [EMA]], ids=['weights', 'average'])
+@pytest.mark.parametrize('settings', [
+    {}, {'model.optim.name': 'adamw', 'model.optim.lr': 0.001}, {'trainer.accumulate_grad_batches': 2}],
+    ids=['momentum', 'adamw', 'accumulated'])
+def test_resumed_training_is_the_unbroken_one(recipe, callbacks, settings):
+    unbroken = main(recipe(*callbacks, **settings))
+    whole = state(FIRST / 'checkpoints' / 'epoch=2.ckpt')
+    resumed = main([*recipe(*callbacks, **settings), '--ckpt_path', stop_after(0)])
+    part = state(FIRST / 'checkpoints' / 'epoch=2.ckpt')
+    assert_equal_states(whole['state_dict'], part['state_dict'])
+    assert ('current_model_state' in whole) == bool(callbacks)
+    if callbacks:
+        assert_equal_states(whole['current_model_state'], part['current_model_state'])
+    assert whole['global_step'] == part['global_step'] == 9
+    names = ('val/loss', 'val/top1', 'val/top5', 'train/loss', 'lr')
+    assert {name: float(resumed.trainer.callback_metrics[name]) for name in names} == {
+        name: float(unbroken.trainer.callback_metrics[name]) for name in names}
+
+
+def test_resumed_training_takes_the_folder_of_its_first_part(recipe):
+    main(recipe())
+    main([*recipe(), '--ckpt_path', stop_after(0)])
+    assert [path.name for path in Path('runs/test_resnet').iterdir()] == ['version_0']
+
+
+def test_metrics_of_the_first_part_are_kept(recipe, read_csv):
+    main(recipe(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))
+    before = read_csv(FIRST, 'val/loss')
+    main([*recipe(), '--ckpt_path', stop_after(0)])
+    after = read_csv(FIRST, 'val/loss')
+    assert after[:1] == before
+    assert len(after) == 3
+    assert [step for step, _ in read_csv(FIRST, 'train/loss')] == list(range(9))
+
+
+def test_best_result_of_the_first_part_is_kept(recipe, capsys):
+    main(recipe())
+    best = capsys.readouterr().out
+    main([*recipe(), '--ckpt_path', stop_after(1)])
+    def line(text):
+        return next(line for line in text.splitlines() if line.startswith('best:'))
+
+    assert line(capsys.readouterr().out) == line(best)
+
+
+def test_another_copy_of_a_checkpoint_starts_a_folder_of_its_own(recipe):
+    main(recipe())
+    Path(stop_after(0)).rename('copy.ckpt')
+    main([*recipe(), '--ckpt_path', 'copy.ckpt'])
+    assert sorted(path.name for path in Path('runs/test_resnet').iterdir()) == ['version_0', 'version_1']
+
+
+def test_training_of_more_epochs_goes_on(recipe):
+    main(recipe())
+    cli = main([*recipe(**{'trainer.max_epochs': 5}), '--ckpt_path', str(FIRST / 'checkpoints' / 'epoch=2.ckpt')])
+    assert cli.trainer.global_step == 15
+    # the schedule is that of five epochs: the learning rate has risen again
+    assert float(cli.trainer.callback_metrics['lr']) < 0.01

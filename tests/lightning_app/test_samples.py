@@ -1,0 +1,319 @@
+"""Samples depend on nothing but seed, epoch and position; each counts once; unreadable ones are dealt with."""
+import itertools
+import logging
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from lightning_app.data import Augment
+from lightning_app.data.augment import evaluation_transform, training_transform
+from lightning_app.data.samples import IGNORE, EvaluationSamples, PadToMultiple, SeededSampler, TrainingSamples, seeded
+from lightning_app.data.sources import FolderSource, TarSource
+from lightning_app.messages import three_lines
+from se_timm.errors import InputError
+
+LENGTH = 26
+# random in Python's, NumPy's and PyTorch's generator
+AUGMENT = Augment(color_jitter=0.4, auto_augment='rand-m9-mstd0.5', random_erasing=0.5)
+
+
+def random_transform():
+    return training_transform(AUGMENT, 16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bilinear')
+
+
+def plain_transform():
+    return evaluation_transform(16, 1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bilinear')
+
+
+@pytest.fixture
+def source(tmp_path, write_images):
+    return FolderSource(write_images(tmp_path / 'train', {'cat': 10, 'dog': 9, 'eel': 7}))
+
+
+@pytest.fixture
+def damaged(tmp_path, source):
+    """Return a source with an empty and a truncated image, numbers 3 and 12, and the numbers."""
+    for index in (3, 12):
+        with open(source.name(index), 'r+b') as file:
+            file.truncate(0 if index == 3 else 200)
+    return source, (3, 12)
+
+
+def loader(samples, batch_size=4, workers=0, replicas=1, rank=0, seed=7, epoch=0):
+    sampler = SeededSampler(len(samples), replicas, rank, seed)
+    sampler.set_epoch(epoch)
+    return DataLoader(samples, batch_size, sampler=sampler, num_workers=workers, drop_last=True)
+
+
+def epoch_of(*args, **options):
+    """Return the images and labels of one epoch, batch by batch."""
+    images, labels = zip(*loader(*args, **options), strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+def keys(replicas=1, rank=0, seed=7, epoch=0, length=LENGTH):
+    sampler = SeededSampler(length, replicas, rank, seed)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def random_states():
+    numpy = np.random.get_state()
+    return random.getstate(), numpy[1].tolist(), numpy[2:], torch.get_rng_state().tolist()
+
+
+# The same batches
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_any_number_of_workers_gives_the_same_batches(source, workers):
+    samples = TrainingSamples(source, random_transform())
+    expected = epoch_of(samples)
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)  # as a worker's generators, it must not matter
+    images, labels = epoch_of(samples, workers=workers)
+    assert torch.equal(images, expected[0])
+    assert torch.equal(labels, expected[1])
+
+
+def test_a_batch_is_the_same_whatever_came_before_it(source):
+    samples = TrainingSamples(source, random_transform())
+    whole = [samples[key] for key in keys()]
+    for position in (11, 4, 25):
+        assert torch.equal(samples[keys()[position]][0], whole[position][0])
+
+
+@pytest.mark.parametrize('replicas', [2, 4])
+@pytest.mark.parametrize('epoch', [0, 3])
+def test_global_batches_are_the_same_for_any_number_of_processes(replicas, epoch):
+    ranks = [keys(replicas, rank, epoch=epoch) for rank in range(replicas)]
+    shares = [[share[start:start + 8 // replicas] for start in range(0, len(share), 8 // replicas)] for share in ranks]
+    union = [set(itertools.chain(*batch)) for batch in zip(*shares, strict=True)][:LENGTH // 8]
+    one = keys(epoch=epoch)
+    assert union == [set(one[start:start + 8]) for start in range(0, 24, 8)]
+
+
+def test_global_batches_of_two_processes_hold_the_same_pixels(source):
+    samples = TrainingSamples(source, random_transform())
+    one, labels = epoch_of(samples, batch_size=8)
+    parts = [epoch_of(samples, batch_size=4, replicas=2, rank=rank) for rank in range(2)]
+    # positions are dealt out in turn: 0, 2, 4, 6 to the first process
+    assert torch.equal(torch.stack([images for images, _ in parts], 2).flatten(1, 2), one)
+    assert torch.equal(torch.stack([labels for _, labels in parts], 2).flatten(1, 2), labels)
+
+
+def test_an_epoch_holds_each_image_once():
+    assert sorted(index for index, _ in keys()) == list(range(LENGTH))
+    assert len({seed for _, seed in keys()}) == LENGTH
+
+
+@pytest.mark.parametrize('replicas', [2, 3, 4])
+def test_processes_get_equally_many_images_and_none_twice(replicas):
+    shares = [keys(replicas, rank) for rank in range(replicas)]
+    assert {len(share) for share in shares} == {LENGTH // replicas}
+    indices = [index for share in shares for index, _ in share]
+    assert len(set(indices)) == len(indices)
+    assert all(len(SeededSampler(LENGTH, replicas, rank, 0)) == LENGTH // replicas for rank in range(replicas))
+
+
+@pytest.mark.parametrize('replicas', [1, 2, 4])
+def test_an_epoch_can_be_cut_to_whole_steps(replicas):
+    # of several accumulated batches each
+    samplers = [SeededSampler(LENGTH, replicas, rank, 7, multiple=8) for rank in range(replicas)]
+    assert {len(sampler) for sampler in samplers} == {len(list(sampler)) for sampler in samplers} == {24 // replicas}
+    assert set(itertools.chain(*samplers)) == set(keys()[:24])
+
+
+@pytest.mark.parametrize('other', [{'epoch': 1}, {'seed': 8}])
+def test_epochs_and_seeds_differ(source, other):
+    assert [index for index, _ in keys()] != [index for index, _ in keys(**other)]
+    assert {seed for _, seed in keys()}.isdisjoint(seed for _, seed in keys(**other))
+    samples = TrainingSamples(source, random_transform())
+    assert not torch.equal(epoch_of(samples)[0], epoch_of(samples, **other)[0])
+
+
+def test_the_same_image_is_augmented_anew_in_each_epoch(source):
+    samples = TrainingSamples(source, random_transform())
+    images = [samples[key][0] for epoch in range(4) for key in keys(epoch=epoch) if key[0] == 5]
+    assert len(images) == 4
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(images, 2))
+
+
+def test_labels_belong_to_the_images(source):
+    samples = TrainingSamples(source, plain_transform())
+    for index, seed in keys():
+        image, label = samples[index, seed]
+        assert torch.equal(image, plain_transform()(source.load(index)))
+        assert label == source.labels[index]
+
+
+# The random state of the process
+
+
+def test_loading_leaves_the_random_state_alone(source):
+    batches = iter(loader(TrainingSamples(source, random_transform())))  # makes one draw, workers or not: PyTorch's
+    before = random_states()
+    assert len(list(batches)) == LENGTH // 4
+    assert random_states() == before
+
+
+def test_seeded_seeds_all_and_restores_after_an_error():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    before, second = random_states(), []
+    with seeded(5):
+        first = draw()
+    with pytest.raises(ZeroDivisionError), seeded(5):
+        second.append(draw()) or 1 / 0
+    assert second == [first]
+    assert random_states() == before
+    with seeded(6):
+        assert not set(draw()) & set(first)
+
+
+# Each evaluation sample once
+
+
+@pytest.mark.parametrize('replicas', [1, 2, 3, 4, 5])
+@pytest.mark.parametrize('length', [1, 7, 12])
+def test_evaluation_counts_each_image_once(tmp_path, write_images, replicas, length):
+    source = FolderSource(write_images(tmp_path / 'val', {'cat': length}))
+    source.labels = list(range(length))  # to know each image by its label
+    padded = PadToMultiple(EvaluationSamples(source, plain_transform()), replicas)
+    shares = []
+    for rank in range(replicas):
+        sampler = DistributedSampler(padded, replicas, rank, shuffle=False)
+        shares.append([label for _, labels in DataLoader(padded, 3, sampler=sampler) for label in labels.tolist()])
+    assert len({len(share) for share in shares}) == 1
+    everything = sorted(itertools.chain(*shares))
+    assert everything == [IGNORE] * (len(padded) - length) + list(range(length))
+    assert len(padded) - length < replicas
+
+
+def test_padding_has_the_shape_of_the_images(source):
+    padded = PadToMultiple(EvaluationSamples(source, plain_transform()), 4)
+    assert len(padded) == 28
+    assert padded[27][0].shape == padded[0][0].shape
+    assert padded[27][1] == IGNORE
+
+
+# Unreadable images
+
+
+def test_an_unreadable_image_is_named_counted_and_replaced_in_training(damaged, caplog):
+    source, (empty, truncated) = damaged
+    samples = TrainingSamples(source, plain_transform())
+    with caplog.at_level(logging.WARNING):
+        image, label = samples[empty, 0]
+        assert torch.equal(samples[truncated, 0][0], samples[truncated + 1, 0][0])
+    assert torch.equal(image, samples[empty + 1, 0][0])
+    assert label == source.labels[empty + 1]
+    assert samples.unreadable == 2
+    first, second = (record.getMessage() for record in caplog.records)
+    assert 'unreadable image 1, replaced' in first
+    assert source.name(empty) in first
+    assert 'unreadable image 2, replaced' in second
+    assert source.name(truncated) in second
+
+
+def test_the_last_image_is_replaced_by_the_first(source):
+    with open(source.name(LENGTH - 1), 'wb'):
+        pass
+    samples = TrainingSamples(source, plain_transform())
+    image, label = samples[LENGTH - 1, 0]
+    assert torch.equal(image, samples[0, 0][0])
+    assert label == source.labels[0]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_unreadable_images_are_counted_over_the_workers(damaged, workers):
+    samples = TrainingSamples(damaged[0], plain_transform())
+    images, _ = epoch_of(samples, batch_size=LENGTH, workers=workers)
+    assert images.shape == (1, LENGTH, 3, 16, 16)
+    assert samples.unreadable == 2
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_unreadable_images_are_named_by_worker_processes(damaged, tmp_path, workers):
+    handler = logging.FileHandler(tmp_path / 'log')  # pytest's own handler keeps records in memory: the worker's
+    logging.getLogger('lightning_app').addHandler(handler)
+    try:
+        epoch_of(TrainingSamples(damaged[0], plain_transform()), batch_size=LENGTH, workers=workers)
+    finally:
+        logging.getLogger('lightning_app').removeHandler(handler)
+        handler.close()
+    told = (tmp_path / 'log').read_text().splitlines()
+    assert len(told) == 2
+    assert all(any(damaged[0].name(index) in line for line in told) for index in damaged[1])
+
+
+def test_a_vanished_image_is_unreadable(source):
+    samples = TrainingSamples(source, plain_transform())
+    expected = samples[4, 0][0]
+    os.remove(source.name(3))
+    assert torch.equal(samples[3, 0][0], expected)
+    assert samples.unreadable == 1
+
+
+def test_training_ends_with_an_error_if_nothing_can_be_read(source, refused):
+    for index in range(LENGTH):
+        with open(source.name(index), 'wb'):
+            pass
+    samples = TrainingSamples(source, plain_transform())
+    with refused(f'training images: {source.name(2)} and all others', 'none of them can be read', 'look at the log'):
+        samples[2, 0]
+    assert samples.unreadable == LENGTH
+
+
+def test_an_unreadable_image_stops_an_evaluation(damaged, refused):
+    samples = EvaluationSamples(damaged[0], plain_transform())
+    samples[2]
+    with refused(f'image: {damaged[0].name(3)}', 'it cannot be read', 'data.allow_unreadable=true'):
+        samples[3]
+
+
+def test_the_error_of_a_worker_process_has_three_lines_within(damaged, check_three_lines):
+    samples = EvaluationSamples(damaged[0], plain_transform())
+    with pytest.raises(InputError) as caught:
+        list(DataLoader(samples, 4, num_workers=1))
+    text = three_lines(str(caught.value))
+    check_three_lines(text, f'image: {damaged[0].name(3)}', 'it cannot be read', 'data.allow_unreadable=true')
+    assert text.startswith('image: ')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_unreadable_images_can_be_left_out_of_an_evaluation(damaged, workers):
+    source, numbers = damaged
+    samples = EvaluationSamples(source, plain_transform(), allow_unreadable=True)
+    images, labels = zip(*DataLoader(samples, 5, num_workers=workers), strict=True)
+    assert torch.cat(images).shape == (LENGTH, 3, 16, 16)
+    expected = [IGNORE if index in numbers else label for index, label in enumerate(source.labels)]
+    assert torch.cat(labels).tolist() == expected
+    assert samples.unreadable == 2
+
+
+def test_images_left_out_are_named(damaged, caplog):
+    samples = EvaluationSamples(damaged[0], plain_transform(), allow_unreadable=True)
+    samples[3]
+    assert 'unreadable image 1, left out' in caplog.text
+    assert damaged[0].name(3) in caplog.text
+
+
+def test_padding_does_not_count_an_unreadable_image_again(source):
+    with open(source.name(LENGTH - 1), 'wb'):
+        pass
+    samples = EvaluationSamples(source, plain_transform(), allow_unreadable=True)
+    padded = PadToMultiple(samples, 4)
+    assert [padded[index][1] for index in range(LENGTH - 1, len(padded))] == [IGNORE] * 3
+    assert samples.unreadable == 1
+
+
+def test_unreadable_images_in_a_tar_file(tmp_path, damaged, pack):
+    source = TarSource(pack(tmp_path / 'train'))
+    samples = EvaluationSamples(source, plain_transform(), allow_unreadable=True)
+    assert [index for index in range(LENGTH) if samples[index][1] == IGNORE] == list(damaged[1])

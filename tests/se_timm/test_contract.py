@@ -1,0 +1,450 @@
+"""timm's model contract, over every name that we register: what its users and its tools rely on."""
+import copy
+import functools
+
+import pytest
+import timm
+import torch
+from timm.models import FeatureInfo
+from timm.optim import create_optimizer_v2
+
+from se_timm import SEResNet, SEResNetCifar
+from se_timm.paper import NETWORKS
+from se_timm.se_resnet import PLACEMENTS, SEBottleneck
+from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
+
+NAMES = timm.list_models(module=['se_resnet', 'se_cifar'])
+CIFAR = timm.list_models(module='se_cifar')
+# Tracing and compiling take a time that grows with the number of blocks, running one that grows with the parameters
+SHALLOW = ('se_resnet18', 'se_resnet50', 'se_resnet20_cifar')
+VARIANTS = [  # of what a basic block can be; the first of each argument's values is its default
+    {}, *(dict(squeeze=squeeze) for squeeze in SQUEEZES[1:]),
+    *(dict(excitation=excitation) for excitation in EXCITATIONS[1:]),
+    *(dict(placement=placement) for placement in PLACEMENTS[1:-1]), dict(stages=(2,)), dict(bias=False), dict(se=False),
+    dict(shortcut='padding'), dict(drop_rate=0.1, drop_path_rate=0.1),
+]
+
+
+def over(quick):
+    """Parametrise over all names, those that are not `quick` as slow."""
+    return pytest.mark.parametrize(
+        'name', [pytest.param(name, marks=[] if quick(name) else [pytest.mark.slow]) for name in NAMES])
+
+
+# torch's own: script is deprecated and yet part of timm's contract, and it warns of torch's own GraphModule
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:.torch.jit:FutureWarning'),
+    pytest.mark.filterwarnings('ignore:The TorchScript type system:UserWarning'),
+]
+over_all_on_meta = pytest.mark.parametrize('name', NAMES)
+over_all = over(lambda name: NETWORKS[name].parameters < 30e6)
+over_all_compiled = over(lambda name: name in SHALLOW)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@functools.lru_cache(maxsize=4)
+def prototype(name, arguments):
+    torch.manual_seed(0)
+    return timm.create_model(name, **dict(arguments)).eval()
+
+
+def build(name, **arguments):
+    """Return a network of one's own in eval mode; the copy saves most of the initialisation's time."""
+    return copy.deepcopy(prototype(name, tuple(sorted(arguments.items()))))
+
+
+def size_of(name):
+    return 32 if name in CIFAR else 64
+
+
+def images(name, batch=2, channels=3, size=None):
+    size = size or (size_of(name), size_of(name))
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+def levels(name):
+    return 4 if name in CIFAR else 5
+
+
+def assert_all_equal(ours, theirs):
+    assert len(ours) == len(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+# Features
+
+
+# timm's ways of taking features, and where each keeps the network's own modules
+FORMS = {'list': '', 'dict': '', 'hook': 'body.', 'fx': 'graph_module.', 'getter': 'model.'}
+
+
+@pytest.mark.parametrize('form', FORMS)
+@over_all
+def test_features_only_gives_the_intermediates_in_every_form(name, form):
+    net = build(name)
+    features = timm.create_model(name, features_only=True, feature_cls=form).eval()
+    kept = {FORMS[form] + key: value for key, value in net.state_dict().items() if not key.startswith('fc.')}
+    features.load_state_dict(kept, strict=True)
+    x = images(name)
+    with torch.no_grad():
+        outputs = features(x)
+        expected = net.forward_intermediates(x, intermediates_only=True)
+    outputs = list(outputs.values()) if isinstance(outputs, dict) else outputs
+    assert len(outputs) == levels(name)
+    assert_all_equal(outputs, expected)
+    assert features.feature_info.channels() == [output.shape[1] for output in outputs]
+    assert features.feature_info.reduction() == [x.shape[-1] // output.shape[-1] for output in outputs]
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('name', ['se_resnet20_cifar', 'se_resnet18'])
+def test_features_only_of_chosen_levels(name, form):
+    features = timm.create_model(name, features_only=True, feature_cls=form, out_indices=(1, 3)).eval()
+    outputs = features(images(name))
+    outputs = list(outputs.values()) if isinstance(outputs, dict) else outputs
+    info = FeatureInfo(build(name).feature_info, (1, 3))
+    assert [output.shape[1] for output in outputs] == info.channels() == features.feature_info.channels()
+
+
+@over_all
+def test_last_intermediate_is_forward_features(name):
+    net, x = build(name), images(name)
+    with torch.no_grad():
+        final, taps = net.forward_intermediates(x)
+        assert len(taps) == len(net.feature_info) == levels(name)
+        assert torch.equal(final, net.forward_features(x))
+        assert torch.equal(final, taps[-1])
+        assert_all_equal(net.forward_intermediates(x, indices=2, intermediates_only=True), taps[-2:])
+        assert_all_equal(net.forward_intermediates(x, indices=[0, 2], intermediates_only=True), [taps[0], taps[2]])
+        net.set_grad_checkpointing()
+        assert_all_equal(net.forward_intermediates(x, intermediates_only=True), taps)
+
+
+@over_all
+def test_stopping_early_ends_at_the_tap(name):
+    net, x = build(name), images(name)
+    with torch.no_grad():
+        taps = net.forward_intermediates(x, intermediates_only=True)
+        for index, tap in enumerate(taps):
+            final, selected = net.forward_intermediates(x, indices=[index], stop_early=True)
+            assert_all_equal(selected, [tap])
+            if index:  # timm's ResNet has its max pool behind tap 0
+                assert torch.equal(final, tap)
+
+
+@pytest.mark.parametrize('name', ['se_resnet20_cifar', 'se_resnet18'])
+def test_intermediates_come_as_nchw_only(name):
+    with pytest.raises(AssertionError, match='NCHW'):
+        build(name).forward_intermediates(images(name), output_fmt='NHWC')
+
+
+@over_all
+def test_pruned_network_ends_at_the_tap_and_uses_every_parameter(name):
+    net, x = build(name), images(name)
+    with torch.no_grad():
+        taps = net.forward_intermediates(x, intermediates_only=True)
+    for index in range(1, levels(name)):
+        pruned = copy.deepcopy(net)
+        assert pruned.prune_intermediate_layers([index]) == [index]
+        features = pruned.forward_features(x)
+        assert torch.equal(features, taps[index])
+        assert pruned.num_features == features.shape[1]
+        features.sum().backward()
+        assert [key for key, parameter in pruned.named_parameters() if parameter.grad is None] == []
+
+
+@over_all
+def test_pruning_that_keeps_the_head_keeps_the_logits(name):
+    net, x = build(name), images(name)
+    with torch.no_grad():
+        expected = net(x)
+        net.prune_intermediate_layers(1, prune_head=False)
+        assert torch.equal(net(x), expected)
+
+
+# The head
+
+
+@over_all
+def test_classifier_is_reset_and_removed(name):
+    net, x = build(name), images(name)
+    with torch.no_grad():
+        features, pooled = net.forward_features(x), net.forward_head(net.forward_features(x), pre_logits=True)
+        assert pooled.shape == (2, net.head_hidden_size)
+        net.reset_classifier(7)
+        assert net(x).shape == (2, 7)
+        assert net.get_classifier().out_features == net.num_classes == 7
+        net.reset_classifier(0)
+        assert torch.equal(net(x), pooled)
+        net.reset_classifier(0, '')
+        assert torch.equal(net(x), features)
+
+
+@pytest.mark.parametrize('pool', ['avg', 'max', 'avgmax', 'catavgmax'])
+@pytest.mark.parametrize('name', ['se_resnet20_cifar', 'se_resnet18'])
+def test_resetting_without_a_pooling_keeps_it(name, pool):
+    net = timm.create_model(name, global_pool=pool).eval()
+    features = net.forward_features(images(name))
+    pooled = net.forward_head(features, pre_logits=True)
+    net.reset_classifier(5, None)
+    assert torch.equal(net.forward_head(features, pre_logits=True), pooled)
+    assert net.head_hidden_size == pooled.shape[1]
+    assert net(images(name)).shape == (2, 5)
+    net.reset_classifier(5, 'avg')
+    assert net.head_hidden_size == net.num_features
+
+
+@over_all_on_meta
+def test_resetting_keeps_device_dtype_mode_and_frozen_parameters(name):
+    net = timm.create_model(name, device='meta', dtype=torch.bfloat16).train()
+    net.requires_grad_(False)
+    net.reset_classifier(3)
+    assert {(p.device.type, p.dtype) for p in net.parameters()} == {('meta', torch.bfloat16)}
+    assert all(module.training for module in net.modules())
+    assert {key for key, p in net.named_parameters() if p.requires_grad} == {'fc.weight', 'fc.bias'}
+
+
+# Training
+
+
+@over_all_on_meta
+def test_layer_decay_takes_every_parameter_once_and_grows_towards_the_head(name):
+    net = timm.create_model(name, device='meta')
+    optimizer = create_optimizer_v2(net, opt='sgd', lr=1.0, momentum=0.9, weight_decay=1e-4, layer_decay=0.75)
+    scale = {id(p): group['lr_scale'] for group in optimizer.param_groups for p in group['params']}
+    named = dict(net.named_parameters())
+    assert sum(len(group['params']) for group in optimizer.param_groups) == len(named) == len(scale)
+    scales = {key: scale[id(p)] for key, p in named.items()}
+    assert scales['fc.weight'] == 1 == scales['fc.bias']
+    assert min(scales, key=scales.get).startswith(('conv1', 'bn1'))
+    stages = [f'layer{index}' for index in range(1, levels(name))]
+    blocks = [f'{stage}.{index}' for stage in stages for index in range(len(net.get_submodule(stage)))]
+    by_block = [{value for key, value in scales.items() if key.startswith(f'{block}.')} for block in blocks]
+    assert all(len(values) == 1 for values in by_block)  # a block's SE learns at its block's rate
+    assert [min(values) for values in by_block] == sorted(min(values) for values in by_block)
+    assert len({min(values) for values in by_block}) == len(blocks)
+
+
+@over_all_on_meta
+def test_biases_and_batch_norms_have_no_weight_decay(name):
+    net = timm.create_model(name, device='meta')
+    optimizer = create_optimizer_v2(net, opt='sgd', lr=1.0, weight_decay=1e-4)
+    decayed = {id(p) for group in optimizer.param_groups if group['weight_decay'] for p in group['params']}
+    assert {key for key, p in net.named_parameters() if id(p) in decayed} == {
+        key for key, p in net.named_parameters() if p.ndim > 1}
+
+
+@over_all_on_meta
+def test_coarse_groups_are_the_stages(name):
+    net = timm.create_model(name, device='meta')
+    groups = timm.models.group_parameters(net, net.group_matcher(coarse=True), reverse=True)
+    stage = {value for key, value in groups.items() if key.startswith('layer1.')}
+    assert len(stage) == 1
+    assert len(set(groups.values())) == levels(name) + 1  # stem, stages, classifier
+
+
+def gradients(net, x):
+    torch.manual_seed(0)  # for dropout
+    outputs = net(x)
+    outputs.square().sum().backward()
+    return outputs.detach(), {key: parameter.grad for key, parameter in net.named_parameters()}
+
+
+@over_all
+def test_gradient_checkpointing_changes_neither_outputs_nor_gradients(name):
+    net, again, x = build(name).train(), build(name).train(), images(name)
+    outputs, expected = gradients(net, x)
+    again.set_grad_checkpointing()
+    assert again.grad_checkpointing
+    outputs_again, given = gradients(again, x)
+    assert torch.equal(outputs_again, outputs)
+    for key, gradient in expected.items():
+        torch.testing.assert_close(given[key], gradient)
+    again.set_grad_checkpointing(False)
+    assert not again.grad_checkpointing
+
+
+def assert_every_parameter_has_a_gradient(net, x):
+    outputs, given = gradients(net.train(), x)
+    assert outputs.isfinite().all()
+    assert [key for key, gradient in given.items() if gradient is None] == []
+    assert all(gradient.isfinite().all() for gradient in given.values())
+
+
+@over_all
+def test_every_parameter_gets_a_gradient(name):
+    assert_every_parameter_has_a_gradient(build(name), images(name))
+
+
+@pytest.mark.parametrize('arguments', VARIANTS, ids=str)
+def test_every_parameter_of_every_variant_gets_a_gradient(arguments):
+    assert_every_parameter_has_a_gradient(build('se_resnet20_cifar', **arguments), images('se_resnet20_cifar', 4))
+
+
+@pytest.mark.parametrize('placement', PLACEMENTS)
+def test_every_parameter_of_a_bottleneck_gets_a_gradient_in_every_placement(placement):
+    assert_every_parameter_has_a_gradient(build('se_resnet50', placement=placement), images('se_resnet50'))
+
+
+@pytest.mark.parametrize('name', ['se_resnet18.in1k', 'se_resnet50.v1_5'])
+def test_every_parameter_gets_a_gradient_under_the_other_tags(name):
+    assert_every_parameter_has_a_gradient(timm.create_model(name), images(name))
+
+
+# Devices, dtypes, inputs
+
+
+@over_all_on_meta
+def test_device_and_dtype_reach_every_tensor(name):
+    net = timm.create_model(name, device='meta', dtype=torch.bfloat16).eval()
+    tensors = [*net.parameters(), *net.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {'meta'}
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.bfloat16}
+    outputs = net(torch.empty(2, *net.default_cfg['input_size'], device='meta', dtype=torch.bfloat16))
+    assert (outputs.shape, outputs.dtype) == ((2, net.num_classes), torch.bfloat16)
+
+
+@over_all_on_meta
+def test_device_context_reaches_every_tensor(name):
+    with torch.device('meta'):
+        net = timm.create_model(name)
+    assert {tensor.device.type for tensor in [*net.parameters(), *net.buffers()]} == {'meta'}
+
+
+@over_all_on_meta
+@pytest.mark.parametrize('channels', [1, 4])
+def test_input_channels_are_the_users(name, channels):
+    net = timm.create_model(name, in_chans=channels, device='meta').eval()
+    assert net.in_chans == channels
+    assert net(torch.empty(2, channels, 64, 64, device='meta')).shape == (2, net.num_classes)
+
+
+@over_all_on_meta
+@pytest.mark.parametrize('size', [(33, 47), (224, 193), (320, 320)])
+def test_other_sizes_are_taken(name, size):
+    net = timm.create_model(name, device='meta').eval()
+    x = torch.empty(1, 3, *size, device='meta')
+    assert net(x).shape == (1, net.num_classes)
+    reductions = [info['reduction'] for info in net.feature_info]
+    for tap, reduction in zip(net.forward_intermediates(x, intermediates_only=True), reductions, strict=True):
+        # the paper's max pool has no padding: in ceil mode it can be a pixel short of the rounded-up size
+        assert all(-(-side // reduction) - got in (0, 1) for side, got in zip(size, tap.shape[2:], strict=True))
+
+
+@over_all
+def test_one_channel_and_odd_size_run(name):
+    with torch.no_grad():
+        logits = build(name, in_chans=1)(images(name, 2, 1, (65, 47)))
+    assert logits.shape == (2, 10 if name in CIFAR else 1000)
+    assert logits.isfinite().all()
+
+
+@over_all
+def test_an_image_alone_has_the_logits_it_has_in_a_batch(name):
+    net, x = build(name).double(), images(name, 3).double()  # 152 layers at their initial values are ill-conditioned
+    with torch.no_grad():
+        torch.testing.assert_close(net(x[1:2]), net(x)[1:2])
+
+
+@pytest.mark.parametrize('name', SHALLOW)
+def test_channels_last_and_bfloat16_run(name):
+    net = build(name).to(memory_format=torch.channels_last, dtype=torch.bfloat16)
+    x = images(name).to(memory_format=torch.channels_last, dtype=torch.bfloat16)
+    with torch.no_grad():
+        logits, expected = net(x), build(name)(images(name))
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
+
+
+# Scripted, traced, exported, compiled
+
+
+def assert_scripts(net, x):
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(net)(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def assert_traces(net, x):
+    """Trace in both modes; the train mode's graph must give a gradient to every parameter."""
+    traced = torch.fx.symbolic_trace(net.eval())
+    with torch.no_grad():
+        assert torch.equal(traced(x), net(x))
+        assert torch.equal(torch.jit.script(traced)(x), net(x))
+    assert_every_parameter_has_a_gradient(torch.fx.symbolic_trace(net.train()), x)
+
+
+def assert_exports(net, x):
+    """Export with a free batch size and run with another."""
+    batch = torch.export.Dim('batch', min=1, max=64)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
+    more = torch.cat([x, x.flip(0), x])
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(more), net(more), rtol=1e-4, atol=1e-5)
+
+
+def assert_close(given, expected, tolerance, name=None):
+    """Compare by the largest value: fused kernels round otherwise, and small values are sums of large ones."""
+    torch.testing.assert_close(given, expected, rtol=0, atol=tolerance * expected.abs().max().item(), msg=name)
+
+
+def assert_compiles(net, x, backend='eager'):
+    """Compile without graph breaks, forward and backward, in both modes."""
+    torch.compiler.reset()
+    with torch.no_grad():
+        assert_close(torch.compile(net, fullgraph=True, backend=backend)(x), net(x), 1e-5)
+    expected, wanted = gradients(copy.deepcopy(net).train(), x)
+    outputs, given = gradients(torch.compile(net.train(), fullgraph=True, backend=backend), x)
+    assert_close(outputs, expected, 1e-5)
+    # the compiled module's names have a prefix
+    for (key, gradient), expected_gradient in zip(given.items(), wanted.values(), strict=True):
+        assert_close(gradient, expected_gradient, 1e-5, key)
+    torch.compiler.reset()
+
+
+@over_all_compiled
+def test_network_scripts(name):
+    assert_scripts(build(name), images(name))
+
+
+@over_all_compiled
+def test_network_traces(name):
+    assert_traces(build(name), images(name))
+
+
+@over_all_compiled
+def test_network_exports(name):
+    assert_exports(build(name), images(name))
+
+
+@over_all_compiled
+def test_network_compiles_without_graph_break(name):
+    assert_compiles(build(name), images(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', SHALLOW)
+def test_network_compiles_with_inductor(name, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))  # what an interrupted run left is not to be read
+    # float64: gradients of a few pixels a channel, in float32, differ by more than an error would
+    assert_compiles(build(name).double(), images(name).double(), backend='inductor')
+
+
+def shallow_variant(arguments):
+    """Return a network of three blocks with these arguments: enough to trace each of them."""
+    return SEResNetCifar((1, 1, 1), **arguments).eval()
+
+
+@pytest.mark.parametrize('check', [assert_scripts, assert_exports, assert_compiles, assert_traces])
+@pytest.mark.parametrize('arguments', VARIANTS[:-1], ids=str)
+def test_every_variant_scripts_traces_exports_and_compiles(arguments, check):
+    check(shallow_variant(arguments), images('se_resnet20_cifar'))
+
+
+@pytest.mark.parametrize('check', [assert_scripts, assert_exports, assert_compiles, assert_traces])
+def test_place_inside_a_bottleneck_scripts_traces_exports_and_compiles(check):
+    net = SEResNet(SEBottleneck, (1, 1, 1, 1), placement='3x3').eval()
+    check(net, images('se_resnet50'))

@@ -1,0 +1,170 @@
+"""The SE block against Equations 2 to 4 of the paper, written out in NumPy."""
+import numpy as np
+import pytest
+import torch
+from timm.layers import SEModule
+
+from se_timm import SqueezeExcite
+from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
+
+SQUEEZE = {
+    'avg': lambda u: u.mean((2, 3), keepdims=True),
+    'max': lambda u: u.max((2, 3), keepdims=True),
+    'none': lambda u: u,
+}
+GATE = {
+    'sigmoid': lambda v: 1 / (1 + np.exp(-v)),
+    'tanh': np.tanh,
+    'relu': lambda v: np.maximum(v, 0),
+    'hard_sigmoid': lambda v: np.clip(v + 3, 0, 6) / 6,
+}
+
+
+def images(channels, batch=3, dtype=torch.float64):
+    return torch.randn(batch, channels, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+def block(channels=12, **arguments):
+    """Return a float64 block whose biases, if it has any, are not zero."""
+    torch.manual_seed(0)
+    se = SqueezeExcite(channels, dtype=torch.float64, **arguments)
+    for layer in (se.fc1, se.fc2):
+        if layer.bias is not None:
+            torch.nn.init.normal_(layer.bias)
+    return se
+
+
+def fully_connected(layer, z):
+    out = np.einsum('oc,nchw->nohw', layer.weight.detach().numpy()[:, :, 0, 0], z)
+    return out if layer.bias is None else out + layer.bias.detach().numpy()[:, None, None]
+
+
+def gates_by_formula(se, u, squeeze, excitation):
+    hidden = np.maximum(fully_connected(se.fc1, SQUEEZE[squeeze](u.numpy())), 0)
+    return GATE[excitation](fully_connected(se.fc2, hidden))
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('excitation', EXCITATIONS)
+@pytest.mark.parametrize('squeeze', SQUEEZES)
+def test_block_computes_the_formula(squeeze, excitation, bias):
+    se, u = block(reduction=3, squeeze=squeeze, excitation=excitation, bias=bias), images(12)
+    gates = gates_by_formula(se, u, squeeze, excitation)
+    assert len(np.unique(gates.round(6))) > 6  # neither saturated nor dead: the comparison says something
+    np.testing.assert_allclose(se.excite(u).detach().numpy(), gates, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(se(u).detach().numpy(), gates * u.numpy(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize('squeeze', SQUEEZES)
+def test_gradients_are_those_of_the_formula(squeeze):
+    assert torch.autograd.gradcheck(block(channels=4, reduction=2, squeeze=squeeze), images(4, 2).requires_grad_())
+
+
+def test_defaults_are_the_papers():
+    se = SqueezeExcite(64)
+    assert (se.squeeze, type(se.gate).__name__, se.fc1.out_channels) == ('avg', 'Sigmoid', 4)
+    assert se.fc1.bias is not None
+    assert se.fc2.bias is not None
+
+
+@pytest.mark.parametrize('reduction', [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize('channels', [32, 48, 64, 100, 576, 1056])
+def test_hidden_width_is_exactly_channels_over_reduction(channels, reduction):
+    hidden = channels // reduction
+    shapes = {name: tuple(value.shape) for name, value in SqueezeExcite(channels, reduction).state_dict().items()}
+    assert shapes == {
+        'fc1.weight': (hidden, channels, 1, 1), 'fc1.bias': (hidden,),
+        'fc2.weight': (channels, hidden, 1, 1), 'fc2.bias': (channels,),
+    }
+
+
+def test_hidden_width_is_not_rounded_up_to_timms_multiple_of_eight():
+    assert SqueezeExcite(48, 16).fc1.out_channels == 3
+    assert SEModule(48).fc1.out_channels == 8
+
+
+def test_without_bias_there_are_only_the_two_weights():
+    assert set(SqueezeExcite(32, bias=False).state_dict()) == {'fc1.weight', 'fc2.weight'}
+
+
+def test_timms_weights_give_timms_output_to_the_bit():
+    theirs = SEModule(256)
+    ours = SqueezeExcite(256)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    u = images(256, dtype=torch.float32)
+    assert torch.equal(ours(u), theirs(u))
+
+
+def test_any_other_activation_of_timm_is_taken():
+    se, u = block(reduction=3, excitation='elu'), images(12)
+    v = fully_connected(se.fc2, np.maximum(fully_connected(se.fc1, SQUEEZE['avg'](u.numpy())), 0))
+    np.testing.assert_allclose(se.excite(u).detach().numpy(), np.where(v > 0, v, np.expm1(v)), rtol=1e-10)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('squeeze', SQUEEZES)
+def test_memory_format_is_kept(squeeze, memory_format):
+    u = images(12).contiguous(memory_format=memory_format)
+    assert block(reduction=3, squeeze=squeeze)(u).is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_dtype_argument_reaches_every_parameter_and_the_output(dtype):
+    se = SqueezeExcite(32, dtype=dtype)
+    assert {parameter.dtype for parameter in se.parameters()} == {dtype}
+    assert se(images(32, dtype=dtype)).dtype == dtype
+
+
+def test_device_argument_reaches_every_parameter():
+    se = SqueezeExcite(32, device='meta')
+    assert {parameter.device.type for parameter in se.parameters()} == {'meta'}
+    assert se(torch.empty(2, 32, 5, 7, device='meta')).shape == (2, 32, 5, 7)
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit:FutureWarning')  # deprecated, and yet part of timm's contract
+@pytest.mark.parametrize('squeeze', SQUEEZES)
+def test_scripted_block_gives_the_same_bits(squeeze):
+    se, u = block(reduction=3, squeeze=squeeze), images(12)
+    assert torch.equal(torch.jit.script(se)(u), se(u))
+
+
+def test_representation_names_the_squeeze():
+    assert "squeeze='max'" in repr(SqueezeExcite(32, squeeze='max'))
+
+
+def assert_names(error, *parts):
+    """Check the three lines: what was given, why not, what to do."""
+    given, why, remedy = str(error.value).splitlines()
+    assert why.startswith('  why: ')
+    assert remedy.startswith('  do:  ')
+    for part in parts:
+        assert part in str(error.value)
+    assert parts[0] in given
+
+
+@pytest.mark.parametrize('reduction', [0, -1, 33, 2.0, '16', True, None])
+def test_impossible_reduction_is_an_error_with_value_and_range(reduction):
+    with pytest.raises(ValueError, match='reduction') as error:
+        SqueezeExcite(32, reduction)
+    assert_names(error, repr(reduction), '32 channels', 'from 1 to 32')
+
+
+@pytest.mark.parametrize(('squeeze', 'close'), [('average', 'avg'), ('maximum', 'max'), ('None', 'none')])
+def test_unknown_squeeze_is_an_error_with_the_nearest_name(squeeze, close):
+    with pytest.raises(ValueError, match='squeeze') as error:
+        SqueezeExcite(32, squeeze=squeeze)
+    assert_names(error, repr(squeeze), f'did you mean {close}', *SQUEEZES)
+
+
+@pytest.mark.parametrize(('excitation', 'close'), [('sigmod', 'sigmoid'), ('tan', 'tanh'), ('relu_', 'relu')])
+def test_unknown_excitation_is_an_error_with_the_nearest_name(excitation, close):
+    with pytest.raises(ValueError, match='excitation') as error:
+        SqueezeExcite(32, excitation=excitation)
+    assert_names(error, repr(excitation), f'did you mean {close}', *EXCITATIONS)
+
+
+@pytest.mark.parametrize('excitation', [None, '', 1, torch.nn.Sigmoid])
+def test_excitation_that_is_no_name_is_an_error(excitation):
+    with pytest.raises(ValueError, match='excitation') as error:
+        SqueezeExcite(32, excitation=excitation)
+    assert_names(error, repr(excitation), *EXCITATIONS)
