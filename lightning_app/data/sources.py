@@ -185,9 +185,11 @@ def _below_common_folder(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     inside = {name: PurePosixPath(name).parts for name in names}
     inside = {name: parts for name, parts in inside.items()
               if len(parts) > 1 and not any(part.startswith('.') for part in parts)}
-    while len({parts[0] for parts in inside.values()}) == 1 and min(map(len, inside.values())) > 2:
-        inside = {name: parts[1:] for name, parts in inside.items()}
-    return inside
+    images = [parts for name, parts in inside.items() if name.lower().endswith(EXTENSIONS)]  # a README is no class
+    level = 0
+    while len({parts[level] for parts in images}) == 1 and min(map(len, images)) > level + 2:
+        level += 1
+    return {name: parts[level:] for name, parts in inside.items() if len(parts) > level + 1}
 
 
 def _nearby(path: Path, remedy: str) -> str:
