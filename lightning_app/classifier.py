@@ -145,7 +145,10 @@ class ImageClassifier(LightningModule):
         """Build timm's optimiser and schedule."""
         batch_size = getattr(getattr(self.trainer, 'datamodule', None), 'batch_size', None)
         optimizer = build_optimizer(self.net, self.optim, scaled_lr(self.optim, batch_size))
-        scheduler = build_schedule(optimizer, self.schedule, self.trainer.max_epochs or 0)
+        schedule = self.schedule
+        if getattr(self.trainer, 'fast_dev_run', False):  # one epoch, in which no warm-up fits
+            schedule = dataclasses.replace(schedule, warmup_epochs=0)
+        scheduler = build_schedule(optimizer, schedule, self.trainer.max_epochs or 0)
         self.given_options = [
             {name: value for name, value in group.items() if name != 'params'} for group in optimizer.param_groups]
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'}}

@@ -1,10 +1,12 @@
 """Loggers that stand in the configs: W&B, which never stops a training, and CSV, both in the run's folder."""
 from __future__ import annotations
 
+import netrc
 import os
 import warnings
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
@@ -86,17 +88,17 @@ class WandbLogger(LightningWandbLogger):
         import wandb  # takes half a second, and not every run uses it
 
         super().__init__(
-            project=project, name=name, save_dir=save_dir or DEFAULT_FOLDER, id=id, log_model=log_model,
-            add_file_policy='immutable', entity=entity, group=group, job_type=job_type, tags=tags, notes=notes,
-            mode=mode, resume='allow',
+            # absolute: W&B's service keeps the working directory that it was started in
+            save_dir=os.path.abspath(save_dir or DEFAULT_FOLDER),
+            project=project, name=name, id=id, log_model=log_model, add_file_policy='immutable', entity=entity, group=group,
+            job_type=job_type, tags=tags, notes=notes, mode=mode, resume='allow',
             settings=wandb.Settings(init_timeout=CONNECT_SECONDS, silent=True))
         self._wandb_init.pop('anonymous', None)  # wandb warns of it
         self.placed = save_dir is not None
 
     def place(self, folder: Path) -> None:
         """Write to `folder`."""
-        self._save_dir = str(folder)
-        self._wandb_init['dir'] = str(folder)
+        self._save_dir = self._wandb_init['dir'] = os.path.abspath(folder)
 
     @property
     def experiment(self) -> Any:
@@ -109,7 +111,7 @@ class WandbLogger(LightningWandbLogger):
         import wandb
 
         os.makedirs(str(self._save_dir), exist_ok=True)
-        if self._wandb_init.get('mode') is None and 'WANDB_MODE' not in os.environ and not wandb.api.api_key:
+        if self._wandb_init.get('mode') is None and 'WANDB_MODE' not in os.environ and not logged_in():
             self._wandb_init['mode'] = 'offline'
         try:
             run = super().experiment
@@ -121,6 +123,18 @@ class WandbLogger(LightningWandbLogger):
             folder = Path(run.dir).parent
             rank_zero_info(f'W&B: offline. Look at the run: wandb leet run {folder}\n'
                            f'     Upload it: wandb login, then wandb sync {folder}')
+
+
+def logged_in() -> bool:
+    """Return whether there is an API key, without asking wandb, which would talk to its server or warn."""
+    try:
+        logins = netrc.netrc(os.environ.get('NETRC'))
+    except (OSError, netrc.NetrcParseError):
+        logins = None
+    host = urlsplit(os.environ.get('WANDB_BASE_URL', '')).hostname
+    known = set(logins.hosts) if logins else set()
+    return bool(os.environ.get('WANDB_API_KEY')) or (host in known if host else any(
+        'wandb' in name or 'coreweave' in name for name in known))
 
 
 def rank() -> int:

@@ -22,6 +22,11 @@ class Throughput(Callback):
         self._start: float | None = None
         self._images = 0
 
+    def on_save_checkpoint(
+            self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Forget what lies before the checkpoint."""
+        self._start = None
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what lies before the epoch."""
         self._start = None
