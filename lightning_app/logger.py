@@ -90,8 +90,8 @@ class WandbLogger(LightningWandbLogger):
         super().__init__(
             # absolute: W&B's service keeps the working directory that it was started in
             save_dir=os.path.abspath(save_dir or DEFAULT_FOLDER),
-            project=project, name=name, id=id, log_model=log_model, add_file_policy='immutable', entity=entity, group=group,
-            job_type=job_type, tags=tags, notes=notes, mode=mode, resume='allow',
+            project=project, name=name, id=id, log_model=log_model, add_file_policy='immutable', entity=entity,
+            group=group, job_type=job_type, tags=tags, notes=notes, mode=mode, resume='allow',
             settings=wandb.Settings(init_timeout=CONNECT_SECONDS, silent=True))
         self._wandb_init.pop('anonymous', None)  # wandb warns of it
         self.placed = save_dir is not None
