@@ -1,19 +1,24 @@
 """SE-ResNets for 32x32 images: the CIFAR networks of He et al. (https://arxiv.org/abs/1512.03385, Sec. 4.2) with SE."""
-from __future__ import annotations
-
+# no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import DropPath, create_classifier, get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models._features import feature_take_indices
 from torch import nn
 from torch.nn import functional as F
 
 from .errors import unknown
-from .se_resnet import SEBasicBlock, check_keywords, check_se_arguments
+from .se_resnet import SEBasicBlock, check_keywords, check_se_arguments, check_weights_exist
 from .squeeze_excite import SqueezeExcite
 from .weights import checkpoint_filter_fn
 
@@ -89,7 +94,7 @@ class SEResNetCifar(nn.Module):
             dtype: Any = None,
     ) -> None:
         super().__init__()
-        check_se_arguments(se, placement, stages, STAGES)
+        stages = check_se_arguments(se, placement, stages, STAGES)
         if shortcut not in SHORTCUTS:
             raise ValueError(unknown('shortcut', shortcut, SHORTCUTS))
         dd = {'device': device, 'dtype': dtype}
@@ -256,6 +261,9 @@ default_cfgs = generate_default_cfgs({
 
 def _create(variant: str, pretrained: bool, blocks: int, kwargs: dict[str, Any]) -> nn.Module:
     check_keywords(variant, kwargs, SEResNetCifar)
+    if pretrained:
+        check_weights_exist(variant, resolve_pretrained_cfg(
+            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')))
     return build_model_with_cfg(
         SEResNetCifar, variant, pretrained, layers=(blocks, blocks, blocks),
         feature_cfg=dict(out_indices=(0, 1, 2, 3)), pretrained_filter_fn=checkpoint_filter_fn, **kwargs)

@@ -173,7 +173,7 @@ class SEResNet(ResNet):
             relu_before_se: bool = False,
             **resnet_args: Any,
     ) -> None:
-        check_se_arguments(se, placement, stages, STAGES)
+        stages = check_se_arguments(se, placement, stages, STAGES)
         if topology not in TOPOLOGIES[1:]:
             raise ValueError(unknown('topology', topology, TOPOLOGIES[1:]))
         if se and (resnet_args.get('block_args') or {}).get('attn_layer'):
@@ -204,7 +204,7 @@ class SEResNet(ResNet):
                     module.stride_in_1x1()
 
 
-def check_se_arguments(se: bool, placement: str, stages: Sequence[int], valid_stages: tuple[int, ...]) -> None:
+def check_se_arguments(se: bool, placement: str, stages: Sequence[int], valid_stages: tuple[int, ...]) -> list[int]:
     """Raise `ValueError` for network-level SE arguments that name nothing."""
     if not isinstance(se, bool):
         raise ValueError(message(f'se: {se!r}', 'it is a switch', 'say True for SE or False for the plain twin'))
@@ -219,6 +219,7 @@ def check_se_arguments(se: bool, placement: str, stages: Sequence[int], valid_st
             f'name some of {list(valid_stages)}, as in stages=({valid_stages[0]}, {valid_stages[1]}); '
             'for none at all say se=False',
         ))
+    return stages
 
 
 # Our network -> timm's name of it in the paper's topology and in v1.5 (None where timm has none).
@@ -298,7 +299,7 @@ def check_weights_fit(variant: str, given: dict[str, Any]) -> None:
     """Raise `ValueError` if an SE argument contradicts what the weights of `variant` were trained with."""
     for name, trained in SE_DEFAULTS.items():
         value = given.get(name, trained)
-        if (tuple(value) if name == 'stages' else value) != trained:
+        if (tuple(value) if isinstance(value, (list, tuple)) else value) != trained:
             raise ValueError(message(
                 f'{name}={value!r} with pretrained=True for {variant}',
                 f'its weights were trained with {name}={trained!r}',
@@ -332,7 +333,8 @@ def _create_se_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         cfg = resolve_pretrained_cfg(variant, tag, overlay)
     if pretrained:
         check_weights_exist(variant, cfg)
-        check_weights_fit(variant, kwargs)
+        if cfg.source not in ('local-dir', 'hf-hub') and not (cfg.file or cfg.state_dict):
+            check_weights_fit(variant, kwargs)
     kwargs.setdefault('zero_init_last', topology == 'v1.5')
     if kwargs['block'] is SEBasicBlock:
         kwargs.setdefault('relu_before_se', tag == 'in1k')
