@@ -65,7 +65,7 @@ class TarSource:
     worker processes (a `TarFile` that is opened before a fork does, and returns broken images).
 
     Raises:
-        InputError: If the file is no tar file or holds no images in class folders.
+        InputError: If the file is no tar file, is damaged or cut off, or holds no images in class folders.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -73,6 +73,7 @@ class TarSource:
         try:
             with tarfile.open(path, 'r:') as tar:
                 members = _places(tar)
+                _check_end(tar)
         except tarfile.TarError as error:
             raise InputError(message(
                 f'tar file: {path}', f'it cannot be read as an uncompressed tar file ({error})',
@@ -178,6 +179,17 @@ def _places(tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
             links[member.name] = os.path.normpath(os.path.join(os.path.dirname(member.name), member.linkname))
     places.update({name: places[target] for name, target in links.items() if target in places})
     return places
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise `ReadError` if the reading of `tar` stopped at anything but its end; tarfile stops there in silence."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if block.strip(tarfile.NUL):
+        raise tarfile.ReadError(f'it is damaged at byte {tar.offset}')
+    if not block:
+        raise tarfile.ReadError('its end is missing')
 
 
 def _below_common_folder(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

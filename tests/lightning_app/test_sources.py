@@ -300,6 +300,27 @@ def test_truncated_tar_file(tmp_path, write_images, pack, refused):
         TarSource(path)
 
 
+def test_tar_file_damaged_in_the_middle(tmp_path, write_images, pack, refused):
+    # tarfile takes what is before the damage for the whole
+    path = pack(write_images(tmp_path / 'train'))
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[5].offset
+    with path.open('r+b') as file:
+        file.seek(offset)
+        file.write(b'x' * 100)
+    with refused(f'tar file: {path}', f'damaged at byte {offset}', 'make it anew'):
+        TarSource(path)
+
+
+def test_tar_file_cut_off_between_two_images(tmp_path, write_images, pack, refused):
+    path = pack(write_images(tmp_path / 'train'))
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[5].offset
+    os.truncate(path, offset)
+    with refused(f'tar file: {path}', 'its end is missing', 'make it anew'):
+        TarSource(path)
+
+
 def test_empty_tar_file(tmp_path, refused):
     tarfile.open(tmp_path / 'train.tar', 'w').close()
     with refused(f'images: {tmp_path}/train.tar', 'no folder with images', 'one folder a class'):
