@@ -25,8 +25,8 @@ class Optim:
     """The optimiser. The defaults are the paper's.
 
     Attributes:
-        name: Any of timm's optimisers (`timm.optim.list_optimizers()`). `momentum` is SGD with plain momentum, as in
-            the paper; timm's `sgd` is Nesterov's.
+        name: Any of timm's optimisers (`timm.optim.list_optimizers()`), with `lookahead_` before it for Lookahead.
+            `momentum` is SGD with plain momentum, as in the paper; timm's `sgd` is Nesterov's.
         lr: Learning rate after warm-up, for the batch size of `lr_batch`.
         momentum: Momentum (SGD and RMSprop).
         weight_decay: Weight decay.
@@ -101,15 +101,19 @@ def scaled_lr(optim: Optim, batch_size: int | None) -> float:
     return optim.lr * (ratio if optim.lr_scaling == 'linear' else ratio ** 0.5)
 
 
+def _base_name(optim: Optim) -> str:
+    return optim.name.removeprefix('lookahead_')
+
+
 def check_optimizer(optim: Optim) -> None:
     """Raise `InputError` for an optimiser that timm does not have."""
-    if optim.name not in list_optimizers():
-        raise InputError(unknown('model.optim.name', optim.name, list_optimizers()))
+    if (name := _base_name(optim)) not in list_optimizers():
+        raise InputError(unknown('model.optim.name', name, list_optimizers()))
 
 
 def check_options(optim: Optim) -> None:
     """Raise `InputError` for options that the optimiser does not take; timm passes over some of them in silence."""
-    parameters = inspect.signature(get_optimizer_class(optim.name, bind_defaults=False)).parameters
+    parameters = inspect.signature(get_optimizer_class(_base_name(optim), bind_defaults=False)).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     for name in optim.options:

@@ -5,7 +5,7 @@ import typing
 import pytest
 import timm
 import torch
-from timm.optim import list_optimizers
+from timm.optim import Lookahead, list_optimizers
 from torch import nn
 from torch.nn import functional as F
 
@@ -89,6 +89,14 @@ def test_options_arrive():
     group, = build_optimizer(
         nn.Linear(1, 1, bias=False), Optim(name='adamw', options={'betas': (0.8, 0.9), 'eps': 1e-3}), 0.1).param_groups
     assert (group['betas'], group['eps']) == ((0.8, 0.9), 1e-3)
+
+
+def test_lookahead_around_an_optimiser(net, refused):
+    optimizer = build_optimizer(net, Optim(name='lookahead_adamw', options={'betas': [0.8, 0.9]}), 0.1)
+    assert isinstance(optimizer, Lookahead)
+    assert tuple(optimizer.param_groups[0]['betas']) == (0.8, 0.9)
+    with refused("model.optim.name: 'adamv'", 'there is no such', 'did you mean adam'):
+        check_optimizer(Optim(name='lookahead_adamv'))
 
 
 def test_the_default_is_the_paper_s():
