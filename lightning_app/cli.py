@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -29,6 +28,10 @@ __all__ = ['AppCLI', 'main']
 
 PROG = 'python -m lightning_app'
 SUBCOMMANDS = ('fit', 'validate', 'test', 'predict')
+# With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
+SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
+
+Configs = list[tuple[Path, dict[str, Any]]]  # files and their contents
 
 
 class Parser(LightningArgumentParser):
@@ -75,9 +78,10 @@ class AppCLI(LightningCLI):
         if args is not None and not isinstance(args, list):
             return super().parse_arguments(parser, args)
         given = sys.argv[1:] if args is None else args
-        check_links(given)
+        configs = _configs(given)
+        check_links(configs)
         with tempfile.TemporaryDirectory() as folder:
-            completed = complete_from_checkpoint(given, Path(folder))
+            completed = complete_from_checkpoint(given, configs, Path(folder))
             super().parse_arguments(parser, args if completed == given else completed)
             if completed != given:
                 self.config[self.config.subcommand].config.pop(0)  # that file is not the user's
@@ -87,27 +91,27 @@ class AppCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse, before any work, what would fail later or be ignored."""
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        if self.subcommand != 'fit':  # an evaluation needs none of the callbacks of the training
-            warnings.filterwarnings('ignore', 'Be aware that when using `ckpt_path`')
-        check_devices(config.trainer)
+        check_devices((self.config[self.subcommand] if self.subcommand else self.config).trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer, for a training with a folder of its own."""
         trainer = self._get(self.config_init, 'trainer')
         callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+        refused = tuple(kind for switch, kind in SWITCHES.items() if trainer[switch] is False)
+        trainer.callbacks = [callback for callback in callbacks if callback and not isinstance(callback, refused)]
         if self.subcommand == 'predict':
-            trainer.callbacks = [*filter(None, callbacks), PredictionWriter(self._get(self.config_init, 'output'))]
-        if self.subcommand == 'fit' and not trainer.fast_dev_run:
-            base = trainer.default_root_dir or f'runs/{self.model.name}'
-            folder = run_folder(Path(base), self._get(self.config_init, 'ckpt_path'))
-            kwargs['default_root_dir'] = str(folder)
-            loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-            place_loggers(loggers, folder)
-            for callback in callbacks:
-                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                    callback.dirpath = str(folder / 'checkpoints')
-        return super().instantiate_trainer(**kwargs)
+            trainer.callbacks.append(PredictionWriter(self._get(self.config_init, 'output')))
+        if self.subcommand != 'fit' or trainer.fast_dev_run:
+            return super().instantiate_trainer(**kwargs)
+        base = trainer.default_root_dir or f'runs/{self.model.name}'
+        folder = run_folder(Path(base), self._get(self.config_init, 'ckpt_path'))
+        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        place_loggers(loggers, folder)
+        built = super().instantiate_trainer(**{**kwargs, 'default_root_dir': str(folder)})
+        for callback in built.checkpoint_callbacks:  # the one that Lightning adds where the config names none, too
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / 'checkpoints')
+        return built
 
 
 def _num_classes(data: ImageDataModule) -> int | None:
@@ -123,18 +127,19 @@ def run_folder(base: Path, ckpt_path: str | None) -> Path:
     return base / f'version_{max(versions, default=-1) + 1}'
 
 
-def complete_from_checkpoint(args: list[str], folder: Path) -> list[str]:
+def complete_from_checkpoint(args: list[str], configs: Configs, folder: Path) -> list[str]:
     """Return `args` with a config before all others that holds what the checkpoint to be evaluated knows.
 
     Args:
         args: Command line, starting with the subcommand.
+        configs: The config files it names, with their contents.
         folder: Where the config is written.
 
     Raises:
         InputError: If there is no such checkpoint, or it cannot be read.
     """
     path = next(iter(_options(args, '--ckpt_path')), None)
-    for _, content in _configs(args):
+    for _, content in configs:
         path = path or content.get('ckpt_path')
     if not args or args[0] not in SUBCOMMANDS or path is None or path in ('best', 'last', 'hpc', 'null'):
         return args
@@ -163,17 +168,17 @@ def _options(args: list[str], *names: str) -> list[str]:
     return values
 
 
-def _configs(args: list[str]) -> list[tuple[Path, dict[str, Any]]]:
+def _configs(args: list[str]) -> Configs:
     """Return the config files of a command line with their contents, files for one group within them included.
 
     Raises:
         InputError: If one is not YAML.
     """
     found = [(Path(value), _read_yaml(Path(value))) for value in _options(args, '--config', '-c')]
-    groups = [(Path(value), 'model', Path(value)) for value in _options(args, '--model')]
-    groups += [(path, key, path.parent / value) for path, content in found for key, value in content.items()
+    groups = [('model', Path(value)) for value in _options(args, '--model')]
+    groups += [(key, path.parent / value) for path, content in found for key, value in content.items()
                if isinstance(value, str) and value.endswith(('.yaml', '.yml', '.json'))]
-    return found + [(file, {key: _read_yaml(file)}) for _, key, file in groups]
+    return found + [(file, {key: _read_yaml(file)}) for key, file in groups]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -207,9 +212,9 @@ def _load_checkpoint(path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def check_links(args: list[str]) -> None:
+def check_links(configs: Configs) -> None:
     """Raise `InputError` if a config file sets a key that follows from another; jsonargparse would ignore it."""
-    for path, content in _configs(args):
+    for path, content in configs:
         for key in LINKED:
             group, name = key.split('.')
             keys = content.get(group)

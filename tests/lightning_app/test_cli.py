@@ -112,6 +112,21 @@ def test_no_callback_is_added_that_is_not_named(on_photos):
     assert [type(callback).__name__ for callback in ours] == ['RecordConfig']  # writes config.yaml
 
 
+CALLBACKS = ['lightning_app.callbacks.ProgressBar', 'ModelCheckpoint', 'lightning_app.callbacks.ResultLine']
+
+
+@pytest.mark.parametrize(('switch', 'callback'), [
+    ('enable_progress_bar', 'ProgressBar'), ('enable_checkpointing', 'ModelCheckpoint')])
+def test_switch_of_the_trainer_wins_over_the_callback_of_a_config(on_photos, write_yaml, switch, callback):
+    # Lightning refuses the two together
+    config = write_yaml('config.yaml', {'trainer': {'callbacks': [{'class_path': name} for name in CALLBACKS]}})
+    given = [*on_photos, '--trainer.enable_progress_bar=true', f'--trainer.{switch}=false']
+    cli = main(['fit', '--config', config, *given])
+    names = {type(each).__name__ for each in cli.trainer.callbacks}
+    assert {'ProgressBar', 'ModelCheckpoint', 'ResultLine'} - names == {callback}
+    assert bool(list(Path('runs').rglob('*.ckpt'))) == (switch != 'enable_checkpointing')
+
+
 def test_command_line_wins_over_configs_after_it(write_yaml):
     config = write_yaml('config.yaml', {'model': {'name': 'test_resnet', 'optim': {'lr': 0.1}},
                                         'data': {'class_path': 'DigitsDataModule'}})
@@ -148,6 +163,12 @@ def test_default_root_dir_holds_the_run_folders(on_photos):
     main(['fit', *on_photos, '--trainer.default_root_dir=out/study'])
     assert Path('out/study/version_0/config.yaml').is_file()
     assert not Path('runs').exists()
+
+
+@pytest.mark.parametrize('logger', [[], [CSV], [WANDB]], ids=['none', 'csv', 'wandb'])
+def test_checkpoints_without_a_callback_are_in_the_run_folder(on_photos, logger):
+    main(['fit', *on_photos, *logger])
+    assert Path(only_checkpoint()).parent == Path('runs/test_resnet/version_0/checkpoints')
 
 
 def test_fast_dev_run_and_evaluation_write_nothing(on_photos):
