@@ -7,6 +7,7 @@ from typing import Any
 import timm
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
@@ -131,11 +132,13 @@ class ImageClassifier(LightningModule):
         Args:
             weights: Look at the weights too; the last step may have destroyed them, which the next loss would show.
         """
-        count = int(self.trainer.strategy.reduce(self.nonfinite_steps.float(), reduce_op='sum'))
-        if count > self.max_nonfinite_steps or (weights and not self._weights_are_finite()):
+        broken = weights and not self._weights_are_finite()  # batch norms' statistics may differ between processes
+        found = torch.stack([self.nonfinite_steps.float(), torch.full_like(self.nonfinite_steps, broken).float()])
+        count, broken = self.trainer.strategy.reduce(found, reduce_op='sum').tolist()
+        if count > self.max_nonfinite_steps or broken:
             best = getattr(self.trainer.checkpoint_callback, 'best_model_path', '')
             raise InputError(message(
-                f'train/loss: not finite in {count} steps up to step {self.trainer.global_step}',
+                f'train/loss: not finite in {count:.0f} steps up to step {self.trainer.global_step}',
                 f'model.max_nonfinite_steps is {self.max_nonfinite_steps}; the training has diverged, with '
                 f'lr {self.optim.lr:g} and {self.trainer.precision} precision',
                 'lower model.optim.lr, add model.schedule.warmup_epochs, or clip by trainer.gradient_clip_val; '
@@ -214,6 +217,11 @@ class ImageClassifier(LightningModule):
         self._check_fits(checkpoint)
         self.class_names = checkpoint.get('class_names')
         checkpoint['lr_schedulers'] = []
+        if self._trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            # an evaluation needs none of the training's callbacks, and Lightning warns of each that it lacks
+            present = {callback.state_key for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+            checkpoint['callbacks'] = {
+                key: state for key, state in checkpoint.get('callbacks', {}).items() if key in present}
 
     def _check_fits(self, checkpoint: dict[str, Any]) -> None:
         own, theirs = self.state_dict(), checkpoint['state_dict']
