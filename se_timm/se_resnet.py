@@ -299,7 +299,7 @@ def check_weights_fit(variant: str, given: dict[str, Any]) -> None:
     """Raise `ValueError` if an SE argument contradicts what the weights of `variant` were trained with."""
     for name, trained in SE_DEFAULTS.items():
         value = given.get(name, trained)
-        if (tuple(value) if isinstance(value, (list, tuple)) else value) != trained:
+        if (tuple(sorted(value)) if isinstance(value, (list, tuple)) else value) != trained:
             raise ValueError(message(
                 f'{name}={value!r} with pretrained=True for {variant}',
                 f'its weights were trained with {name}={trained!r}',

@@ -15,7 +15,7 @@ import se_timm
 from se_timm.cost import cost
 from se_timm.paper import NETWORKS
 from se_timm.se_cifar import PaddingShortcut
-from se_timm.se_resnet import PLACEMENTS, SE_DEFAULTS, SEBasicBlock, SEBottleneck
+from se_timm.se_resnet import PLACEMENTS, SE_DEFAULTS, SEBasicBlock, SEBottleneck, check_weights_fit
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
 IMAGENET = timm.list_models(module='se_resnet')
@@ -49,18 +49,6 @@ def count(modules, suffix=''):
 def images(net, size=64, batch=2):
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, net.in_chans, size, size, generator=generator)
-
-
-def randomise(net):
-    """Give the batch norms statistics and scales with which no layer is the identity."""
-    generator = torch.Generator().manual_seed(0)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-            nn.init.normal_(module.bias, 0, 0.1, generator=generator)
-    return net
 
 
 # Sizes
@@ -112,8 +100,8 @@ def test_plain_twin_is_the_network_less_its_se(name):
 @pytest.mark.parametrize(
     ('name', 'topology'),
     [(name, topology) for name in SMALL for topology in ([None] if name in CIFAR else ['paper', 'v1.5'])])
-def test_network_with_open_gates_is_its_plain_twin(name, topology):
-    net = randomise(timm.create_model(name, topology=topology)).eval()
+def test_network_with_open_gates_is_its_plain_twin(name, topology, randomise):
+    net = randomise(timm.create_model(name, topology=topology))
     for se in se_blocks(net).values():
         nn.init.zeros_(se.fc2.weight)
         nn.init.constant_(se.fc2.bias, 100.)  # sigmoid(100) is 1 in float32
@@ -213,7 +201,7 @@ def compose(block, placement, x):
 @pytest.mark.parametrize(
     ('name', 'placement'),
     [(name, placement) for name in SMALL for placement in PLACEMENTS if placement != '3x3' or name not in BASIC])
-def test_block_computes_what_its_placement_means(name, placement, index, training):
+def test_block_computes_what_its_placement_means(name, placement, index, training, randomise):
     net = randomise(timm.create_model(name, placement=placement, stages=(3,))).train(training)
     block = net.layer2[index]
     assert (block.downsample is None) == bool(index)
@@ -225,8 +213,8 @@ def test_block_computes_what_its_placement_means(name, placement, index, trainin
         assert not torch.equal(compose(copy.deepcopy(block), other, x), expected)
 
 
-def test_further_relu_stands_before_se_under_the_tag_of_the_weights_that_need_it():
-    block = randomise(timm.create_model('se_resnet18.in1k')).eval().layer2[1]
+def test_further_relu_stands_before_se_under_the_tag_of_the_weights_that_need_it(randomise):
+    block = randomise(timm.create_model('se_resnet18.in1k')).layer2[1]
     x = torch.randn(2, 128, 9, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(block(x.clone()), F.relu(block.se(F.relu(residual_branch(block, x, nn.Identity()))) + x))
 
@@ -326,8 +314,8 @@ def test_padding_shortcut_has_no_parameters():
     assert count([projection]) - count([padding]) == removed
 
 
-def test_padding_shortcut_is_added_to_the_branch():
-    net = randomise(timm.create_model('se_resnet20_cifar', shortcut='padding')).eval()
+def test_padding_shortcut_is_added_to_the_branch(randomise):
+    net = randomise(timm.create_model('se_resnet20_cifar', shortcut='padding'))
     block, x = net.layer2[0], torch.randn(2, 16, 9, 8, generator=torch.Generator().manual_seed(0))
     expected = F.relu(block.se(residual_branch(block, x, nn.Identity())) + PaddingShortcut(16, 32)(x))
     assert torch.equal(block(x.clone()), expected)
@@ -378,6 +366,10 @@ def test_se_argument_against_the_weights_is_an_error(name):
     with pytest.raises(ValueError, match=name) as error:
         on_meta('se_resnet50', pretrained=True, **{name: OTHER_SE[name]})
     assert_names(error, f'{name}={OTHER_SE[name]!r}', f'{name}={SE_DEFAULTS[name]!r}', f'leave {name} out')
+
+
+def test_stages_fit_the_weights_in_any_order():
+    check_weights_fit('se_resnet50', {'stages': [5, 3, 4, 2]})
 
 
 WEIGHTLESS = [tagged for tagged in TAGGED if not get_pretrained_cfg(tagged).has_weights]
@@ -501,9 +493,9 @@ SAVED = {
 
 
 @pytest.mark.parametrize('case', SAVED)
-def test_saved_network_comes_back_with_its_topology_and_arguments(case, tmp_path):
+def test_saved_network_comes_back_with_its_topology_and_arguments(case, tmp_path, randomise):
     name, arguments = SAVED[case]
-    net = randomise(timm.create_model(name, **arguments)).eval()
+    net = randomise(timm.create_model(name, **arguments))
     save_for_hf(net, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     x = images(net, 65)

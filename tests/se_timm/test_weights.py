@@ -24,18 +24,6 @@ def cases(pairs):
     ]
 
 
-def randomise(net):
-    """Set the batch norms' statistics and scales at random: at their initial values, errors in the mapping can hide."""
-    generator = torch.Generator().manual_seed(0)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-            nn.init.normal_(module.bias, 0, 0.1, generator=generator)
-    return net.eval()
-
-
 def load(name, state_dict, **arguments):
     """Create our network as `pretrained=True` does, with `state_dict` in the place of the downloaded file."""
     overlay = dict(state_dict=state_dict)
@@ -61,7 +49,7 @@ def assert_same_tensors(ours, theirs):
 
 
 @pytest.mark.parametrize(('name', 'legacy'), cases((name, pair[0]) for name, pair in TIMM_NAMES.items()))
-def test_legacy_weights_give_legacy_logits_and_go_back(name, legacy):
+def test_legacy_weights_give_legacy_logits_and_go_back(name, legacy, randomise):
     theirs = randomise(timm.create_model(legacy))
     ours = load(f'{name}.in1k', theirs.state_dict())
     assert_same_bits(ours, theirs)
@@ -82,7 +70,7 @@ def test_key_map_is_strict_both_ways(name, legacy):
 
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 @pytest.mark.parametrize('counted', [True, False], ids=['counted', 'without num_batches_tracked'])
-def test_cadenes_files_load(counted, prefix):
+def test_cadenes_files_load(counted, prefix, randomise):
     theirs = randomise(timm.create_model('legacy_seresnet50'))
     file = {
         prefix + key: value for key, value in theirs.state_dict().items()
@@ -126,7 +114,7 @@ def test_unfitting_file_is_an_error_and_not_a_silent_partial_load():
     ('se_resnet18', 'legacy_seresnet18', 'conv1'),
     pytest.param('se_senet154', 'legacy_senet154', 'conv1.0', marks=pytest.mark.slow),
 ])
-def test_classifier_and_first_convolution_are_adapted(name, legacy, first, classes):
+def test_classifier_and_first_convolution_are_adapted(name, legacy, first, classes, randomise):
     theirs = randomise(timm.create_model(legacy)).state_dict()
     ours = load(f'{name}.in1k', theirs, num_classes=classes, in_chans=1)
     expected = from_cadene(theirs)
@@ -164,7 +152,7 @@ ONE_TAG_EACH = {tagged.split('.')[0]: tagged for tagged in V15}
 
 
 @pytest.mark.parametrize(('name', 'theirs'), cases((name, V15[tagged]) for name, tagged in ONE_TAG_EACH.items()))
-def test_timms_v15_weights_give_timms_logits(name, theirs):
+def test_timms_v15_weights_give_timms_logits(name, theirs, randomise):
     net = randomise(timm.create_model(theirs))
     ours = load(ONE_TAG_EACH[name], net.state_dict())
     assert_same_tensors(ours.state_dict(), net.state_dict())
@@ -174,7 +162,7 @@ def test_timms_v15_weights_give_timms_logits(name, theirs):
 @pytest.mark.parametrize(('name', 'plain'), [
     ('se_resnet18', 'resnet18'), ('se_resnet50', 'resnet50'), ('se_resnext50_32x4d', 'resnext50_32x4d'),
 ])
-def test_plain_twin_in_v15_is_timms_resnet(name, plain):
+def test_plain_twin_in_v15_is_timms_resnet(name, plain, randomise):
     theirs = randomise(timm.create_model(plain))
     ours = timm.create_model(name, topology='v1.5', se=False).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
@@ -260,7 +248,7 @@ MOSKOMULE = {
 
 
 @pytest.fixture(params=MOSKOMULE)
-def moskomule(request):
+def moskomule(request, randomise):
     """One of their networks, in float64: linear layers and 1x1 convolutions do not sum in the same order."""
     torch.manual_seed(0)
     return request.param, randomise(MOSKOMULE[request.param]()).double()
