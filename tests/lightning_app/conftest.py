@@ -1,4 +1,5 @@
 """What the tests of the program share: fake images, written where each test wants them, and the check of an error."""
+import logging
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,14 @@ def noise(number, size=(40, 32)):
 @pytest.fixture(name='noise')
 def noise_fixture():
     return noise
+
+
+@pytest.fixture
+def caplog(caplog, monkeypatch):
+    """Catch what Lightning logs too: imported before pytest listens, its loggers keep messages to themselves."""
+    for name in ('lightning.pytorch', 'lightning.fabric'):
+        monkeypatch.setattr(logging.getLogger(name), 'propagate', True)
+    return caplog
 
 
 @pytest.fixture
