@@ -405,24 +405,13 @@ def assert_compiles(net, x, backend='eager'):
     torch.compiler.reset()
 
 
+COMPILERS = [assert_scripts, assert_traces, assert_exports, assert_compiles]
+
+
+@pytest.mark.parametrize('check', COMPILERS)
 @over_all_compiled
-def test_network_scripts(name):
-    assert_scripts(build(name), images(name))
-
-
-@over_all_compiled
-def test_network_traces(name):
-    assert_traces(build(name), images(name))
-
-
-@over_all_compiled
-def test_network_exports(name):
-    assert_exports(build(name), images(name))
-
-
-@over_all_compiled
-def test_network_compiles_without_graph_break(name):
-    assert_compiles(build(name), images(name))
+def test_every_network_scripts_traces_exports_and_compiles(name, check):
+    check(build(name), images(name))
 
 
 @pytest.mark.slow
@@ -438,13 +427,13 @@ def shallow_variant(arguments):
     return SEResNetCifar((1, 1, 1), **arguments).eval()
 
 
-@pytest.mark.parametrize('check', [assert_scripts, assert_exports, assert_compiles, assert_traces])
+@pytest.mark.parametrize('check', COMPILERS)
 @pytest.mark.parametrize('arguments', VARIANTS[:-1], ids=str)
 def test_every_variant_scripts_traces_exports_and_compiles(arguments, check):
     check(shallow_variant(arguments), images('se_resnet20_cifar'))
 
 
-@pytest.mark.parametrize('check', [assert_scripts, assert_exports, assert_compiles, assert_traces])
+@pytest.mark.parametrize('check', COMPILERS)
 def test_place_inside_a_bottleneck_scripts_traces_exports_and_compiles(check):
     net = SEResNet(SEBottleneck, (1, 1, 1, 1), placement='3x3').eval()
     check(net, images('se_resnet50'))
