@@ -144,7 +144,8 @@ class SEResNet(ResNet):
         placement: `'standard'` (before the sum), `'pre'`, `'post'`, `'identity'` (Table 14), `'3x3'` (Table 15).
         stages: The stages that carry SE, 2 to 5 as the paper numbers them (Table 13); stage 1 is the stem.
         topology: `'paper'` or `'v1.5'`, see the module's docstring.
-        stride_in_1x1: In the paper's topology, stride 2 in the first 1x1 of a bottleneck.
+        stride_in_1x1: Stride 2 in the first 1x1 of a bottleneck; by default that of the paper's topology, and only
+            there to be had.
         relu_before_se: A further ReLU between the last batch norm and SE. Not in the paper: timm's weights of the two
             networks with basic blocks were trained so (huggingface/pytorch-image-models PR 771).
         **resnet_args: Arguments of `timm.models.ResNet`.
@@ -169,7 +170,7 @@ class SEResNet(ResNet):
             placement: str = 'standard',
             stages: Sequence[int] = STAGES,
             topology: str = 'paper',
-            stride_in_1x1: bool = True,
+            stride_in_1x1: bool | None = None,
             relu_before_se: bool = False,
             **resnet_args: Any,
     ) -> None:
@@ -182,9 +183,18 @@ class SEResNet(ResNet):
                 'the block has one place for attention, and SE stands there',
                 "say se=False as well, or take timm's own resnet with this attention",
             ))
+        if stride_in_1x1 and (topology != 'paper' or block is SEBasicBlock):
+            raise ValueError(message(
+                'stride_in_1x1=True',
+                'it is of the bottlenecks of the paper\'s topology'
+                + (', and this network is made of basic blocks' if block is SEBasicBlock else
+                   f', and this network has the topology {topology!r}'),
+                "leave it out, or take a network of 50 layers or more with topology='paper'",
+            ))
         super().__init__(block, layers, **resnet_args)
+        self.topology = topology
         if topology == 'paper':
-            self._take_paper_topology(stride_in_1x1)
+            self._take_paper_topology(stride_in_1x1 is not False)
         if se:
             make_se = partial(
                 SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias,
@@ -295,9 +305,9 @@ def check_weights_exist(variant: str, cfg: Any) -> None:
     ))
 
 
-def check_weights_fit(variant: str, given: dict[str, Any]) -> None:
-    """Raise `ValueError` if an SE argument contradicts what the weights of `variant` were trained with."""
-    for name, trained in SE_DEFAULTS.items():
+def check_weights_fit(variant: str, given: dict[str, Any], trained_with: dict[str, Any] = SE_DEFAULTS) -> None:
+    """Raise `ValueError` if an argument contradicts what the weights of `variant` were trained with."""
+    for name, trained in trained_with.items():
         value = given.get(name, trained)
         if (tuple(sorted(value)) if isinstance(value, (list, tuple)) else value) != trained:
             raise ValueError(message(
@@ -323,8 +333,9 @@ def _resolve_topology(variant: str, topology: str, tag: str | None, named: bool)
     return by_tag, tag
 
 
-def _create_se_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], given: dict[str, Any]) -> nn.Module:
     """Build `variant`: the tag decides the topology, since timm resolves it before the arguments are seen."""
+    kwargs = {**defaults, **given}
     check_keywords(variant, kwargs, SEResNet, ResNet)
     overlay, given_cfg = kwargs.pop('pretrained_cfg_overlay', None), kwargs.pop('pretrained_cfg', None)
     cfg = resolve_pretrained_cfg(variant, given_cfg, overlay)
@@ -335,16 +346,14 @@ def _create_se_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         check_weights_exist(variant, cfg)
         if cfg.source not in ('local-dir', 'hf-hub') and not (cfg.file or cfg.state_dict):
             check_weights_fit(variant, kwargs)
+            stride = topology == 'paper' and kwargs['block'] is SEBottleneck and defaults.get('stride_in_1x1', True)
+            check_weights_fit(variant, given, {'stride_in_1x1': stride})
     kwargs.setdefault('zero_init_last', topology == 'v1.5')
     if kwargs['block'] is SEBasicBlock:
         kwargs.setdefault('relu_before_se', tag == 'in1k')
     return build_model_with_cfg(
         SEResNet, variant, pretrained, pretrained_cfg=dataclasses.asdict(cfg), topology=topology,
         pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
-
-
-def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> nn.Module:
-    return _create_se_resnet(variant, pretrained, **{**defaults, **kwargs})
 
 
 @register_model

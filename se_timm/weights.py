@@ -68,8 +68,10 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
     if any(key.startswith('layer0.') for key in state_dict):
         _check_relu(state_dict, model)
+        _check_topology(model, 'paper', "weights in Cadene's layout")
         return from_cadene(state_dict)
     if any('.se.fc.' in key for key in state_dict):
+        _check_topology(model, 'v1.5', 'weights in the layout of moskomule/senet.pytorch')
         _check_bias(model)
         return from_moskomule(state_dict)
     return state_dict
@@ -81,6 +83,15 @@ def _rename(key: str, pairs: tuple[tuple[str, str], ...]) -> str:
         if key.startswith(old) or (old.startswith('.') and old in key):
             return key.replace(old, new, 1)
     return key
+
+
+def _check_topology(model: nn.Module, topology: str, weights: str) -> None:
+    """Refuse weights whose shapes fit, but which were trained in another topology than that of `model`."""
+    own = getattr(model, 'topology', topology)  # the CIFAR networks have but one
+    if own != topology:
+        raise ValueError(message(
+            weights, f'they were trained in the topology {topology!r}, and this network has {own!r}',
+            f'build the network with topology={topology!r}'))
 
 
 def _check_relu(state_dict: StateDict, model: nn.Module) -> None:

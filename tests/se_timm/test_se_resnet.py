@@ -368,6 +368,22 @@ def test_se_argument_against_the_weights_is_an_error(name):
     assert_names(error, f'{name}={OTHER_SE[name]!r}', f'{name}={SE_DEFAULTS[name]!r}', f'leave {name} out')
 
 
+@pytest.mark.parametrize(('tagged', 'stride'), [
+    ('se_resnet50', False), ('se_resnext50_32x4d', True), ('se_senet154.in1k', True)])
+def test_stride_against_the_weights_is_an_error(tagged, stride):
+    with pytest.raises(ValueError, match=f'stride_in_1x1={stride} with pretrained=True') as error:
+        on_meta(tagged, pretrained=True, stride_in_1x1=stride)
+    assert f'stride_in_1x1={not stride}' in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['se_resnet50.v1_5', 'se_resnet50.ra2_in1k', 'se_resnet18'])
+def test_stride_that_only_the_papers_bottleneck_has(name):
+    with pytest.raises(ValueError, match='stride_in_1x1=True') as error:
+        on_meta(name, stride_in_1x1=True)
+    assert "topology='paper'" in str(error.value)
+    on_meta(name, stride_in_1x1=False)
+
+
 def test_stages_fit_the_weights_in_any_order():
     check_weights_fit('se_resnet50', {'stages': [5, 3, 4, 2]})
 

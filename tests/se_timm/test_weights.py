@@ -99,6 +99,14 @@ def test_weights_with_the_further_relu_are_refused_without_it(name):
         assert f'{name}.in1k' in str(error.value)
 
 
+@pytest.mark.parametrize(('legacy', 'name'), [
+    ('legacy_seresnext50_32x4d', 'se_resnext50_32x4d.v1_5'), ('legacy_seresnet50', 'se_resnet50.v1_5')])
+def test_weights_of_the_papers_topology_are_refused_by_the_other(legacy, name):
+    with pytest.raises(ValueError, match="trained in the topology 'paper'") as error:
+        load(name, timm.create_model(legacy).state_dict())
+    assert "topology='paper'" in str(error.value).splitlines()[-1]
+
+
 def test_unfitting_file_is_an_error_and_not_a_silent_partial_load():
     state_dict = timm.create_model('legacy_seresnet18').state_dict()
     state_dict.pop('layer1.0.se_module.fc1.weight')
@@ -272,6 +280,13 @@ def test_moskomules_weights_map_strictly_both_ways(moskomule):
 def test_moskomules_weights_load_by_the_factory(moskomule):
     name, theirs = moskomule
     assert_same_logits(load(name, theirs.state_dict(), bias=False, dtype=torch.float64), theirs)
+
+
+def test_moskomules_weights_are_refused_by_the_papers_topology(moskomule):
+    name, theirs = moskomule
+    if name.endswith('.v1_5'):  # those of ImageNet
+        with pytest.raises(ValueError, match=r"trained in the topology 'v1\.5'"):
+            load(name.removesuffix('.v1_5'), theirs.state_dict(), bias=False)
 
 
 def test_moskomules_weights_are_refused_by_a_network_with_biases(moskomule):
