@@ -18,7 +18,7 @@ from se_timm.errors import InputError, message, unknown
 from .metrics import ClassificationMetrics
 from .optim import Loss, Optim, Schedule, build_loss, build_optimizer, build_schedule, check_optimizer, scaled_lr
 
-__all__ = ['ImageClassifier', 'create_network', 'log_interval']
+__all__ = ['INITIAL_WEIGHTS', 'ImageClassifier', 'check_name', 'create_network', 'is_logging_step']
 
 TOP = 5
 
@@ -103,6 +103,16 @@ class ImageClassifier(LightningModule):
 
     # Training
 
+    def on_fit_start(self) -> None:
+        """Count the losses that are not finite on the device."""
+        self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """When metrics are logged after this step, log the learning rate that it uses."""
+        if (self.trainer.global_step + 1) % log_interval(self.trainer) == 0:
+            # with layer decay the groups differ; the largest is the schedule's
+            self.log('lr', max(group['lr'] for group in self.trainer.optimizers[0].param_groups))
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the training loss of one batch."""
         images, labels = batch
@@ -112,11 +122,9 @@ class ImageClassifier(LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """When metrics are logged, log the learning rate and look for losses that are not finite."""
-        if self.trainer.global_step % log_interval(self.trainer) == 0:
+        """When metrics are logged, look for losses that are not finite."""
+        if is_logging_step(self.trainer, batch_idx):
             self.stop_if_nonfinite()
-            # with layer decay the groups differ; the largest is the schedule's
-            self.log('lr', max(group['lr'] for group in self.trainer.optimizers[0].param_groups))
 
     def on_train_epoch_end(self) -> None:
         """Look for losses that are not finite since the last logging step."""
@@ -243,6 +251,25 @@ class ImageClassifier(LightningModule):
 def log_interval(trainer: Any) -> int:
     """Return the number of steps between two logging steps (Lightning sets the attribute, but does not declare it)."""
     return max(int(trainer.log_every_n_steps), 1)
+
+
+def is_logging_step(trainer: Any, batch_idx: int) -> bool:
+    """Return at the end of a training batch whether it ended an optimiser step after which metrics are logged."""
+    last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
+    stepped = last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return stepped and trainer.global_step % log_interval(trainer) == 0
+
+
+def architecture(network: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the arguments that build a network again whose weights a checkpoint holds: without initial weights."""
+    return network and {name: value for name, value in network.items() if name not in INITIAL_WEIGHTS}
+
+
+def check_name(name: str) -> None:
+    """Raise `InputError` for a network that timm does not have."""
+    base = name.split('.', 1)[0]
+    if ':' not in name and not timm.is_model(base):
+        raise InputError(unknown('model.name', base, timm.list_models()))
 
 
 def create_network(name: str, **arguments: Any) -> nn.Module:

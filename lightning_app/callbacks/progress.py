@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ..classifier import log_interval
+from ..classifier import is_logging_step
 
 __all__ = ['ProgressBar']
 
@@ -29,7 +29,7 @@ class ProgressBar(TQDMProgressBar):
     def on_train_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """At a logging step, read what the bar shows."""
-        if trainer.global_step % log_interval(trainer) == 0:
+        if is_logging_step(trainer, batch_idx):
             metrics = trainer.callback_metrics
             self._shown = {title: format(float(metrics[key]), spec) for title, (key, spec) in SHOWN.items()
                            if key in metrics}

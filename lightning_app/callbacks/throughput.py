@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ..classifier import log_interval
+from ..classifier import is_logging_step
 
 __all__ = ['Throughput']
 
@@ -42,7 +42,7 @@ class Throughput(Callback):
             self._start, self._images = time.perf_counter(), 0
             return
         self._images += len(batch[0]) * trainer.world_size
-        if trainer.global_step % log_interval(trainer) == 0:
+        if is_logging_step(trainer, batch_idx):
             now = time.perf_counter()
             pl_module.log('train/images_per_second', self._images / (now - self._start))
             self._start, self._images = now, 0

@@ -1,5 +1,6 @@
 """The classifier with a plain Trainer: training, schedule, precision, metrics, checkpoints, any network of timm."""
 import math
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_app import ImageClassifier
+from lightning_app.classifier import is_logging_step
+from lightning_app.logger import CsvLogger
 from lightning_app.optim import Loss, Optim, Schedule
 from se_timm.errors import InputError
 
@@ -121,6 +124,31 @@ def test_learning_rate_of_each_step(schedule, expected, accumulate, make_trainer
     make_trainer(max_epochs=3, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(model, photo_data())
     rates = [groups[0]['lr'] for groups in optimizer_steps]
     assert rates == pytest.approx([expected(step, 3) for step in range(9)])
+
+
+@pytest.mark.parametrize(('accumulate', 'every'), [(1, 1), (1, 2), (2, 1), (2, 3)])
+def test_logged_learning_rate_is_that_of_the_step(
+        accumulate, every, make_trainer, photo_data, optimizer_steps, tmp_path, read_csv):
+    model = classifier(optim=Optim(lr=0.1), schedule=Schedule(warmup_epochs=1))
+    make_trainer(max_epochs=3, accumulate_grad_batches=accumulate, log_every_n_steps=every, limit_val_batches=0,
+                 logger=CsvLogger(str(tmp_path / 'run'))).fit(model, photo_data())
+    used = [groups[0]['lr'] for groups in optimizer_steps]
+    logged = read_csv(tmp_path / 'run', 'lr')
+    assert [step for step, _ in logged] == list(range(every - 1, 9, every))
+    assert [value for _, value in logged] == pytest.approx([used[step] for step, _ in logged])
+
+
+def test_one_logging_step_in_each_interval_however_batches_are_accumulated(make_trainer, photo_data):
+    class Count(Callback):
+        found = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if is_logging_step(trainer, batch_idx):
+                self.found.append((trainer.global_step, batch_idx))
+
+    make_trainer(max_epochs=2, accumulate_grad_batches=4, log_every_n_steps=2, limit_val_batches=0,
+                 callbacks=[count := Count()]).fit(classifier(), photo_data())
+    assert count.found == [(2, 7), (4, 3), (6, 11)]
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
