@@ -48,7 +48,6 @@ class ImageClassifier(LightningModule):
     """
 
     net: Any  # nn.Module with timm's attributes
-    nonfinite_steps: Tensor
 
     def __init__(
             self,
@@ -87,7 +86,7 @@ class ImageClassifier(LightningModule):
         self.criterion = build_loss(self.loss)
         self.val_metrics = ClassificationMetrics(self.net.num_classes)
         self.test_metrics = ClassificationMetrics(self.net.num_classes)
-        self.register_buffer('nonfinite_steps', torch.zeros((), dtype=torch.int64), persistent=False)
+        self.nonfinite_steps = torch.zeros((), dtype=torch.int64)  # no buffer: DDP copies rank 0's to all
 
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data, and compile the network for a training."""
@@ -141,12 +140,12 @@ class ImageClassifier(LightningModule):
             weights: Look at the weights too; the last step may have destroyed them, which the next loss would show.
         """
         broken = weights and not self._weights_are_finite()  # batch norms' statistics may differ between processes
-        found = torch.stack([self.nonfinite_steps.float(), torch.full_like(self.nonfinite_steps, broken).float()])
+        found = torch.stack([self.nonfinite_steps, torch.full_like(self.nonfinite_steps, broken)])
         count, broken = self.trainer.strategy.reduce(found, reduce_op='sum').tolist()
         if count > self.max_nonfinite_steps or broken:
             best = getattr(self.trainer.checkpoint_callback, 'best_model_path', '')
             raise InputError(message(
-                f'train/loss: not finite in {count:.0f} steps up to step {self.trainer.global_step}',
+                f'train/loss: not finite in {count} steps up to step {self.trainer.global_step}',
                 f'model.max_nonfinite_steps is {self.max_nonfinite_steps}; the training has diverged, with '
                 f'lr {self.optim.lr:g} and {self.trainer.precision} precision',
                 'lower model.optim.lr, add model.schedule.warmup_epochs, or clip by trainer.gradient_clip_val; '

@@ -1,6 +1,7 @@
 """The end of a training in three lines."""
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 __all__ = ['ResultLine']
@@ -17,7 +18,7 @@ class ResultLine(Callback):
         metrics = trainer.callback_metrics
         if trainer.sanity_checking or 'val/top1' not in metrics:
             return
-        if not self.best or metrics['val/top1'] > self.best['top1']:
+        if metrics['val/top1'] > self.best.get('top1', -1.0):  # never if it is NaN
             self.best = {'top1': float(metrics['val/top1']), 'top5': float(metrics['val/top5']),
                          'epoch': trainer.current_epoch}
 
@@ -31,12 +32,19 @@ class ResultLine(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the result."""
+        unreadable = count_unreadable(trainer, pl_module)
         if not trainer.is_global_zero or not self.best:
             return
         print(f'\nbest: top-1 {self.best["top1"]:.2f} %, top-5 {self.best["top5"]:.2f} %, epoch {self.best["epoch"]}')
-        unreadable = getattr(getattr(trainer.datamodule, 'training', None), 'unreadable', None)  # type: ignore[attr-defined]
-        if unreadable is not None and unreadable.item():
-            print(f'unreadable training images replaced, in all epochs: {unreadable.item()} (named in the log)')
+        if unreadable:
+            print(f'unreadable training images replaced, in all epochs: {unreadable} (named in the log)')
         path = getattr(trainer.checkpoint_callback, 'best_model_path', '')
         if path:
             print(f'checkpoint: {path}\nevaluate:   python -m lightning_app validate --ckpt_path {path}')
+
+
+def count_unreadable(trainer: Trainer, pl_module: LightningModule) -> int:
+    """Return how often an unreadable image was replaced in this training, over all processes. Collective."""
+    samples = getattr(getattr(trainer, 'datamodule', None), 'training', None)
+    count = getattr(samples, 'unreadable', torch.zeros((), dtype=torch.int64))
+    return int(trainer.strategy.reduce(count.to(pl_module.device), reduce_op='sum'))

@@ -64,8 +64,11 @@ def test_gradients_are_those_of_the_double_batch(tmp_path, photos, program, monk
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_training_of_two_processes_is_that_of_one(on_photos, program, read_csv, tmp_path, write_yaml, read_wandb):
+def test_training_of_two_processes_is_that_of_one(
+        on_photos, photos, program, read_csv, tmp_path, write_yaml, read_wandb):
     # a network without batch norm, whose statistics are those of each process's images; seven images to validate
+    for index in range(0, 24, 6):
+        (photos / 'train' / 'ant' / f'train_{index:02}.png').write_bytes(b'no image')
     loggers = write_yaml('loggers.yaml', {'trainer': {
         'logger': [{'class_path': f'lightning_app.logger.{name}'} for name in ('CsvLogger', 'WandbLogger')],
         'callbacks': [{'class_path': f'lightning_app.callbacks.{name}'} for name in ('NetworkSummary', 'ResultLine')]
@@ -86,6 +89,7 @@ def test_training_of_two_processes_is_that_of_one(on_photos, program, read_csv, 
     assert 'history' in kinds
     assert (done.stdout + done.stderr).count('best: top-1') == 1
     assert (done.stdout + done.stderr).count('test_convnext: ') == 1
+    assert 'replaced, in all epochs: 4 (' in done.stdout  # by both processes
 
     # the same training
     states = [torch.load(f'{name}/version_0/checkpoints/best.ckpt', weights_only=True)['state_dict']
@@ -103,6 +107,35 @@ def test_training_of_two_processes_is_that_of_one(on_photos, program, read_csv, 
     alone = main(['validate', '--ckpt_path', str(folder / 'checkpoints' / 'best.ckpt')]).trainer.callback_metrics
     assert two['loss'] == pytest.approx(float(alone['val/loss']), abs=1e-6)
     assert (two['top1'], two['top5']) == (float(alone['val/top1']), float(alone['val/top5']))
+
+
+# A loss that is not finite in the first of three steps, on the second process, which is looked for at the end.
+NONFINITE = '''
+import sys
+from lightning.pytorch import Trainer
+from lightning_app import ImageClassifier, ImageNetDataModule
+
+
+class Broken(ImageClassifier):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.nonfinite_steps += self.global_rank == 1 and batch_idx == 0
+        return loss
+
+
+if __name__ == '__main__':
+    Trainer(accelerator='cpu', devices=2, strategy='ddp', max_epochs=1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, log_every_n_steps=50,
+    ).fit(Broken('test_resnet', num_classes=3),
+          ImageNetDataModule(root=sys.argv[1], batch_size=8, image_size=32, num_workers=0))
+'''
+
+
+def test_loss_that_is_not_finite_in_one_process_is_found_and_counted_once(tmp_path, photos, program):
+    (tmp_path / 'broken.py').write_text(NONFINITE)
+    done = program('broken.py', photos, module=None, check=False)
+    assert done.returncode != 0
+    assert 'train/loss: not finite in 1 steps up to step 3' in done.stderr
 
 
 @pytest.mark.slow
