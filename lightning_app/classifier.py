@@ -7,6 +7,7 @@ from typing import Any
 import timm
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -21,6 +22,8 @@ from .optim import Loss, Optim, Schedule, build_loss, build_optimizer, build_sch
 __all__ = ['INITIAL_WEIGHTS', 'ImageClassifier', 'check_name', 'create_network', 'is_logging_step']
 
 TOP = 5
+INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
+COUNTERS = ('lookahead_step',)  # what optimisers count in their parameter groups, beside the settings
 
 
 class ImageClassifier(LightningModule):
@@ -160,7 +163,8 @@ class ImageClassifier(LightningModule):
             schedule = dataclasses.replace(schedule, warmup_epochs=0)
         scheduler = build_schedule(optimizer, schedule, self.trainer.max_epochs or 0)
         self.given_options = [
-            {name: value for name, value in group.items() if name != 'params'} for group in optimizer.param_groups]
+            {name: value for name, value in group.items() if name not in ('params', *COUNTERS)}
+            for group in optimizer.param_groups]
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'}}
 
     def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:
@@ -224,9 +228,15 @@ class ImageClassifier(LightningModule):
         self._check_fits(checkpoint)
         self.class_names = checkpoint.get('class_names')
         checkpoint['lr_schedulers'] = []
-        if self._trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
-            # an evaluation needs none of the training's callbacks, and Lightning warns of each that it lacks
-            present = {callback.state_key for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        if self._trainer is None:
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._check_optimizer_continues(checkpoint)
+        else:
+            # of the training's callbacks, those that are here; Lightning warns of each that it lacks, and its own
+            # ModelCheckpoint of another folder
+            present = {callback.state_key for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+                       if not isinstance(callback, Checkpoint)}
             checkpoint['callbacks'] = {
                 key: state for key, state in checkpoint.get('callbacks', {}).items() if key in present}
 
@@ -246,6 +256,38 @@ class ImageClassifier(LightningModule):
                 f'for example {min(wrong)}', f'say --model.name {name} with the model.network it was trained with, or '
                 'leave both out: the checkpoint knows them'))
 
+    def _check_classes(self, checkpoint: dict[str, Any]) -> None:
+        """Raise `InputError` if the data at hand has other classes than the checkpoint, or numbers them otherwise."""
+        theirs = checkpoint.get('class_names')
+        if not self.class_names or not theirs or list(theirs) == list(self.class_names):
+            return
+        pairs = enumerate(zip_longest(theirs, self.class_names, fillvalue='missing'))
+        label, (trained, given) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
+        raise InputError(message(
+            f'data: {len(self.class_names)} classes, of which number {label} is {given}',
+            f'in the data that the checkpoint was trained on, it is {trained}',
+            'evaluate the checkpoint on data with its classes, of the same names'))
+
+    def _check_optimizer_continues(self, checkpoint: dict[str, Any]) -> None:
+        """Raise `InputError` if the checkpoint holds the state of an optimiser other than this run's."""
+        if not checkpoint.get('optimizer_states'):
+            raise InputError(message(
+                'ckpt_path: a checkpoint of weights only', 'a training cannot go on without the state of its optimiser',
+                'resume from a checkpoint that was written without save_weights_only'))
+        given = checkpoint.get('hyper_parameters', {}).get('optim')
+        trained = Optim(**given) if given else self.optim
+        sizes = [len(group['params']) for group in checkpoint['optimizer_states'][0]['param_groups']]
+        own = [len(group['params']) for group in build_optimizer(self.net, self.optim, self.optim.lr).param_groups]
+        if trained.name == self.optim.name and sizes == own:
+            return
+        changed = {field.name: getattr(trained, field.name) for field in dataclasses.fields(Optim)
+                   if field.name in ('name', 'weight_decay', 'decay_bias_and_norm', 'layer_decay')
+                   and getattr(trained, field.name) != getattr(self.optim, field.name)}
+        raise InputError(message(
+            'model.optim: ' + ', '.join(f'{name} {getattr(self.optim, name)}' for name in changed),
+            'the checkpoint holds the state of an optimiser with '
+            + ', '.join(f'{name} {value}' for name, value in changed.items()) + ', which this one cannot continue',
+            'resume with the settings of the checkpoint, or leave out ckpt_path for a new training'))
 
 def log_interval(trainer: Any) -> int:
     """Return the number of steps between two logging steps (Lightning sets the attribute, but does not declare it)."""

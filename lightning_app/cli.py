@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from se_timm.errors import InputError, message, nearest
 
 from .callbacks.predictions import PredictionWriter
-from .classifier import ImageClassifier
+from .classifier import INITIAL_WEIGHTS, ImageClassifier, check_name
 from .data import ImageDataModule
 from .logger import place_loggers
 from .messages import LINKED, explain, linked_key, three_lines
@@ -27,7 +27,8 @@ from .messages import LINKED, explain, linked_key, three_lines
 __all__ = ['AppCLI', 'main']
 
 PROG = 'python -m lightning_app'
-SUBCOMMANDS = ('fit', 'validate', 'test', 'predict')
+EVALUATIONS = ('validate', 'test', 'predict')
+SUBCOMMANDS = ('fit', *EVALUATIONS)
 # With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
 
@@ -53,10 +54,12 @@ class RecordConfig(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir, self.config_filename)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, skip_none=False, overwrite=True)
-        config = yaml.safe_load(path.read_text())
+        config = self.config.clone()
+        if config.get('ckpt_path') and _run_of(config.ckpt_path) == path.parent.resolve():
+            config.ckpt_path = None  # the same run; the config is that of its beginning
+        self.parser.save(config, path, skip_none=False, overwrite=True)
         for logger in trainer.loggers:
-            logger.log_hyperparams(config)
+            logger.log_hyperparams(yaml.safe_load(path.read_text()))
 
 
 class AppCLI(LightningCLI):
@@ -91,7 +94,12 @@ class AppCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse, before any work, what would fail later or be ignored."""
-        check_devices((self.config[self.subcommand] if self.subcommand else self.config).trainer)
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        check_devices(config.trainer)
+        if self.subcommand == 'fit' and config.ckpt_path == 'last':
+            config.ckpt_path = str(last_checkpoint(_base_folder(config)))
+        if self.subcommand in EVALUATIONS:
+            check_trained(self.subcommand, config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer, for a training with a folder of its own."""
@@ -103,14 +111,15 @@ class AppCLI(LightningCLI):
             trainer.callbacks.append(PredictionWriter(self._get(self.config_init, 'output')))
         if self.subcommand != 'fit' or trainer.fast_dev_run:
             return super().instantiate_trainer(**kwargs)
-        base = trainer.default_root_dir or f'runs/{self.model.name}'
-        folder = run_folder(Path(base), self._get(self.config_init, 'ckpt_path'))
+        config = self.config_init[self.subcommand]
+        folder = run_folder(_base_folder(config), config.ckpt_path)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         place_loggers(loggers, folder)
         built = super().instantiate_trainer(**{**kwargs, 'default_root_dir': str(folder)})
         for callback in built.checkpoint_callbacks:  # the one that Lightning adds where the config names none, too
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(folder / 'checkpoints')
+                # resolved, as Lightning has it: a resumed run keeps its best score only if the folder's name is equal
+                callback.dirpath = os.path.realpath(folder / 'checkpoints')
         return built
 
 
@@ -118,13 +127,58 @@ def _num_classes(data: ImageDataModule) -> int | None:
     return data.num_classes
 
 
+def _base_folder(config: Namespace) -> Path:
+    return Path(config.trainer.default_root_dir or f'runs/{config.model.name}')
+
+
+def _run_of(ckpt_path: str) -> Path:
+    """Return the folder of the run that wrote the checkpoint."""
+    return Path(ckpt_path).resolve().parent.parent
+
+
 def run_folder(base: Path, ckpt_path: str | None) -> Path:
-    """Return the folder of a training: that of the checkpoint it resumes, else the next free `base/version_N`."""
-    if ckpt_path and (folder := Path(ckpt_path).resolve().parent.parent).joinpath('config.yaml').is_file():
-        return folder
+    """Return the folder of a training: that of the run it resumes, else the next free `base/version_N`.
+
+    A run is resumed from its checkpoint, or by SLURM, which starts a job again after Lightning has written its
+    `hpc_ckpt_N.ckpt` to the run's folder, and looks for it there.
+    """
+    if ckpt_path and _run_of(ckpt_path).joinpath('config.yaml').is_file():
+        return _run_of(ckpt_path)
+    if int(os.environ.get('SLURM_RESTART_COUNT', 0)) and not ckpt_path:
+        interrupted = sorted(base.glob('version_*/hpc_ckpt_*.ckpt'), key=os.path.getmtime)
+        if interrupted:
+            return interrupted[-1].parent
     versions = [int(path.name.removeprefix('version_')) for path in base.glob('version_*')
                 if path.name.removeprefix('version_').isdigit()]
     return base / f'version_{max(versions, default=-1) + 1}'
+
+
+def last_checkpoint(base: Path) -> Path:
+    """Return the newest `last.ckpt` of the runs below `base`.
+
+    Raises:
+        InputError: If there is none.
+    """
+    found = sorted(base.glob('version_*/checkpoints/last.ckpt'), key=os.path.getmtime)
+    if not found:
+        raise InputError(message(
+            'ckpt_path: last', f'there is no last.ckpt of a run below {base}',
+            'name a checkpoint, such as runs/.../best.ckpt, or leave ckpt_path out for a new training'))
+    return found[-1]
+
+
+def check_trained(subcommand: str, config: Namespace) -> None:
+    """Raise `InputError` if the network to be evaluated has no trained weights, or the output cannot be written."""
+    check_name(config.model.name)
+    network = config.model.network or {}
+    if config.ckpt_path is None and not any(network.get(name) for name in INITIAL_WEIGHTS):
+        raise InputError(message(
+            f'{subcommand}: {config.model.name} without weights', 'its weights are random, and so would the result be',
+            "say --ckpt_path runs/.../best.ckpt, or --model.network '{pretrained: true}'"))
+    if subcommand == 'predict' and Path(config.output).is_dir():
+        raise InputError(message(
+            f'output: {config.output}', 'it is a folder',
+            f'name a file, such as {Path(config.output, "predictions.csv")}'))
 
 
 def complete_from_checkpoint(args: list[str], configs: Configs, folder: Path) -> list[str]:
@@ -138,10 +192,9 @@ def complete_from_checkpoint(args: list[str], configs: Configs, folder: Path) ->
     Raises:
         InputError: If there is no such checkpoint, or it cannot be read.
     """
-    path = next(iter(_options(args, '--ckpt_path')), None)
-    for _, content in configs:
-        path = path or content.get('ckpt_path')
-    if not args or args[0] not in SUBCOMMANDS or path is None or path in ('best', 'last', 'hpc', 'null'):
+    given = [content['ckpt_path'] for _, content in configs if 'ckpt_path' in content]
+    path = [None, *given, *_options(args, '--ckpt_path')][-1]
+    if not args or args[0] not in SUBCOMMANDS or path in (None, 'null') or (args[0] == 'fit' and path == 'last'):
         return args
     checkpoint = _load_checkpoint(str(path))
     hparams = dict(checkpoint.get('hyper_parameters', {}))

@@ -63,7 +63,7 @@ class WandbLogger(LightningWandbLogger):
         save_dir: Folder of the run; the command line fills it in where it is not given.
         mode: `online`, `offline` or `disabled`; where not given, what WANDB_MODE says, else online if you are logged
             in, else offline.
-        id: Id of the run, to continue one.
+        id: Id of the run, to continue one; where not given, a training that is resumed goes on with its own.
         group: Runs that belong together, such as a study.
         job_type: Kind of the run.
         tags: Tags.
@@ -97,8 +97,10 @@ class WandbLogger(LightningWandbLogger):
         self.placed = save_dir is not None
 
     def place(self, folder: Path) -> None:
-        """Write to `folder`."""
+        """Write to `folder`, and go on with the run that is there, if no other was given."""
         self._save_dir = self._wandb_init['dir'] = os.path.abspath(folder)
+        if self._wandb_init.get('id') is None:
+            self._id = self._wandb_init['id'] = run_id(folder)
 
     @property
     def experiment(self) -> Any:
@@ -123,6 +125,12 @@ class WandbLogger(LightningWandbLogger):
             folder = Path(run.dir).parent
             rank_zero_info(f'W&B: offline. Look at the run: wandb leet run {folder}\n'
                            f'     Upload it: wandb login, then wandb sync {folder}')
+
+
+def run_id(folder: Path) -> str | None:
+    """Return the id of the W&B run in the run's folder, None if there is none."""
+    files = [file.name for file in Path(folder, 'wandb', 'latest-run').glob('run-*.wandb')]
+    return files[0].removeprefix('run-').removesuffix('.wandb') if files else None
 
 
 def logged_in() -> bool:

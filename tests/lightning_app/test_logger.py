@@ -89,6 +89,17 @@ def test_resume_is_allowed(tmp_path):
     assert logger.experiment.id == 'abc12345'
 
 
+def test_resumed_training_goes_on_with_its_run(on_photos, in_tmp_path, recwarn):
+    args = ['fit', *on_photos, '--trainer.logger=lightning_app.logger.WandbLogger']
+    first = main(args).trainer.logger.experiment.id
+    wandb.finish()
+    path = str(next(Path('runs').rglob('*.ckpt')))
+    resumed = main([*args, '--trainer.max_epochs=2', f'--ckpt_path={path}']).trainer.logger
+    assert resumed.version == resumed.experiment.id == first
+    wandb.finish()
+    assert main(args).trainer.logger.experiment.id != first
+
+
 def test_second_process_starts_no_run(tmp_path, monkeypatch):
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 

@@ -9,6 +9,7 @@ from timm.optim import Lookahead, list_optimizers
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_app.classifier import COUNTERS
 from lightning_app.optim import (
     Loss,
     Optim,
