@@ -80,7 +80,7 @@ class ImageClassifier(LightningModule):
         self.max_nonfinite_steps = max_nonfinite_steps
         # plain types only: a checkpoint with other objects cannot be loaded with weights_only=True
         self.save_hyperparameters({
-            'name': name, 'num_classes': self.net.num_classes, 'network': network, 'plain': plain,
+            'name': name, 'num_classes': self.net.num_classes, 'network': architecture(network), 'plain': plain,
             'optim': dataclasses.asdict(self.optim), 'schedule': dataclasses.asdict(self.schedule),
             'loss': dataclasses.asdict(self.loss), 'compile': compile, 'channels_last': channels_last,
             'max_nonfinite_steps': max_nonfinite_steps,
@@ -226,6 +226,7 @@ class ImageClassifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this network, and drop its schedule, which follows from the settings."""
         self._check_fits(checkpoint)
+        self._check_classes(checkpoint)
         self.class_names = checkpoint.get('class_names')
         checkpoint['lr_schedulers'] = []
         if self._trainer is None:
@@ -319,9 +320,11 @@ def create_network(name: str, **arguments: Any) -> nn.Module:
     Raises:
         InputError: For an unknown network, or arguments that it does not take.
     """
-    base = name.split('.', 1)[0]
-    if ':' not in name and not timm.is_model(base):
-        raise InputError(unknown('model.name', base, timm.list_models()))
+    check_name(name)
+    if (path := arguments.get('checkpoint_path')) and not os.path.isfile(path):
+        raise InputError(message(
+            f'model.network.checkpoint_path: {path}', 'there is no such file',
+            'name a file with weights of the network, or leave it out'))
     try:
         return timm.create_model(name, **arguments)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from se_timm.errors import InputError
@@ -75,6 +77,16 @@ def refused():
             yield
         check_three_lines(str(caught.value), given, why, do)
     return refused
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Return a function that writes weights of `test_resnet` to a file, and returns the option that names it."""
+    def weights(num_classes=3):
+        file = tmp_path / 'weights.pth'
+        torch.save(timm.create_model('test_resnet', num_classes=num_classes).state_dict(), file)
+        return f'--model.network.checkpoint_path={file}'
+    return weights
 
 
 def check_three_lines(text, given, why, do):

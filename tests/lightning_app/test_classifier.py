@@ -315,6 +315,28 @@ def test_checkpoint_of_another_network_is_refused_from_python_too(checkpoint, ma
     assert len(str(caught.value).splitlines()) == 3
 
 
+def test_checkpoint_is_refused_on_other_classes_of_the_same_number(checkpoint, make_trainer, photo_data, photos):
+    path, model = checkpoint
+    for split in ('train', 'val'):
+        (photos / split / 'bee').rename(photos / split / 'bug')
+    for run in ('validate', 'test', 'fit'):
+        with pytest.raises(InputError, match='3 classes, of which number 1 is bug') as caught:
+            getattr(make_trainer(), run)(model, datamodule=photo_data(), ckpt_path=path)
+        assert 'it is bee' in str(caught.value)
+
+
+def test_initial_weights_are_not_needed_again(make_trainer, photo_data, tmp_path, weights):
+    file = weights().partition('=')[2]
+    trainer = make_trainer()
+    trainer.fit(classifier(network={'checkpoint_path': file, 'drop_rate': 0.1}), photo_data())
+    trainer.save_checkpoint(tmp_path / 'own.ckpt')
+    Path(file).unlink()
+    model = ImageClassifier.load_from_checkpoint(tmp_path / 'own.ckpt', map_location='cpu')
+    assert model.hparams['network'] == {'drop_rate': 0.1}
+    for name, value in trainer.lightning_module.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
 # A loss that is not finite
 
 

@@ -87,10 +87,10 @@ def test_single_image(checkpoint, mixed):
     assert [row[0] for row in table()] == ['image', 'a.png']
 
 
-def test_imagenet_names_without_a_checkpoint(mixed):
+def test_imagenet_names_without_a_checkpoint(mixed, weights):
     # as with --model.network.pretrained=true, which needs a download
-    main(['predict', '--model.name=test_resnet', '--data=ImageNetDataModule', '--data.images', str(mixed),
-          '--data.image_size=32', '--data.batch_size=4', *QUIET])
+    main(['predict', '--model.name=test_resnet', weights(1000), '--data=ImageNetDataModule',
+          '--data.images', str(mixed), '--data.image_size=32', '--data.batch_size=4', *QUIET])
     header, *rows = table()
     assert header[-2:] == ['class5', 'probability5']
     assert [row[0] for row in rows] == ORDER
@@ -104,8 +104,8 @@ def test_imagenet_names_without_a_checkpoint(mixed):
             assert 0 < sum(probabilities) < 1
 
 
-def test_classes_without_names_are_numbers(mixed):
-    main(['predict', '--model.name=test_resnet', '--data=ImageNetDataModule', '--data.images', str(mixed),
+def test_classes_without_names_are_numbers(mixed, weights):
+    main(['predict', '--model.name=test_resnet', weights(7), '--data=ImageNetDataModule', '--data.images', str(mixed),
           '--data.num_classes=7', '--data.image_size=32', '--data.batch_size=4', *QUIET])
     _, *rows = table()
     assert set(rows[0][1::2]) <= {str(label) for label in range(7)}
