@@ -205,9 +205,10 @@ class ImageClassifier(LightningModule):
         self.test_metrics.reset()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return for each image its index (-1: does not count), and the five most probable classes, best first.
+        """Return for each image its index, and the five most probable classes, best first.
 
         Keys: `index (N,)`, `label (N, 5)` int64, `probability (N, 5)` float32; fewer than 5 if there are fewer classes.
+        The index is the batch's label, which for unreadable images is negative, see `PredictionSamples`.
         """
         probability, label = self(batch[0]).float().softmax(1).topk(min(TOP, self.net.num_classes))
         return {'index': batch[1], 'label': label, 'probability': probability}

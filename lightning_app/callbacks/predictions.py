@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from timm.data import ImageNetInfo
 from torch import distributed
 
+from ..data.samples import IGNORE, PredictionSamples
+
 __all__ = ['PredictionWriter', 'class_titles']
 
 
@@ -30,6 +32,10 @@ class PredictionWriter(BasePredictionWriter):
         self.path = Path(path)
         self.rows: dict[int, list[tuple[int, float]]] = {}
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the rows of an earlier prediction."""
+        self.rows = {}
+
     def write_on_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, prediction: dict[str, torch.Tensor],
             batch_indices: Sequence[int] | None, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
@@ -38,6 +44,8 @@ class PredictionWriter(BasePredictionWriter):
         for index, labels, probabilities in zip(*columns, strict=True):
             if index >= 0:
                 self.rows[index] = list(zip(labels, probabilities, strict=True))
+            elif index != IGNORE:
+                self.rows[PredictionSamples.position(index)] = []
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the rows of all processes and write them."""
@@ -56,12 +64,13 @@ class PredictionWriter(BasePredictionWriter):
             writer = csv.writer(file)
             writer.writerow(['image'] + [f'{what}{rank}' for rank in range(1, width + 1)
                                          for what in ('class', 'probability')])
-            for index in range(len(source.labels)):
-                cells = [cell for label, probability in rows.get(index, [])
+            for index in sorted(rows):
+                cells = [cell for label, probability in rows[index]
                          for cell in (titles[label], f'{probability:.6f}')]
                 writer.writerow([source.name(index)] + (cells or ['(unreadable)']))
-        print(f'predictions of {len(rows)} images: {self.path}'
-              + (f'; {len(source.labels) - len(rows)} could not be read' if len(rows) < len(source.labels) else ''))
+        unreadable = sum(not row for row in rows.values())
+        print(f'predictions of {len(rows) - unreadable} images: {self.path}'
+              + (f'; {unreadable} could not be read' if unreadable else ''))
 
 
 def class_titles(model: Any) -> list[str]:

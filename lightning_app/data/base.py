@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 from se_timm.errors import InputError, message
 
 from .augment import Augment, evaluation_transform, training_transform
-from .samples import EvaluationSamples, PadToMultiple, SeededSampler, TrainingSamples
+from .samples import EvaluationSamples, PadToMultiple, PredictionSamples, SeededSampler, TrainingSamples
 from .sources import ImageFolder, Source
 
 __all__ = ['ImageDataModule']
@@ -131,8 +131,7 @@ class ImageDataModule(LightningDataModule):
             if self.images is None:
                 raise InputError(message(
                     'data.images: none', 'prediction needs images', 'say --data.images FOLDER'))
-            self.prediction = EvaluationSamples(
-                ImageFolder(self.images), self.evaluation_transform, allow_unreadable=True)
+            self.prediction = PredictionSamples(ImageFolder(self.images), self.evaluation_transform)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled training batches; an incomplete last step is left out."""

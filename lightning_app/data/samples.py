@@ -19,7 +19,9 @@ from se_timm.errors import InputError, message
 from .decode import UnreadableImage
 from .sources import Source
 
-__all__ = ['IGNORE', 'EvaluationSamples', 'PadToMultiple', 'SeededSampler', 'TrainingSamples', 'seeded']
+__all__ = [
+    'IGNORE', 'EvaluationSamples', 'PadToMultiple', 'PredictionSamples', 'SeededSampler', 'TrainingSamples', 'seeded',
+]
 
 IGNORE = -1  # label of a sample that does not count
 _logger = logging.getLogger(__name__)
@@ -133,11 +135,31 @@ class EvaluationSamples(Dataset[tuple[Tensor, int]]):
             self.unreadable += 1
             _logger.warning('unreadable image %d, left out: %s: %s',
                             self.unreadable.item(), self.source.name(index), error)
-            return self.blank()
+            return self.left_out(index)
+
+    def left_out(self, index: int) -> tuple[Tensor, int]:
+        """Return what stands for the unreadable image `index`."""
+        return self.blank()
 
     def blank(self) -> tuple[Tensor, int]:
         """Return a sample that does not count."""
         return self.transform(Image.new('RGB', (32, 32))), IGNORE
+
+
+class PredictionSamples(EvaluationSamples):
+    """Images for prediction, whose labels are their indices; an unreadable image has a negative one."""
+
+    def __init__(self, source: Source, transform: Transform) -> None:
+        super().__init__(source, transform, allow_unreadable=True)
+
+    def left_out(self, index: int) -> tuple[Tensor, int]:
+        """Return a blank image, and a label from which `position` gets `index`."""
+        return self.blank()[0], IGNORE - 1 - index
+
+    @staticmethod
+    def position(label: int) -> int:
+        """Return the index of the unreadable image that has the negative `label`."""
+        return IGNORE - 1 - label
 
 
 class PadToMultiple(Dataset[tuple[Tensor, int]]):

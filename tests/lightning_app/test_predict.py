@@ -111,6 +111,14 @@ def test_classes_without_names_are_numbers(mixed, weights):
     assert set(rows[0][1::2]) <= {str(label) for label in range(7)}
 
 
+def test_images_that_were_not_looked_at_are_not_called_unreadable(checkpoint, mixed, capsys):
+    main(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), '--data.eval_batch_size=4',
+          '--trainer.limit_predict_batches=0.5', *QUIET])
+    assert [row[0] for row in table()[1:]] == ORDER[:4]
+    assert [row[0] for row in table() if row[1] == '(unreadable)'] == ['b/broken.png']
+    assert 'predictions of 3 images: predictions.csv; 1 could not be read' in capsys.readouterr().out
+
+
 def test_batches_and_workers_do_not_change_the_table(checkpoint, mixed):
     args = ['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), *QUIET[:2]]
     main([*args, '--data.eval_batch_size=8', '--output=one.csv', '--data.num_workers=0'])
