@@ -30,7 +30,7 @@ class ClassificationMetrics(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.k = min(5, num_classes)
-        self.add_state('loss_sum', torch.zeros((), dtype=torch.float64), dist_reduce_fx='sum')
+        self.add_state('loss_sum', torch.zeros((), dtype=sum_dtype()), dist_reduce_fx='sum')
         for name in ('top1', 'top5', 'count'):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx='sum')
 
@@ -38,7 +38,7 @@ class ClassificationMetrics(Metric):
         """Count a batch of logits `(N, C)` and labels `(N,)`; nothing waits for the device."""
         counts = labels != IGNORE
         loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction='none')
-        self.loss_sum += loss.double().sum()
+        self.loss_sum += loss.to(self.loss_sum.dtype).sum()
         correct = logits.topk(self.k).indices == labels[:, None]
         self.top1 += (correct[:, 0] & counts).sum()
         self.top5 += (correct.any(1) & counts).sum()
@@ -46,11 +46,14 @@ class ClassificationMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return `loss`, and `top1` and `top5` from 0 to 100; NaN if nothing was counted."""
-        return {
-            'loss': self.loss_sum / self.count, 'top1': 100 * self.top1.double() / self.count,
-            'top5': 100 * self.top5.double() / self.count,
-        }
+        sums = {'loss': self.loss_sum, 'top1': 100 * self.top1, 'top5': 100 * self.top5}
+        return {name: value.to(self.loss_sum.dtype) / self.count for name, value in sums.items()}
 
     def results(self, stage: str) -> dict[str, Tensor]:
         """Return the results under their logged names, such as `val/top1`."""
         return {f'{stage}/{name}': value for name, value in self.compute().items()}
+
+
+def sum_dtype() -> torch.dtype:
+    """Return float64, or float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if torch.backends.mps.is_available() else torch.float64

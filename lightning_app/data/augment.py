@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
 from torchvision import transforms
+
+from se_timm.errors import InputError, message
 
 __all__ = ['Augment', 'evaluation_transform', 'training_transform']
 
@@ -16,7 +19,7 @@ class Augment:
 
     Attributes:
         crop: `rrc` (random resized crop), timm's `rkrc` and `rkrr` (resize keeping the ratio, then crop), or `pad`
-            (zero-pad by `padding` pixels and crop at random: CIFAR).
+            (shorter side to the size, zero-pad by `padding` pixels and crop at random: CIFAR).
         scale: Range of the crop's area, as a share of the image's (`rrc`).
         ratio: Range of the crop's aspect ratio (`rrc`).
         padding: Pixels on each side (`pad`).
@@ -45,16 +48,25 @@ def training_transform(augment: Augment, size: int, **normalisation: Any) -> Any
         augment: The settings.
         size: Height and width in pixels.
         **normalisation: `mean`, `std` and `interpolation` for `timm.data.create_transform`.
+
+    Raises:
+        InputError: For settings that timm does not know.
     """
-    stages = create_transform(
-        size, is_training=True, separate=True,
-        train_crop_mode=None if augment.crop == 'pad' else augment.crop,
-        scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
-        color_jitter=augment.color_jitter or None, auto_augment=augment.auto_augment, re_prob=augment.random_erasing,
-        re_mode='pixel', **normalisation)
-    geometry, colour, tensor = stages
+    try:
+        geometry, colour, tensor = create_transform(
+            size, is_training=True, separate=True,
+            train_crop_mode=None if augment.crop == 'pad' else augment.crop,
+            scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
+            color_jitter=augment.color_jitter or None, auto_augment=augment.auto_augment,
+            re_prob=augment.random_erasing, re_mode='pixel', **normalisation)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise InputError(message(
+            f'data.augment: {augment}', f'timm makes no transform of it ({str(error) or type(error).__name__})',
+            'correct data.augment; policies of auto_augment are such as rand-m9-mstd0.5, original, augmix-m3-w3')
+        ) from error
     if augment.crop == 'pad':
         geometry = transforms.Compose([
+            transforms.Resize(size, str_to_interp_mode(normalisation.get('interpolation', 'bilinear'))),
             transforms.RandomCrop(size, padding=augment.padding),
             transforms.RandomHorizontalFlip(augment.hflip),
             transforms.RandomVerticalFlip(augment.vflip),

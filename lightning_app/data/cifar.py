@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 from torchvision import datasets
 
@@ -47,7 +48,7 @@ class CIFAR10DataModule(ImageDataModule):
         **common: See `ImageDataModule`.
 
     Raises:
-        InputError: If the data are not there and `download` is off.
+        InputError: If the data are not there and `download` is off or fails.
     """
 
     dataset: type[datasets.CIFAR10] = datasets.CIFAR10
@@ -66,9 +67,18 @@ class CIFAR10DataModule(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download the data once, if asked to."""
-        if self.download:
-            self.dataset(self.root, download=True)
+        """Download the data once, if asked to; the processes of a training wait for the one that does it."""
+        if not self.download:
+            return
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(Path(self.root, f'{self.dataset.base_folder}.lock')):
+                self.dataset(self.root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(message(
+                f'data.download: true, to {self.root}', f'{self.dataset.__name__} cannot be had from there ({error})',
+                f'try again, or copy {self.dataset.base_folder}/ to {self.root} from a machine with a network',
+            )) from error
 
     def open(self, split: str) -> Source:
         """Return the training images, or for `val` and `test` the test images."""

@@ -75,6 +75,7 @@ class SeededSampler(DistributedSampler[Any]):
 class TrainingSamples(Dataset[tuple[Tensor, int]]):
     """Training images: keys are pairs (index, seed), items pairs of the transformed image and its label.
 
+    A bare index, as from the sampler that Lightning puts in for `overfit_batches`, is its own seed.
     An unreadable image is named in the log, counted (`unreadable`, over all workers) and replaced by the next one.
     """
 
@@ -86,8 +87,8 @@ class TrainingSamples(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.source.labels)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        index, seed = key
+    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, int]:
+        index, seed = key if isinstance(key, tuple) else (key, key)
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             try:

@@ -215,7 +215,7 @@ def _files_below(root: Path) -> list[str]:
     """Return the paths of all files below `root`, relative to it, sorted."""
     found = []
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
         relative = os.path.relpath(folder, root)
         found += [file if relative == '.' else f'{relative}/{file}' for file in files if not file.startswith('.')]
     return sorted(found)

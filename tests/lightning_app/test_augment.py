@@ -166,3 +166,19 @@ def test_evaluation_is_torchvision_s(ramp, size, crop_pct, resized, shape, inter
 def test_evaluation_is_not_random(noise):
     transform = evaluation_transform(32, 0.875, **IMAGENET)
     assert torch.equal(transform(noise(0)), transform(noise(0)))
+
+
+@pytest.mark.parametrize(('shape', 'size'), [((32, 32), 64), ((32, 32), 24), ((40, 30), 64)])
+def test_padding_takes_images_of_any_size(noise, shape, size):
+    images = draw(Augment(crop='pad', padding=4), noise(0, shape), size, count=20)
+    assert images.shape == (20, 3, size, size)
+    assert len({image.numpy().tobytes() for image in images}) > 10
+    if shape[0] == shape[1]:  # at most the padding is black
+        assert (images[:, :, 4:-4, 4:-4].amax(dim=(1, 2, 3)) > 0).all()
+        assert ((images == 0).all(1).sum(dim=(1, 2)) <= size * size - (size - 4) ** 2).all()
+
+
+@pytest.mark.parametrize('policy', ['foo', 'rand-m9-foo1'])
+def test_unknown_policy(refused, policy):
+    with refused(f"auto_augment='{policy}'", 'timm', 'rand-m9-mstd0.5'):
+        training_transform(Augment(auto_augment=policy), 32, **PLAIN)

@@ -293,7 +293,7 @@ def test_a_training_takes_its_settings_from_the_network(pets):
 # CIFAR
 
 
-def fake_cifar(root, monkeypatch, dataset, name, keys):
+def write_cifar(root, monkeypatch, dataset, name, keys):
     """Write a few images as torchvision wants CIFAR: pickled batches, whose MD5 sums it checks."""
     folder = Path(root, dataset.base_folder)
     folder.mkdir(parents=True)
@@ -329,7 +329,7 @@ def cifar(request, tmp_path, monkeypatch):
     """Return a CIFAR data module on fake images, and torchvision's data set class."""
     module, dataset, count, keys = CIFAR[request.param]
     # CIFAR100 has lists of its own: patching one class leaves the other alone
-    root = fake_cifar(tmp_path / 'cifar', monkeypatch, dataset, [f'class {index}' for index in range(count)], keys)
+    root = write_cifar(tmp_path / 'cifar', monkeypatch, dataset, [f'class {index}' for index in range(count)], keys)
     return module(root=str(root), batch_size=4, num_workers=0), dataset, count
 
 
@@ -373,6 +373,16 @@ def test_incomplete_cifar(cifar, refused):
     Path(datamodule.root, dataset.base_folder, dataset.train_list[0][0]).write_bytes(b'')
     with refused(f'data.root: {datamodule.root}', 'no complete copy', 'data.download=true'):
         set_up(datamodule)
+
+
+@pytest.mark.parametrize('module', [CIFAR10DataModule, CIFAR100DataModule])
+def test_cifar_that_cannot_be_downloaded(tmp_path, refused, module):
+    with refused('data.download: true', 'cannot be had', module.dataset.base_folder):
+        module(root=str(tmp_path / 'new'), download=True).num_classes  # noqa: B018
+
+
+def test_cifar_that_is_there_is_not_downloaded_again(fake_cifar):
+    assert CIFAR10DataModule(root=str(fake_cifar), download=True).num_classes == 10
 
 
 def test_cifar_need_not_be_there_for_prediction(pets):

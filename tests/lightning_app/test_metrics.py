@@ -142,3 +142,14 @@ def test_sums_stay_float64_in_a_module_of_half_precision():
     module.metrics.update(*batch())
     assert module.metrics.loss_sum.dtype == torch.float64
     assert module.metrics.compute()['loss'] == measure(*batch()).compute()['loss']
+
+
+def test_sums_are_float32_on_a_machine_without_float64(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    logits, labels = batch()
+    metrics = measure(logits, labels)
+    assert {value.dtype for value in metrics.compute().values()} == {torch.float32}
+    monkeypatch.undo()
+    exact = measure(logits, labels)
+    assert counts(metrics) == counts(exact)
+    assert float(metrics.compute()['loss']) == pytest.approx(float(exact.compute()['loss']), rel=1e-5)

@@ -384,3 +384,10 @@ def test_no_images(tmp_path, refused):
     (tmp_path / 'notes.txt').write_text('')
     with refused(f'data.images: {tmp_path}', 'no image in it', '.jpg'):
         ImageFolder(tmp_path)
+
+
+@pytest.mark.parametrize('tar', [False, True])
+def test_hidden_folders_within_a_class_are_left_out(tmp_path, write_images, pack, tar):
+    folder = write_images(tmp_path / 'train', {'cat': 2, 'cat/.thumbnails': 1, 'cat/in': 1, 'dog': 1})
+    source = TarSource(pack(folder)) if tar else FolderSource(folder)
+    assert [path.removeprefix('./') for path in source.paths] == ['cat/0.png', 'cat/1.png', 'cat/in/0.png', 'dog/0.png']
