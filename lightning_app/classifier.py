@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from itertools import zip_longest
 from typing import Any
 
 import timm
@@ -328,9 +330,11 @@ def create_network(name: str, **arguments: Any) -> nn.Module:
             'name a file with weights of the network, or leave it out'))
     try:
         return timm.create_model(name, **arguments)
-    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if '\n  why: ' in str(error):  # one of our own networks: the message is complete
             raise InputError(str(error)) from error
         raise InputError(message(
             f'model: {name} with {arguments}', str(error) or type(error).__name__,
+            'give the weights as a file by model.network.checkpoint_path, or try again with a network connection'
+            if isinstance(error, OSError) else
             "correct model.name or model.network; the arguments are those of the network's class in timm")) from error

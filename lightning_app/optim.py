@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from timm.loss import create_classification_loss
-from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -58,9 +58,9 @@ class Schedule:
         warmup_epochs: Epochs of linear warm-up, part of the schedule's length.
         warmup_lr: Learning rate at the start of warm-up.
         min_lr: Lowest learning rate.
-        decay_epochs: Epochs between two drops (`step`), or length of the decay (`wsd`, `rsqrt`).
+        decay_epochs: Epochs between two drops (`step`, which needs it), or length of the decay (`wsd`, `rsqrt`).
         decay_milestones: Epochs of the drops (`multistep`).
-        decay_rate: Factor of each drop (`step`, `multistep`), power (`poly`).
+        decay_rate: Factor of each drop (`step`, `multistep`); power of the polynomial (`poly`, for which 1 is usual).
     """
 
     name: Literal['cosine', 'step', 'multistep', 'poly', 'tanh', 'wsd', 'rsqrt', 'constant'] = 'cosine'
@@ -97,6 +97,10 @@ def scaled_lr(optim: Optim, batch_size: int | None) -> float:
         raise InputError(message(
             f'model.optim.lr_scaling: {optim.lr_scaling}', 'the batch size of a step is not known to the model',
             'use a data module of lightning_app, or give the final lr and lr_scaling: none'))
+    if optim.lr_batch < 1:
+        raise InputError(message(
+            f'model.optim.lr_batch: {optim.lr_batch}', 'it is the batch size that lr is meant for',
+            'take a number from 1, such as 256'))
     ratio = batch_size / optim.lr_batch
     return optim.lr * (ratio if optim.lr_scaling == 'linear' else ratio ** 0.5)
 
@@ -106,9 +110,15 @@ def _base_name(optim: Optim) -> str:
 
 
 def check_optimizer(optim: Optim) -> None:
-    """Raise `InputError` for an optimiser that timm does not have."""
-    if (name := _base_name(optim)) not in list_optimizers():
-        raise InputError(unknown('model.optim.name', name, list_optimizers()))
+    """Raise `InputError` for an optimiser that timm does not have, or that needs another training step."""
+    usable = [name for name in list_optimizers() if not get_optimizer_info(name).second_order]
+    if (name := _base_name(optim)) in usable:
+        return
+    if name in list_optimizers():
+        raise InputError(message(
+            f'model.optim.name: {optim.name}', 'it needs second derivatives, which this training does not compute',
+            'take another optimiser, such as adamw'))
+    raise InputError(unknown('model.optim.name', name, usable))
 
 
 def check_options(optim: Optim) -> None:
@@ -154,6 +164,10 @@ def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Sch
         raise InputError(message(
             f'model.schedule.warmup_epochs: {schedule.warmup_epochs}', f'the training has {epochs} epochs',
             f'take fewer than {epochs}, or a larger trainer.max_epochs'))
+    if schedule.name == 'step' and not schedule.decay_epochs:
+        raise InputError(message(
+            f'model.schedule.decay_epochs: {schedule.decay_epochs}', 'the schedule step drops every so many epochs',
+            'say after how many, such as --model.schedule.decay_epochs 30'))
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer, sched=schedule.name, num_epochs=epochs - schedule.warmup_epochs * after_warmup,
@@ -169,5 +183,13 @@ def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Sch
 
 
 def build_loss(loss: Loss) -> nn.Module:
-    """Return timm's training criterion of logits `(N, C)` and labels `(N,)`."""
+    """Return timm's training criterion of logits `(N, C)` and labels `(N,)`.
+
+    Raises:
+        InputError: For a smoothing that is no share.
+    """
+    if not 0 <= loss.smoothing < 1:
+        raise InputError(message(
+            f'model.loss.smoothing: {loss.smoothing}', 'it is the share of the target that goes to all classes',
+            'take a number from 0 up to, but not, 1, such as 0.1'))
     return create_classification_loss(loss.name, smoothing=loss.smoothing)

@@ -23,6 +23,7 @@ __all__ = ['ImageDataModule']
 
 # as our ImageNet networks; mean, std and crop are timm's defaults
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
+LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1}
 
 
 class ImageDataModule(LightningDataModule):
@@ -32,9 +33,10 @@ class ImageDataModule(LightningDataModule):
     count (padding that makes all processes equally long).
 
     Args:
-        batch_size: Images in one optimiser step, over all processes and accumulated batches. The training is the same
-            for any number of devices.
-        eval_batch_size: Images in one evaluation step, over all processes; as `batch_size` where not given.
+        batch_size: Images in one optimiser step, over all processes and accumulated batches, so that a recipe is the
+            same for any number of devices but for batch norm, whose statistics are those of a device's share.
+        eval_batch_size: Images in one evaluation step, over all processes; where not given, as many in each process
+            as in training.
         num_workers: Worker processes that load images, in each training process; where not given, one a core, at
             most 8.
         image_size: Side of the training images in pixels; where not given, as the network's configuration says.
@@ -109,18 +111,20 @@ class ImageDataModule(LightningDataModule):
         """Complete the settings by the network's configuration, and make the transforms."""
         net = getattr(getattr(self.trainer, 'lightning_module', None), 'net', None)
         cfg = timm.data.resolve_data_config(pretrained_cfg=getattr(net, 'pretrained_cfg', None) or WITHOUT_NETWORK)
-        normalisation = {name: getattr(self, name) or cfg[name] for name in ('mean', 'std', 'interpolation')}
-        size = self.image_size or cfg['input_size'][-1]
-        eval_size = self.eval_size or size
+        normalisation = {name: _given(getattr(self, name), cfg[name]) for name in ('mean', 'std', 'interpolation')}
+        size = _given(self.image_size, cfg['input_size'][-1])
+        eval_size = _given(self.eval_size, size)
         self.input_size = (3, eval_size, eval_size)
         self.training_transform = training_transform(self.augment, size, **normalisation)
         self.evaluation_transform = evaluation_transform(
-            eval_size, self.crop_pct or cfg['crop_pct'], **normalisation)
+            eval_size, _given(self.crop_pct, cfg['crop_pct']), **normalisation)
 
     def setup(self, stage: str) -> None:
         """Open what `stage` (fit, validate, test or predict) needs."""
+        self._check_numbers()
         self.prepare_transforms()
         if stage == 'fit':
+            self.settings()  # a checkpoint will hold them
             self.training = TrainingSamples(self._checked(self.open('train')), self.training_transform)
             self._check_training_step()
         if stage in ('fit', 'validate'):
@@ -162,24 +166,34 @@ class ImageDataModule(LightningDataModule):
         return self.trainer.global_rank if self.trainer else 0
 
     @property
+    def _accumulated(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
+    @property
     def _process_batch_size(self) -> int:
         """Images in one training batch of one process."""
-        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
-        parts = self._world_size * accumulated
-        if self.batch_size < 1 or self.batch_size % parts:
+        parts = self._world_size * self._accumulated
+        if self.batch_size % parts:
             below = max(self.batch_size // parts, 1) * parts
             raise InputError(message(
                 f'data.batch_size: {self.batch_size}',
-                f'it is divided among {self._world_size} processes, each accumulating {accumulated} batches',
+                f'it is divided among {self._world_size} processes, each accumulating {self._accumulated} batches',
                 f'take a multiple of {parts}, such as {below} or {below + parts}'))
         return self.batch_size // parts
 
+    def _check_numbers(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise InputError(message(
+                    f'data.{name}: {value}', f'it must be at least {least}', 'correct it, or leave it out'))
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise InputError(message(
+                f'data.crop_pct: {self.crop_pct}', 'it is the side of the crop / the shorter side of the image',
+                'take a number above 0 and up to 1, such as 0.875 for a crop of 224 from 256'))
+
     def _check_training_step(self) -> None:
         self._process_batch_size  # noqa: B018  (checks divisibility before any work)
-        if self.eval_batch_size is not None and self.eval_batch_size < 1:
-            raise InputError(message(
-                f'data.eval_batch_size: {self.eval_batch_size}', 'a step must hold at least one image',
-                'take a larger number, or leave it out for data.batch_size'))
         if len(self.training) < self.batch_size:
             raise InputError(message(
                 f'data.batch_size: {self.batch_size}',
@@ -200,7 +214,8 @@ class ImageDataModule(LightningDataModule):
     def _evaluation_loader(self, samples: EvaluationSamples) -> DataLoader[Any]:
         padded = PadToMultiple(samples, self._world_size)
         sampler: DistributedSampler[Any] = DistributedSampler(padded, self._world_size, self._rank, shuffle=False)
-        batch_size = max((self.eval_batch_size or self.batch_size) // self._world_size, 1)
+        total = _given(self.eval_batch_size, self.batch_size // self._accumulated)
+        batch_size = max(total // self._world_size, 1)
         return self._loader(padded, sampler, batch_size, drop_last=False)
 
     def _loader(
@@ -221,8 +236,17 @@ class ImageDataModule(LightningDataModule):
         parameters = [parameter for cls in type(self).__mro__[::-1] if issubclass(cls, ImageDataModule)
                       for parameter in inspect.signature(cls).parameters.values()]
         names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        if missing := [name for name in names if name != 'num_classes' and not hasattr(self, name)]:
+            raise InputError(message(
+                f'data: {type(self).__name__} without an attribute {missing[0]}',
+                'a checkpoint holds the arguments of the data module, so that it can be evaluated on its own',
+                f'let its __init__ say self.{missing[0]} = {missing[0]}'))
         values = {name: getattr(self, name) for name in names if name != 'num_classes'}
         values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
         values['num_classes'] = self.given_num_classes
         values['augment'] = dataclasses.asdict(self.augment)
         return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': values}
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -72,7 +72,7 @@ def test_batch_size_is_that_of_a_step(pets, processes, accumulated, expected):
 
 @pytest.mark.parametrize(('batch_size', 'processes', 'accumulated', 'valid'), [
     (7, 2, 1, 'multiple of 2, such as 6 or 8'), (10, 2, 2, 'multiple of 4, such as 8 or 12'),
-    (1, 2, 1, 'multiple of 2, such as 2 or 4'), (0, 1, 1, 'such as 1 or 2'), (-8, 2, 1, 'such as 2 or 4')])
+    (1, 2, 1, 'multiple of 2, such as 2 or 4')])
 def test_batch_size_that_cannot_be_divided(pets, refused, batch_size, processes, accumulated, valid):
     with refused(f'data.batch_size: {batch_size}', f'{processes} processes, each accumulating {accumulated}', valid):
         set_up(imagenet(pets, batch_size=batch_size), devices=processes, accumulate_grad_batches=accumulated,
@@ -83,6 +83,46 @@ def test_batch_size_that_leaves_no_step(pets, refused):
     set_up(imagenet(pets, batch_size=12))
     with refused('data.batch_size: 13', 'with 12 training images not one step', 'at most 12'):
         set_up(imagenet(pets, batch_size=13))
+
+
+@pytest.mark.parametrize(('name', 'value', 'least'), [
+    ('batch_size', 0, 1), ('batch_size', -8, 1), ('eval_batch_size', 0, 1), ('num_workers', -1, 0),
+    ('image_size', 0, 1), ('eval_size', 0, 1), ('eval_size', -32, 1)])
+@pytest.mark.parametrize('stage', ['fit', 'validate', 'test', 'predict'])
+def test_numbers_too_small(pets, refused, stage, name, value, least):
+    with refused(f'data.{name}: {value}', f'at least {least}', 'leave it out'):
+        set_up(imagenet(pets, images=str(pets / 'val'), **{name: value}), stage)
+
+
+@pytest.mark.parametrize('crop_pct', [0, -0.5, 1.1, 87.5])
+def test_crop_larger_than_the_image(pets, refused, crop_pct):
+    with refused(f'data.crop_pct: {crop_pct}', 'shorter side', '0.875'):
+        set_up(imagenet(pets, crop_pct=crop_pct), 'validate')
+
+
+@pytest.mark.parametrize(('processes', 'accumulated', 'expected'), [(1, 1, 12), (1, 3, 4), (2, 1, 6), (2, 3, 2)])
+def test_evaluation_batches_are_as_large_as_those_of_the_training(pets, processes, accumulated, expected):
+    datamodule = set_up(imagenet(pets, batch_size=12), devices=processes, accumulate_grad_batches=accumulated,
+                        strategy='ddp' if processes > 1 else 'auto')
+    assert datamodule.val_dataloader().batch_size == datamodule.train_dataloader().batch_size == expected
+
+
+class Forgetful(ImageNetDataModule):
+    def __init__(self, flavour: str = 'sweet', **common):
+        super().__init__(**common)
+
+
+def test_module_that_does_not_keep_its_arguments_is_refused_before_the_training(pets, refused):
+    with refused('Forgetful without an attribute flavour', 'a checkpoint holds', 'self.flavour = flavour'):
+        set_up(Forgetful(root=str(pets), num_workers=0), 'fit')
+
+
+@pytest.mark.filterwarnings('ignore:You requested to overfit but enabled .* dataloader shuffling:UserWarning')
+def test_overfit_batches(pets):
+    model = ImageClassifier('test_resnet', num_classes=3)
+    run = trainer(overfit_batches=1, max_epochs=2, log_every_n_steps=1)
+    run.fit(model, imagenet(pets, batch_size=4))
+    assert run.global_step == 2
 
 
 def test_an_incomplete_training_batch_is_left_out(pets):

@@ -239,18 +239,18 @@ def test_validation_class_that_training_lacks(refused, on_photos, photos):
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_unreadable_image_in_evaluation(refused, on_photos, photos, workers):
+def test_unreadable_image_in_evaluation(refused, on_photos, photos, weights, workers):
     path = next((photos / 'val' / 'ant').iterdir())
     path.write_bytes(path.read_bytes()[:200])
     args = [*on_photos, f'--data.num_workers={workers}']
     refused(['fit', *args], path.name, 'cannot be read', 'allow_unreadable')
-    refused(['validate', *args], path.name, 'cannot be read', 'allow_unreadable')
+    refused(['validate', *args, weights()], path.name, 'cannot be read', 'allow_unreadable')
 
 
-def test_unreadable_image_may_be_left_out(on_photos, photos):
+def test_unreadable_image_may_be_left_out(on_photos, photos, weights):
     path = next((photos / 'val' / 'ant').iterdir())
     path.write_bytes(b'no image')
-    cli = main(['validate', *on_photos, '--data.allow_unreadable=true'])
+    cli = main(['validate', *on_photos, weights(), '--data.allow_unreadable=true'])
     assert cli.datamodule.validation.unreadable == 1
     assert float(cli.trainer.callback_metrics['val/top5']) == 100  # six images of three classes
 
@@ -271,12 +271,59 @@ def test_class_count_that_the_data_do_not_have(refused, on_photos):
     refused(['fit', *on_photos, '--data.num_classes=5'], 'data.num_classes: 5', '3 classes')
 
 
-def test_prediction_without_images(refused, on_photos):
-    refused(['predict', *on_photos], 'data.images', '', '--data.images')
+def test_prediction_without_images(refused, on_photos, weights):
+    refused(['predict', *on_photos, weights()], 'data.images', '', '--data.images')
 
 
-def test_prediction_of_a_missing_folder(refused, on_photos):
-    refused(['predict', *on_photos, '--data.images=photo'], 'photo', 'no such', 'photos')
+def test_prediction_of_a_missing_folder(refused, on_photos, weights):
+    refused(['predict', *on_photos, weights(), '--data.images=photo'], 'photo', 'no such', 'photos')
+
+
+@pytest.mark.parametrize('command', ['validate', 'test', 'predict'])
+def test_network_without_weights_is_not_evaluated(refused, on_photos, command):
+    refused([command, *on_photos], 'test_resnet without weights', 'random', '--ckpt_path')
+
+
+@pytest.mark.parametrize('command', ['validate', 'test', 'predict'])
+@pytest.mark.parametrize('word', ['best', 'last', 'hpc'])
+def test_checkpoint_of_no_training_here(refused, on_photos, command, word):
+    refused([command, *on_photos, f'--ckpt_path={word}'], f'ckpt_path: {word}', 'no such file')
+
+
+def test_output_that_is_a_folder(refused, on_photos, weights, photos):
+    refused(['predict', *on_photos, weights(), f'--data.images={photos}', f'--output={photos}'],
+            f'output: {photos}', 'a folder', 'predictions.csv')
+
+
+@pytest.mark.parametrize(('options', 'given', 'why'), [
+    (['--model.network.checkpoint_path=nope.pth'], 'checkpoint_path: nope.pth', 'no such file'),
+    (['--model.optim.name=adahessian'], 'adahessian', 'second derivatives'),
+    (['--model.loss.smoothing=1'], 'model.loss.smoothing: 1', 'share'),
+    (['--model.optim.lr_scaling=linear', '--model.optim.lr_batch=0'], 'lr_batch: 0', ''),
+    (['--model.schedule.name=step'], 'decay_epochs: None', ''),
+    (['--data.augment.auto_augment=foo'], "auto_augment='foo'", 'timm'),
+    (['--data.num_workers=-1'], 'data.num_workers: -1', 'at least 0'),
+    (['--data.image_size=0'], 'data.image_size: 0', 'at least 1'),
+    (['--model.name=vit_tiny_patch16_224', '--trainer.callbacks=lightning_app.callbacks.NetworkSummary'],
+     '32 px', 'match'),
+], ids=lambda value: '' if isinstance(value, str) else value[0].removeprefix('--'))
+def test_settings_that_cannot_be_used(refused, on_photos, options, given, why):
+    refused(['fit', *on_photos, *options], given, why)
+
+
+def test_pretrained_weights_that_cannot_be_downloaded(refused, on_photos, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)  # else it tries again for a minute
+    refused(['fit', *on_photos, '--model.name=resnet18', '--model.network.pretrained=true'],
+            'resnet18', 'connection', 'model.network.checkpoint_path')
+
+
+def test_last_of_several_checkpoints_counts(on_photos):
+    main(['fit', *on_photos])
+    main(['fit', *on_photos, '--model.network={drop_rate: 0.1}'])
+    first, second = sorted(Path('runs').rglob('*.ckpt'))
+    cli = main(['validate', f'--ckpt_path={first}', f'--ckpt_path={second}'])
+    assert cli.model.hparams['network'] == {'drop_rate': 0.1}
+    assert cli.trainer.ckpt_path == str(second)
 
 
 # The machine
