@@ -68,7 +68,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Download the data once, if asked to; the processes of a training wait for the one that does it."""
-        if not self.download:
+        if not self.download or self._is_there():
             return
         Path(self.root).mkdir(parents=True, exist_ok=True)
         try:
@@ -79,6 +79,13 @@ class CIFAR10DataModule(ImageDataModule):
                 f'data.download: true, to {self.root}', f'{self.dataset.__name__} cannot be had from there ({error})',
                 f'try again, or copy {self.dataset.base_folder}/ to {self.root} from a machine with a network',
             )) from error
+
+    def _is_there(self) -> bool:
+        try:
+            self.dataset(self.root, train=False)  # checks all files
+        except RuntimeError:
+            return False
+        return True
 
     def open(self, split: str) -> Source:
         """Return the training images, or for `val` and `test` the test images."""
