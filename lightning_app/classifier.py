@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 import se_timm  # noqa: F401  (registers the SE networks)
 from se_timm.errors import InputError, message, unknown
@@ -76,6 +77,7 @@ class ImageClassifier(LightningModule):
         twin = {'se': False} if plain else {}
         self.net = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
         self.class_names: list[str] | None = None
+        self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
         self.name = name
         self.compile_network = compile
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -95,11 +97,15 @@ class ImageClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data, and compile the network for a training."""
-        class_names = getattr(getattr(self.trainer, 'datamodule', None), 'class_names', None)
-        if stage != 'predict' and class_names:
-            self.class_names = class_names
+        self.class_names = self._classes_of_data() or self.class_names
         if self.compile_network and stage == 'fit':
             self.net.compile()  # in place: the keys of the state dict stay those of the bare network
+
+    def _classes_of_data(self) -> list[str] | None:
+        """Return the names of the classes of the images at hand, if they have labels."""
+        if self._trainer is None or self.trainer.state.fn == TrainerFn.PREDICTING:
+            return None
+        return getattr(getattr(self.trainer, 'datamodule', None), 'class_names', None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `(N, num_classes)` of normalised images `(N, 3, H, W)`."""
@@ -164,6 +170,9 @@ class ImageClassifier(LightningModule):
         if getattr(self.trainer, 'fast_dev_run', False):  # one epoch, in which no warm-up fits
             schedule = dataclasses.replace(schedule, warmup_epochs=0)
         scheduler = build_schedule(optimizer, schedule, self.trainer.max_epochs or 0)
+        if self.resumed:
+            self._check_continues(optimizer, self.resumed)
+            self.resumed = {}
         self.given_options = [
             {name: value for name, value in group.items() if name not in ('params', *COUNTERS)}
             for group in optimizer.param_groups]
@@ -235,7 +244,7 @@ class ImageClassifier(LightningModule):
         if self._trainer is None:
             return
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self._check_optimizer_continues(checkpoint)
+            self.resumed = checkpoint
         else:
             # of the training's callbacks, those that are here; Lightning warns of each that it lacks, and its own
             # ModelCheckpoint of another folder
@@ -262,18 +271,18 @@ class ImageClassifier(LightningModule):
 
     def _check_classes(self, checkpoint: dict[str, Any]) -> None:
         """Raise `InputError` if the data at hand has other classes than the checkpoint, or numbers them otherwise."""
-        theirs = checkpoint.get('class_names')
-        if not self.class_names or not theirs or list(theirs) == list(self.class_names):
+        theirs, ours = checkpoint.get('class_names'), self._classes_of_data()
+        if not ours or not theirs or list(theirs) == list(ours):
             return
-        pairs = enumerate(zip_longest(theirs, self.class_names, fillvalue='missing'))
+        pairs = enumerate(zip_longest(theirs, ours, fillvalue='missing'))
         label, (trained, given) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
         raise InputError(message(
-            f'data: {len(self.class_names)} classes, of which number {label} is {given}',
+            f'data: {len(ours)} classes, of which number {label} is {given}',
             f'in the data that the checkpoint was trained on, it is {trained}',
             'evaluate the checkpoint on data with its classes, of the same names'))
 
-    def _check_optimizer_continues(self, checkpoint: dict[str, Any]) -> None:
-        """Raise `InputError` if the checkpoint holds the state of an optimiser other than this run's."""
+    def _check_continues(self, optimizer: Optimizer, checkpoint: dict[str, Any]) -> None:
+        """Raise `InputError` if the checkpoint holds the state of another optimiser than `optimizer`."""
         if not checkpoint.get('optimizer_states'):
             raise InputError(message(
                 'ckpt_path: a checkpoint of weights only', 'a training cannot go on without the state of its optimiser',
@@ -281,7 +290,7 @@ class ImageClassifier(LightningModule):
         given = checkpoint.get('hyper_parameters', {}).get('optim')
         trained = Optim(**given) if given else self.optim
         sizes = [len(group['params']) for group in checkpoint['optimizer_states'][0]['param_groups']]
-        own = [len(group['params']) for group in build_optimizer(self.net, self.optim, self.optim.lr).param_groups]
+        own = [len(group['params']) for group in optimizer.param_groups]
         if trained.name == self.optim.name and sizes == own:
             return
         changed = {field.name: getattr(trained, field.name) for field in dataclasses.fields(Optim)
