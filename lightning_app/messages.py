@@ -46,11 +46,12 @@ def linked_key(key: str, where: str) -> str:
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
-    """Return all keys of `parser` and its subcommands."""
+    """Return all keys of `parser` and its subcommands that may be set."""
     subcommands = getattr(parser, '_subcommands_action', None)
     parsers = [parser, *(subcommands._name_parser_map.values() if subcommands else [])]
-    augment = [f'data.augment.{field.name}' for field in dataclasses.fields(data.Augment)]
-    return sorted({action.dest for each in parsers for action in each._actions} | set(augment))
+    of_data = {f'data.augment.{field.name}' for field in dataclasses.fields(data.Augment)}
+    of_data |= {f'data.{parameter.name}' for parameter in get_signature_parameters(data.ImageDataModule)}
+    return sorted({action.dest for each in parsers for action in each._actions} - LINKED.keys() | of_data)
 
 
 def _nearest_keys(key: str, keys: list[str]) -> list[str]:

@@ -35,6 +35,7 @@ def refused(cli_error, optimizer_steps):
 @pytest.mark.parametrize(('option', 'remedy'), [
     ('--model.lr=0.1', 'model.optim.lr'),
     ('--model.nmae=test_resnet', 'model.name'),
+    ('--model.num_clases=3', 'data.num_classes'),  # which model.num_classes follows
     ('--model.optim.lrr=0.1', 'model.optim.lr'),
     ('--model.optim.weight_deacy=0.1', 'model.optim.weight_decay'),
     ('--model.schedule.warmup=5', 'model.schedule.warmup_epochs'),
