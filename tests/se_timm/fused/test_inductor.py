@@ -48,8 +48,8 @@ def test_training_step_is_the_written_one():
 
 @pytest.mark.slow
 def test_more_shapes_than_dynamo_compiles_for_one_function():
-    shapes = [(2, 8, size, size) for size in range(1, torch._dynamo.config.recompile_limit + 5)]
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for shape in shapes:
-            x, = arguments(shape).moments
+    # a low limit, given here: importing timm.optim raises torch's to a million
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for size in range(1, 6):
+            x, = arguments((2, 8, size, size)).moments
             torch.testing.assert_close(COMPILED.moments(x), algebra.moments(x), rtol=1e-5, atol=1e-5)
