@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from ..errors import message
 from . import algebra
+from .processes import joint_moments, joint_sums
 
-__all__ = ['GATES', 'REFERENCE', 'Gate', 'Passes', 'fused_tail']
+__all__ = ['GATES', 'REFERENCE', 'Gate', 'Moments', 'Norm', 'Passes', 'fused_tail']
 
 
 class Passes(NamedTuple):
@@ -19,8 +20,8 @@ class Passes(NamedTuple):
 
     moments: Callable[..., tuple[Tensor, Tensor]]
     apply: Callable[..., Tensor]
-    reduce: Callable[..., tuple[Tensor, Tensor]]
-    grad: Callable[..., tuple[Tensor, Tensor]]
+    reduce: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    grad: Callable[..., Tensor]
 
 
 REFERENCE = Passes(algebra.moments, algebra.apply, algebra.reduce, algebra.grad)
@@ -45,7 +46,74 @@ GATES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
 }
 
 
-INPUTS = 15  # of `FusedTail`
+class Moments(NamedTuple):
+    """Mean and biased variance `(C,)` that a batch norm normalised by, and the number M of values they are of, `()`."""
+
+    mean: Tensor
+    variance: Tensor
+    values: Tensor
+
+
+class Norm(NamedTuple):
+    """A batch norm: weight and bias `(C,)` or None, what it normalises by, epsilon, and the processes it is shared by.
+
+    Attributes:
+        gamma: Weight `(C,)`.
+        beta: Bias `(C,)`.
+        statistics: Mean and variance `(C,)` to normalise by; where not given, those of the batch.
+        eps: Added to the variance.
+        group: Process group over whose joint batch the statistics are taken; where not given, this process's batch.
+    """
+
+    gamma: Tensor | None
+    beta: Tensor | None
+    statistics: tuple[Tensor, Tensor] | None = None
+    eps: float = 1e-5
+    group: Any = None
+
+
+class Settings(NamedTuple):
+    """What `FusedTail` takes beside tensors."""
+
+    excitation: str
+    relu: bool
+    passes: Passes
+    eps: float
+    group: Any
+    shortcut_eps: float
+    shortcut_group: Any
+    shortcut_norm: bool
+
+
+class Normalised(NamedTuple):
+    """How a batch norm normalises: `scale (x - mu) + shift`, all `(C,)`; `inverse` is 1 / sigma, `values ()` is M."""
+
+    mu: Tensor
+    variance: Tensor
+    inverse: Tensor
+    scale: Tensor
+    values: Tensor
+
+
+def normalise(
+        mean: Tensor | None, squares: Tensor | None, pixels: int, gamma: Tensor | None, given_mu: Tensor | None,
+        given_variance: Tensor | None, eps: float, group: Any, dtype: torch.dtype,
+) -> Normalised:
+    """Return how to normalise by the moments of a batch, or by given statistics."""
+    if given_mu is not None and given_variance is not None:  # copies: an input cannot be saved as an output
+        mu, variance = given_mu.to(dtype, copy=True), given_variance.to(dtype, copy=True)
+        values = mu.new_ones(())
+    else:
+        assert mean is not None and squares is not None
+        mu, variance = algebra.combine(mean, squares, pixels)
+        values = mu.new_full((), len(mean) * pixels)
+        if group is not None:
+            mu, variance, values = joint_moments(mu, variance, values, group)
+    inverse = torch.rsqrt(variance + eps)
+    return Normalised(mu, variance, inverse, inverse if gamma is None else inverse * gamma.to(dtype), values)
+
+
+INPUTS = 16  # of `FusedTail`
 
 
 class FusedTail(torch.autograd.Function):
@@ -55,35 +123,45 @@ class FusedTail(torch.autograd.Function):
     def forward(
             x: Tensor, shortcut: Tensor | None, gamma: Tensor | None, beta: Tensor | None, given_mu: Tensor | None,
             given_variance: Tensor | None, fc1: Tensor | None, bias1: Tensor | None, fc2: Tensor | None,
-            bias2: Tensor | None, keep: Tensor | None, excitation: str, relu: bool, eps: float, passes: Passes,
+            bias2: Tensor | None, keep: Tensor | None, shortcut_gamma: Tensor | None, shortcut_beta: Tensor | None,
+            shortcut_mu: Tensor | None, shortcut_variance: Tensor | None, settings: Settings,
     ) -> tuple[Tensor, ...]:
-        dtype, pixels = algebra.sum_dtype(x), x.shape[2] * x.shape[3]
+        dtype, pixels, passes = algebra.sum_dtype(x), x.shape[2] * x.shape[3], settings.passes
         mean, squares = passes.moments(x)
-        if given_mu is None or given_variance is None:
-            mu, variance = algebra.combine(mean, squares, pixels)
-        else:  # copies: an input cannot be saved as an output
-            mu, variance = given_mu.to(dtype, copy=True), given_variance.to(dtype, copy=True)
-        inverse = torch.rsqrt(variance + eps)
-        scale = inverse if gamma is None else inverse * gamma.to(dtype)
-        shift = torch.zeros_like(mu) if beta is None else beta.to(dtype)
+        norm = normalise(
+            mean, squares, pixels, gamma, given_mu, given_variance, settings.eps, settings.group, dtype)
+        shift = torch.zeros_like(norm.mu) if beta is None else beta.to(dtype)
         hidden = gates = mean.new_ones(())
-        a, b = scale.expand_as(mean), shift.expand_as(mean)
+        a, b = norm.scale.expand_as(mean), shift.expand_as(mean)
         if fc1 is not None and fc2 is not None:
-            hidden, gates = excite(scale * (mean - mu) + shift, fc1, bias1, fc2, bias2, excitation)
+            z = norm.scale * (mean - norm.mu) + shift
+            hidden, gates = excite(z, fc1, bias1, fc2, bias2, settings.excitation)
             a, b = a * gates, b * gates
         if keep is not None:
             a, b = a * keep[:, None], b * keep[:, None]
-        y = passes.apply(x, shortcut, mu, a, b, relu)
-        return y, mu, variance, mean, scale, inverse, hidden, gates, a
+        other = Normalised(*(mean.new_ones(()) for _ in Normalised._fields))
+        if settings.shortcut_norm:
+            assert shortcut is not None
+            m, v = passes.moments(shortcut) if shortcut_mu is None else (None, None)
+            other = normalise(m, v, pixels, shortcut_gamma, shortcut_mu, shortcut_variance,
+                              settings.shortcut_eps, settings.shortcut_group, dtype)
+            b = b if shortcut_beta is None else b + shortcut_beta.to(dtype)
+            y = passes.apply(x, shortcut, norm.mu, a, b, other.mu, other.scale, settings.relu)
+        else:
+            y = passes.apply(x, shortcut, norm.mu, a, b, None, None, settings.relu)
+        return y, mean, hidden, gates, a, *norm, *other
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, shortcut, gamma, beta, given_mu, _, fc1, bias1, fc2, bias2, keep, excitation, relu, _, passes = inputs
+        (x, shortcut, gamma, beta, given_mu, _, fc1, bias1, fc2, bias2, keep,
+         shortcut_gamma, shortcut_beta, given_shortcut_mu, _, settings) = inputs
         y, *vectors = output
         ctx.mark_non_differentiable(*vectors)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, y if relu else None, gamma, beta, fc1, bias1, fc2, bias2, keep, *vectors)
-        ctx.excitation, ctx.batch_statistics, ctx.passes = excitation, given_mu is None, passes
+        ctx.save_for_backward(
+            x, shortcut if settings.shortcut_norm else None, y if settings.relu else None, gamma, beta, fc1, bias1,
+            fc2, bias2, keep, shortcut_gamma, shortcut_beta, *vectors)
+        ctx.settings, ctx.batch_statistics = settings, (given_mu is None, given_shortcut_mu is None)
         ctx.shortcut = None if shortcut is None else shortcut.dtype
 
     @staticmethod
@@ -93,39 +171,57 @@ class FusedTail(torch.autograd.Function):
         if torch.is_grad_enabled():  # what follows is not recorded, and a second derivative would silently lack it
             raise RuntimeError(message(
                 'a second derivative (create_graph=True, or torch.func) of the fused residual tail',
-                'it has none', 'take the backend reference'))
+                'it has none', "take the backend 'reference'"))
         with torch.autocast(dy.device.type, enabled=False):
             return FusedTail._gradients(ctx, dy)
 
     @staticmethod
     def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, y, gamma, beta, fc1, bias1, fc2, bias2, keep,
-         mu, _, mean, scale, inverse, hidden, gates, a) = ctx.saved_tensors
+        (x, shortcut, y, gamma, beta, fc1, bias1, fc2, bias2, keep, shortcut_gamma, shortcut_beta,
+         mean, hidden, gates, a, *vectors) = ctx.saved_tensors
+        norm, other = Normalised(*vectors[:5]), Normalised(*vectors[5:])
         x, y = x.detach(), None if y is None else y.detach()  # Dynamo warns of the `.grad` of others
-        pixels = x.shape[2] * x.shape[3]
-        g1, g2 = ctx.passes.reduce(dy, y, x, mu)
+        settings = ctx.settings
+        g1, g2, g = settings.passes.reduce(dy, y, x, norm.mu)
+        g = dy if y is None else g
         # with u = scale (x - mu) + shift and y = relu(keep s u + shortcut), the gradient of u is keep s g + dz / pixels
         kept = g1.new_ones(()) if keep is None else keep[:, None]
-        shift = torch.zeros_like(mu) if beta is None else beta.to(mu.dtype)
         dz = torch.zeros_like(mean)
         d_fc1 = d_bias1 = d_fc2 = d_bias2 = None
         if fc1 is not None:
-            ds = kept * (scale * g2 + shift * g1)
-            z = scale * (mean - mu) + shift
+            shift = torch.zeros_like(norm.mu) if beta is None else beta.to(mean.dtype)
+            z = norm.scale * (mean - norm.mu) + shift
             dz, d_fc1, d_bias1, d_fc2, d_bias2 = excite_backward(
-                ds, z, hidden, gates, fc1, fc2, ctx.excitation)
+                kept * (norm.scale * g2 + shift * g1), z, hidden, gates, fc1, fc2, settings.excitation)
         d_beta = (kept * gates * g1 + dz).sum(0)
-        d_gamma = (kept * gates * g2 + dz * (mean - mu)).sum(0) * inverse
-        b, c = scale * dz / pixels, torch.zeros_like(mu)
-        if ctx.batch_statistics:  # mu and sigma depend on x
-            count = len(x) * pixels
-            b = b - scale * d_beta / count
-            c = scale * inverse * d_gamma / count
-        dx, d_shortcut = ctx.passes.grad(dy, y, x, mu, a, b, c)
+        d_gamma = (kept * gates * g2 + dz * (mean - norm.mu)).sum(0) * norm.inverse
+        b, c = statistics_terms(norm, d_beta, d_gamma, ctx.batch_statistics[0], settings.group)
+        b = norm.scale * dz / (x.shape[2] * x.shape[3]) + b
+        dx = settings.passes.grad(g, x, norm.mu, a, b, c)
+        d_shortcut, d_shortcut_gamma, d_shortcut_beta = g, None, None
+        if shortcut is not None:  # it has a batch norm of its own
+            shortcut = shortcut.detach()
+            d_shortcut_beta, sums = g1.sum(0), settings.passes.reduce(g, None, shortcut, other.mu)[1]
+            d_shortcut_gamma = sums.sum(0) * other.inverse
+            b, c = statistics_terms(
+                other, d_shortcut_beta, d_shortcut_gamma, ctx.batch_statistics[1], settings.shortcut_group)
+            d_shortcut = settings.passes.grad(
+                g, shortcut, other.mu, other.scale.expand_as(mean), b.expand_as(mean), c)
         return (
             dx, None if ctx.shortcut is None else d_shortcut.to(ctx.shortcut), like(d_gamma, gamma), like(d_beta, beta),
-            None, None, like(d_fc1, fc1), like(d_bias1, bias1), like(d_fc2, fc2), like(d_bias2, bias2),
-            *(None,) * 5)
+            None, None, like(d_fc1, fc1), like(d_bias1, bias1), like(d_fc2, fc2), like(d_bias2, bias2), None,
+            like(d_shortcut_gamma, shortcut_gamma), like(d_shortcut_beta, shortcut_beta), None, None, None)
+
+
+def statistics_terms(
+        norm: Normalised, d_beta: Tensor, d_gamma: Tensor, batch_statistics: bool, group: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return `b` and `c (C,)` of the pass `grad`, as far as mu and sigma depend on the input."""
+    if not batch_statistics:
+        return torch.zeros_like(norm.mu), torch.zeros_like(norm.mu)
+    if group is not None:
+        d_beta, d_gamma = joint_sums(d_beta, d_gamma, group)
+    return -norm.scale * d_beta / norm.values, norm.scale * norm.inverse * d_gamma / norm.values
 
 
 def like(value: Tensor | None, parameter: Tensor | None) -> Tensor | None:
@@ -151,30 +247,50 @@ def excite_backward(
 
 
 def fused_tail(
-        x: Tensor, shortcut: Tensor | None, gamma: Tensor | None, beta: Tensor | None, *, gate: Gate | None = None,
-        statistics: tuple[Tensor, Tensor] | None = None, keep: Tensor | None = None, relu: bool = True,
-        eps: float = 1e-5, passes: Passes = REFERENCE,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `relu(keep * s * batch_norm(x) + shortcut)`, and the mean and biased variance that were used.
+        x: Tensor, shortcut: Tensor | None, norm: Norm, *, gate: Gate | None = None, keep: Tensor | None = None,
+        shortcut_norm: Norm | None = None, relu: bool = True, passes: Passes = REFERENCE,
+) -> tuple[Tensor, Moments, Moments | None]:
+    """Return `relu(keep * s * batch_norm(x) + shortcut)`, and the moments that each batch norm normalised by.
 
     Args:
         x: Output of the last convolution, `(N, C, H, W)`.
-        shortcut: As `x`; none by default.
-        gamma: Weight of the batch norm, `(C,)`, or None.
-        beta: Bias of the batch norm, `(C,)`, or None.
+        shortcut: As `x`; none where not given.
+        norm: The batch norm.
         gate: The excitation; where not given, `s` is 1.
-        statistics: Mean and variance `(C,)` to normalise by; those of the batch where not given.
         keep: Factor of each image's branch, `(N,)`, as from drop path.
+        shortcut_norm: A batch norm that the shortcut passes first, as in a projection.
         relu: Whether the ReLU follows.
-        eps: Added to the variance.
         passes: What computes the four passes.
 
     Raises:
-        RuntimeError: For a second derivative.
+        ValueError: Where the batch is empty, or where statistics are taken of one value.
+        RuntimeError: For a second derivative, here or in the backward pass.
     """
-    mu, variance = statistics or (None, None)
+    for each in (norm, *([] if shortcut_norm is None else [shortcut_norm])):
+        check_values(x, each)
+    mu, variance = norm.statistics or (None, None)
     fc1, bias1, fc2, bias2, excitation = gate or (None, None, None, None, '')
+    other = shortcut_norm or Norm(None, None)
+    shortcut_mu, shortcut_variance = other.statistics or (None, None)
+    settings = Settings(excitation, relu, passes, norm.eps, norm.group, other.eps, other.group,
+                        shortcut_norm is not None)
     with torch.autocast(x.device.type, enabled=False):
-        y, mu, variance, *_ = FusedTail.apply(
-            x, shortcut, gamma, beta, mu, variance, fc1, bias1, fc2, bias2, keep, excitation, relu, eps, passes)
-    return y, mu, variance
+        y, _, _, _, _, *vectors = FusedTail.apply(
+            x, shortcut, norm.gamma, norm.beta, mu, variance, fc1, bias1, fc2, bias2, keep,
+            other.gamma, other.beta, shortcut_mu, shortcut_variance, settings)
+    own, others = Normalised(*vectors[:5]), Normalised(*vectors[5:])
+    return (y, Moments(own.mu, own.variance, own.values),
+            None if shortcut_norm is None else Moments(others.mu, others.variance, others.values))
+
+
+def check_values(x: Tensor, norm: Norm) -> None:
+    """Raise `ValueError` where there is nothing to take statistics of."""
+    values = x.shape[0] * x.shape[2] * x.shape[3]
+    if values == 0:
+        raise ValueError(message(
+            f'a batch of shape {tuple(x.shape)}', 'it holds no pixels to normalise',
+            'leave out empty batches, as drop_last=True does'))
+    if values == 1 and norm.statistics is None and norm.group is None:
+        raise ValueError(message(
+            f'a batch of shape {tuple(x.shape)} in training', 'one value per channel has no variance',
+            'train with more images or larger ones, or put the batch norm into eval mode'))

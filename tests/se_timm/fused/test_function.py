@@ -5,7 +5,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from se_timm import SqueezeExcite
-from se_timm.fused.function import GATES, Gate, fused_tail
+from se_timm.fused.function import GATES, Gate, Norm, fused_tail
 
 C = 12
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,9 +41,8 @@ class Tail(nn.Module):
             name = next(name for name in GATES if type(self.se.gate).__name__.lower() == name.replace('_', ''))
             gate = Gate(fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias, name)
         statistics = None if self.bn.training else (self.bn.running_mean, self.bn.running_var)
-        self.result = fused_tail(
-            x, shortcut, self.bn.weight, self.bn.bias, gate=gate, statistics=statistics, keep=self.keep,
-            relu=self.relu, eps=self.bn.eps, **options)
+        norm = Norm(self.bn.weight, self.bn.bias, statistics, self.bn.eps)
+        self.result = fused_tail(x, shortcut, norm, gate=gate, keep=self.keep, relu=self.relu, **options)
         return self.result[0]
 
 
@@ -108,7 +107,8 @@ def test_statistics_are_those_of_the_batch():
     tail = Tail().double()
     x, shortcut, _ = inputs()
     tail(x, shortcut)
-    _, mu, variance = tail.result
+    mu, variance, values = tail.result[1]
+    assert values == x.numel() // C
     torch.testing.assert_close(mu, x.mean((0, 2, 3)), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(variance, x.var((0, 2, 3), correction=0), rtol=1e-12, atol=1e-12)
     assert not mu.requires_grad
