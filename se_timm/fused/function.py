@@ -104,7 +104,8 @@ def normalise(
         mu, variance = given_mu.to(dtype, copy=True), given_variance.to(dtype, copy=True)
         values = mu.new_ones(())
     else:
-        assert mean is not None and squares is not None
+        assert mean is not None
+        assert squares is not None
         mu, variance = algebra.combine(mean, squares, pixels)
         values = mu.new_full((), len(mean) * pixels)
         if group is not None:
@@ -180,7 +181,6 @@ class FusedTail(torch.autograd.Function):
         (x, shortcut, y, gamma, beta, fc1, bias1, fc2, bias2, keep, shortcut_gamma, shortcut_beta,
          mean, hidden, gates, a, *vectors) = ctx.saved_tensors
         norm, other = Normalised(*vectors[:5]), Normalised(*vectors[5:])
-        x, y = x.detach(), None if y is None else y.detach()  # Dynamo warns of the `.grad` of others
         settings = ctx.settings
         g1, g2, g = settings.passes.reduce(dy, y, x, norm.mu)
         g = dy if y is None else g
@@ -200,7 +200,6 @@ class FusedTail(torch.autograd.Function):
         dx = settings.passes.grad(g, x, norm.mu, a, b, c)
         d_shortcut, d_shortcut_gamma, d_shortcut_beta = g, None, None
         if shortcut is not None:  # it has a batch norm of its own
-            shortcut = shortcut.detach()
             d_shortcut_beta, sums = g1.sum(0), settings.passes.reduce(g, None, shortcut, other.mu)[1]
             d_shortcut_gamma = sums.sum(0) * other.inverse
             b, c = statistics_terms(

@@ -193,3 +193,44 @@ def test_vmap_is_refused():
     x, shortcut, _ = inputs()
     with pytest.raises(RuntimeError, match='vmap'):
         torch.func.vmap(lambda value: tail(value, shortcut))(torch.stack([x, x]))
+
+
+# The batch norm of a projection
+
+
+@pytest.mark.parametrize('train', [True, False], ids=['training', 'frozen'])
+@pytest.mark.parametrize('relu', [True, False], ids=['relu', 'linear'])
+@pytest.mark.parametrize('affine', [True, False], ids=['affine', 'plain'])
+def test_batch_norm_of_the_shortcut(train, relu, affine):
+    tail = Tail(relu=relu).double()
+    other = nn.BatchNorm2d(C, affine=affine, eps=1e-3).double().train(train)
+    other.running_mean.normal_()
+    other.running_var.uniform_(0.5, 2)
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    x, shortcut, dy = inputs()
+    values = [x, shortcut, *tail.parameters(), *other.parameters()]
+    expected_y = tail.reference(x, other(shortcut))
+    expected = torch.autograd.grad(expected_y, values, dy)
+    statistics = None if train else (other.running_mean, other.running_var)
+    y = tail(x, shortcut, shortcut_norm=Norm(other.weight, other.bias, statistics, other.eps))
+    torch.testing.assert_close(y, expected_y, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(y, values, dy), expected, rtol=1e-9, atol=1e-10)
+    if train:
+        torch.testing.assert_close(tail.result[2].mean, shortcut.mean((0, 2, 3)), rtol=1e-12, atol=1e-12)
+
+
+# Batches without statistics
+
+
+def test_empty_batch_is_refused():
+    with pytest.raises(ValueError, match='it holds no pixels'):
+        Tail()(torch.zeros(0, C, 4, 4))
+
+
+def test_single_value_is_refused_in_training_only():
+    x = torch.randn(1, C, 1, 1)
+    with pytest.raises(ValueError, match='one value per channel'):
+        Tail()(x)
+    frozen = Tail(train=False)
+    torch.testing.assert_close(frozen(x), frozen.reference(x))
