@@ -47,6 +47,8 @@ def _describe(value: Any) -> Any:
 def _compiled(name: str) -> Callable[..., Any]:
     @functools.wraps(getattr(algebra, name))
     def run(*args: Any) -> Any:
+        # Dynamo warns of the `.grad` of tensors with a history; the passes have no gradient of their own
+        args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
         return _variant(name, tuple(map(_describe, args)))(*args)
 
     return run
