@@ -3,11 +3,13 @@
     import timm, se_timm
     net = timm.create_model('se_resnext50_32x4d')
 """
+from .residual_tail import explain
 from .se_cifar import *
 from .se_cifar import SEResNetCifar
 from .se_resnet import *
 from .se_resnet import SEResNet
 from .squeeze_excite import SqueezeExcite
+from .surgery import fuse
 
 __version__ = '0.1.0'
-__all__ = ['SEResNet', 'SEResNetCifar', 'SqueezeExcite', '__version__']
+__all__ = ['SEResNet', 'SEResNetCifar', 'SqueezeExcite', '__version__', 'explain', 'fuse']

@@ -23,6 +23,8 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from .errors import message, unknown
+from .residual_blocks import Tail, is_identity
+from .residual_tail import ResidualTail
 from .squeeze_excite import SqueezeExcite
 from .weights import checkpoint_filter_fn
 
@@ -49,8 +51,15 @@ class PlacedSE:
         """Return `x`, gated if this block has its SE at `place`."""
         return self.se(x) if self.placement == place else x
 
+    @torch.jit.unused
+    def tail_se(self) -> tuple[nn.Module | None, str]:
+        """Return the SE block at the end of the residual branch, or in words why the end is no `Tail`."""
+        if is_identity(self.se) or self.placement in ('pre', '3x3'):
+            return None, ''
+        return self.se, '' if self.placement == 'standard' else f'its SE has the placement {self.placement!r}'
 
-class SEBasicBlock(PlacedSE, BasicBlock):
+
+class SEBasicBlock(ResidualTail, PlacedSE, BasicBlock):
     """timm's two-layer residual block with a place for SE; `insert_se` fills it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -74,11 +83,23 @@ class SEBasicBlock(PlacedSE, BasicBlock):
         self.se = make_se(self.conv1.in_channels if placement == 'pre' else self.conv2.out_channels)
         self.placement = placement
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the input of the last convolution."""
         x = self.excite_at('pre', x)
-        x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-        x = self.bn2(self.conv2(x))
+        return self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
+
+    @torch.jit.unused
+    def tail(self) -> Tail | str:
+        """Return the modules that follow, or in words why they are no `Tail`."""
+        se, problem = self.tail_se()
+        if se is not None and self.relu_before_se:
+            problem = 'a ReLU stands between its last batch norm and SE'
+        return problem or Tail(self.conv2, self.bn2, se, self.drop_path, self.downsample, self.act2)
+
+    def reference(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output of the block, each module in its turn."""
+        shortcut = x
+        x = self.bn2(self.conv2(self.body(x)))
         if self.relu_before_se:
             x = self.act2(x)
         x = self.excite_at('standard', x)
@@ -90,7 +111,7 @@ class SEBasicBlock(PlacedSE, BasicBlock):
         return self.excite_at('post', self.act2(x))
 
 
-class SEBottleneck(PlacedSE, Bottleneck):
+class SEBottleneck(ResidualTail, PlacedSE, Bottleneck):
     """timm's three-layer residual block with a place for SE; `insert_se` fills it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -112,13 +133,23 @@ class SEBottleneck(PlacedSE, Bottleneck):
         """Move the stride from the 3x3 to the first 1x1 convolution, as in the authors' SE-ResNets."""
         self.conv1.stride, self.conv2.stride = self.conv2.stride, self.conv1.stride
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the input of the last convolution."""
         x = self.excite_at('pre', x)
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
-        x = self.excite_at('3x3', x)
-        x = self.bn3(self.conv3(x))
+        return self.excite_at('3x3', x)
+
+    @torch.jit.unused
+    def tail(self) -> Tail | str:
+        """Return the modules that follow, or in words why they are no `Tail`."""
+        se, problem = self.tail_se()
+        return problem or Tail(self.conv3, self.bn3, se, self.drop_path, self.downsample, self.act3)
+
+    def reference(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output of the block, each module in its turn."""
+        shortcut = x
+        x = self.bn3(self.conv3(self.body(x)))
         x = self.excite_at('standard', x)
         if self.drop_path is not None:
             x = self.drop_path(x)

@@ -1,0 +1,111 @@
+"""What the residual blocks of timm, and ours, are made of: everything before the last convolution, and the tail."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from timm.models import regnet, resnet, senet
+from torch import Tensor, nn
+
+__all__ = ['BLOCKS', 'Block', 'Tail', 'block_of', 'is_identity']
+
+
+class Tail(NamedTuple):
+    """The modules at the end of a residual block: `act(drop_path(se(norm(conv(.)))) + downsample(shortcut))`.
+
+    `None` stands for a module that is not there.
+    """
+
+    conv: nn.Module
+    norm: nn.Module
+    se: nn.Module | None
+    drop_path: nn.Module | None
+    downsample: nn.Module | None
+    act: nn.Module | None
+
+
+class Block(NamedTuple):
+    """How to read the blocks of one class.
+
+    Attributes:
+        body: `(block, x)` to the input of the last convolution.
+        tail: Returns the tail of a block, or in words why this block does not end in one.
+    """
+
+    body: Callable[[Any, Tensor], Tensor]
+    tail: Callable[[Any], Tail | str]
+
+
+def is_identity(module: nn.Module | None) -> bool:
+    """Return whether `module` gives back what it gets: it is not there, or an `nn.Identity`."""
+    return module is None or type(module) is nn.Identity
+
+
+def present(module: nn.Module | None) -> nn.Module | None:
+    """Return `module`, or None for an identity."""
+    return None if is_identity(module) else module
+
+
+def _basic_body(block: Any, x: Tensor) -> Tensor:
+    return block.aa(block.act1(block.drop_block(block.bn1(block.conv1(x)))))
+
+
+def _basic_tail(block: Any) -> Tail | str:
+    return Tail(block.conv2, block.bn2, present(block.se), block.drop_path, block.downsample, block.act2)
+
+
+def _bottleneck_body(block: Any, x: Tensor) -> Tensor:
+    x = block.act1(block.bn1(block.conv1(x)))
+    return block.aa(block.act2(block.drop_block(block.bn2(block.conv2(x)))))
+
+
+def _bottleneck_tail(block: Any) -> Tail | str:
+    return Tail(block.conv3, block.bn3, present(block.se), block.drop_path, block.downsample, block.act3)
+
+
+def _legacy_body(block: Any, x: Tensor) -> Tensor:
+    x = block.relu(block.bn1(block.conv1(x)))
+    return block.relu(block.bn2(block.conv2(x)))
+
+
+def _legacy_tail(block: Any) -> Tail | str:
+    return Tail(block.conv3, block.bn3, block.se_module, None, block.downsample, block.relu)
+
+
+def _legacy_basic_tail(block: Any) -> Tail | str:
+    return 'a ReLU stands between its last batch norm and SE'
+
+
+def _regnet_body(block: Any, x: Tensor) -> Tensor:
+    return block.se(block.conv2(block.conv1(x)))
+
+
+def _regnet_tail(block: Any) -> Tail | str:
+    """Return the tail; a RegNetY has its SE in the body, after the batch norm and ReLU of the 3x3 convolution."""
+    if block.downsample is None:
+        return 'it has no shortcut'
+    last = block.conv3
+    if not is_identity(getattr(last, 'aa', None)):
+        return 'its last convolution is followed by anti-aliasing'
+    return Tail(last.conv, last.bn, None, present(block.drop_path), present(block.downsample), present(block.act3))
+
+
+_LEGACY = Block(_legacy_body, _legacy_tail)
+# by exact class: a subclass may do anything else in `forward`; ours give `body` and `tail` themselves
+BLOCKS: dict[type, Block] = {
+    resnet.BasicBlock: Block(_basic_body, _basic_tail),
+    resnet.Bottleneck: Block(_bottleneck_body, _bottleneck_tail),
+    senet.SEBottleneck: _LEGACY,
+    senet.SEResNetBottleneck: _LEGACY,
+    senet.SEResNeXtBottleneck: _LEGACY,
+    senet.SEResNetBlock: Block(_legacy_body, _legacy_basic_tail),
+    regnet.Bottleneck: Block(_regnet_body, _regnet_tail),
+}
+
+
+def block_of(module: nn.Module) -> Block | None:
+    """Return how to read `module` as a residual block, or None if it is not one that is known."""
+    cls: Any = type(module)
+    if hasattr(cls, 'tail') and hasattr(cls, 'body'):  # ours, and timm's with the fused tail
+        return Block(cls.body, cls.tail)
+    return BLOCKS.get(cls)

@@ -1,0 +1,273 @@
+"""The end of a residual block, batch norm -> SE -> drop path -> (+ shortcut) -> (ReLU): fused, or by its modules."""
+from typing import Any, NamedTuple, Optional
+
+import torch
+import torch.distributed as dist
+from timm.layers import BatchNormAct2d, DropPath, SEModule, get_act_layer
+from timm.layers.norm_act import SyncBatchNormAct
+from timm.models import senet
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+
+from .fused.function import GATES, REFERENCE, Gate, Moments, Norm, Passes, fused_tail
+from .fused.operators import OPERATORS, backend_passes
+from .residual_blocks import Tail, is_identity
+from .squeeze_excite import SqueezeExcite
+
+__all__ = ['BACKENDS', 'Choice', 'ResidualTail', 'choose', 'explain', 'residual_tail']
+
+BACKENDS = ('auto', 'fused', 'reference')
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)
+EXCITATION_OF: dict[type, str] = {
+    nn.Sigmoid: 'sigmoid', nn.Tanh: 'tanh', nn.ReLU: 'relu', nn.Hardsigmoid: 'hard_sigmoid',
+    **{get_act_layer(name): name for name in GATES},
+}
+
+
+class Choice(NamedTuple):
+    """Whether a tail is fused here and now, and why."""
+
+    fused: bool
+    reason: str
+
+
+class ResidualTail:
+    """A residual block whose end is fused where that can be done and pays; a mixin of block classes.
+
+    A class has `body(x)`, everything before the last convolution; `tail()`, the rest (`residual_blocks.Tail`, or in
+    words why it is none); and `reference(x)`, the whole block by its modules, which runs wherever the fused end does
+    not.
+
+    Attributes:
+        backend: `'auto'`, `'fused'` or `'reference'`, see `choose`.
+    """
+
+    backend = 'auto'
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output `(N, C', H', W')` for `x (N, C, H, W)`."""
+        if not torch.jit.is_scripting():
+            fused = self.fused(x)
+            if fused is not None:
+                return fused
+        return self.reference(x)  # type: ignore[attr-defined]
+
+    @torch.jit.unused
+    def fused(self, x: Tensor) -> Optional[Tensor]:  # noqa: UP045  (TorchScript reads it)
+        """Return the output by way of the fused tail, or None where the modules are to compute it."""
+        block: Any = self
+        tail = block.tail()
+        if not choose(tail, x, self.backend, block.training).fused:
+            return None
+        return residual_tail(tail, tail.conv(block.body(x)), x)
+
+
+def choose(
+        tail: Tail | str, x: Tensor, backend: str = 'auto', training: bool = True, compiled: bool | None = None,
+) -> Choice:
+    """Return whether `residual_tail` is to compute a tail, and the reason.
+
+    Never in evaluation, whose numbers are those of the modules to the bit, and never where the fused function has no
+    meaning: while a graph is recorded, under `torch.func`, with forward-mode derivatives. Otherwise `'fused'` means
+    wherever the modules allow it, and `'auto'` where it was measured to pay: so far on the CPU within `torch.compile`.
+    (Outside of it each pass is compiled by itself, about a minute for a large network; say `'fused'` for that.)
+
+    Args:
+        tail: The modules, or in words why there is no tail.
+        x: Input of the block.
+        backend: `'auto'`, `'fused'` or `'reference'`.
+        training: Whether the block is in training mode.
+        compiled: Whether this is within `torch.compile`; where not given, as it is now.
+    """
+    if backend == 'reference':
+        return Choice(False, "the backend is 'reference'")
+    if not training:
+        return Choice(False, 'evaluation is computed by the modules')
+    problem = tail if isinstance(tail, str) else is_recorded(x) or structure_problem(tail)
+    if problem:
+        return Choice(False, problem)
+    if x.device.type not in ('cpu', 'cuda'):
+        return Choice(False, f'there are no kernels for the device {x.device.type}')
+    if backend == 'fused':
+        return Choice(True, "the backend is 'fused'")
+    if x.device.type == 'cuda':
+        return Choice(False, "it has not been measured on CUDA yet; take the backend 'fused'")
+    if torch.compiler.is_compiling() if compiled is None else compiled:
+        return Choice(True, 'within torch.compile on the CPU')
+    return Choice(False, "on the CPU outside of torch.compile; take the backend 'fused' for a long training")
+
+
+def is_recorded(x: Tensor) -> str:
+    """Return in words what keeps an `autograd.Function` from having its meaning here, or an empty text."""
+    if torch.compiler.is_exporting():
+        return 'the network is being exported'
+    if torch.compiler.is_compiling():
+        return ''
+    if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
+        return 'the network is being traced'
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return 'a transformation of torch.func is active'
+    if torch._C._is_fwd_grad_enabled() and forward_ad._current_level >= 0:
+        return 'forward-mode derivatives are being taken'
+    return ''
+
+
+def structure_problem(tail: Tail) -> str:
+    """Return in words which module of `tail` the fused function cannot stand for, or an empty text."""
+    if type(tail.norm) not in BATCH_NORMS or not is_plain(tail.norm):
+        return f'its norm is a {type(tail.norm).__name__}'
+    if tail.act is not None and type(tail.act) is not nn.ReLU:
+        return f'its activation is {type(tail.act).__name__}'
+    if tail.drop_path is not None and type(tail.drop_path) is not DropPath:
+        return f'its drop path is {type(tail.drop_path).__name__}'
+    if is_synchronised(tail.norm) and torch.compiler.is_compiling():
+        return 'its batch norm is synchronised between processes within torch.compile'
+    if problem := gate_problem(tail.se):
+        return problem
+    gate = [] if tail.se is None else list(tail.se.modules())
+    if any(has_hooks(module) for module in (tail.norm, tail.act, tail.drop_path, *gate) if module is not None):
+        return 'one of its modules has hooks, which the fused function would not call'
+    return ''
+
+
+def is_plain(norm: nn.Module) -> bool:
+    """Return whether a batch norm of timm has neither an activation nor a dropout of its own."""
+    return is_identity(getattr(norm, 'act', None)) and is_identity(getattr(norm, 'drop', None))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether something is called around `module`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks) or torch_module._has_any_global_hook()
+
+
+def gate_problem(se: nn.Module | None) -> str:
+    """Return in words why the gates of `se` cannot be computed from the moments, or an empty text."""
+    if se is None:
+        return ''
+    if type(se) not in (SqueezeExcite, SEModule, senet.SEModule):
+        return f'its attention is {type(se).__name__}'
+    block: Any = se
+    if getattr(block, 'squeeze', 'avg') != 'avg' or getattr(block, 'add_maxpool', False):
+        return 'its squeeze is not the average'
+    hidden = block.relu if type(se) is senet.SEModule else block.act
+    if type(hidden) is not nn.ReLU or not is_identity(getattr(block, 'bn', None)):
+        return 'its hidden layer is not a ReLU alone'
+    if type(last_of(block)) not in EXCITATION_OF:
+        return f'its excitation is {type(last_of(block)).__name__}'
+    return ''
+
+
+def last_of(se: Any) -> nn.Module:
+    """Return the last non-linearity of an SE block."""
+    return se.sigmoid if type(se) is senet.SEModule else se.gate
+
+
+def is_synchronised(norm: nn.Module) -> bool:
+    """Return whether `norm` takes its statistics over several processes."""
+    return (isinstance(norm, nn.SyncBatchNorm) and norm.training
+            and dist.is_available() and dist.is_initialized() and dist.get_world_size(norm.process_group) > 1)
+
+
+def residual_tail(tail: Tail, x: Tensor, shortcut: Tensor) -> Tensor:
+    """Return `act(drop_path(se(norm(x))) + downsample(shortcut))`, fused; running statistics are updated.
+
+    Args:
+        tail: The modules, for which `choose` says that it can be done.
+        x: Output of the last convolution, `(N, C, H, W)`.
+        shortcut: Input of the block.
+
+    Raises:
+        ValueError: For an empty batch, or a single value per channel.
+    """
+    shortcut_norm = None
+    if tail.downsample is not None:
+        shortcut, shortcut_norm = projected(tail.downsample, shortcut)
+    norm: Any = tail.norm
+    y, moments, shortcut_moments = fused_tail(
+        x, shortcut, norm_of(norm), gate=gate_of(tail.se), keep=drawn(tail.drop_path, x),
+        shortcut_norm=None if shortcut_norm is None else norm_of(shortcut_norm), relu=tail.act is not None,
+        passes=passes_for(x))
+    update_statistics(norm, moments)
+    if shortcut_norm is not None and shortcut_moments is not None:
+        update_statistics(shortcut_norm, shortcut_moments)
+    return y
+
+
+def passes_for(x: Tensor) -> Passes:
+    """Return what computes the passes here: within `torch.compile` what the compiler can see, if it compiles well."""
+    if torch.compiler.is_compiling():
+        return REFERENCE if x.device.type == 'cpu' else OPERATORS
+    if type(x) not in (Tensor, nn.Parameter):  # a fake tensor, or another subclass: only operators know what to do
+        return OPERATORS
+    return backend_passes(x)
+
+
+def projected(downsample: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
+    """Return the shortcut, and the batch norm that it is still to pass if there is one at its end."""
+    if isinstance(downsample, nn.Sequential) and len(downsample) and not has_hooks(downsample):
+        last = downsample[-1]
+        if type(last) in BATCH_NORMS and is_plain(last) and not has_hooks(last) and not (
+                is_synchronised(last) and torch.compiler.is_compiling()):
+            for module in list(downsample)[:-1]:
+                x = module(x)
+            return x, last
+    return downsample(x), None
+
+
+def norm_of(norm: Any) -> Norm:
+    """Return what the fused function needs of a batch norm."""
+    running = None
+    if not norm.training and norm.running_mean is not None:
+        running = norm.running_mean, norm.running_var
+    group = (norm.process_group or dist.group.WORLD) if is_synchronised(norm) else None
+    return Norm(norm.weight, norm.bias, running, norm.eps, group)
+
+
+def gate_of(se: Any) -> Gate | None:
+    """Return the weights of an SE block."""
+    if se is None:
+        return None
+    return Gate(se.fc1.weight.flatten(1), se.fc1.bias, se.fc2.weight.flatten(1), se.fc2.bias,
+                EXCITATION_OF[type(last_of(se))])
+
+
+def drawn(drop_path: Any, x: Tensor) -> Tensor | None:
+    """Return the factor of each image's branch `(N,)`, drawn as timm's `DropPath` draws it."""
+    if drop_path is None or drop_path.drop_prob == 0. or not drop_path.training:
+        return None
+    kept = 1 - drop_path.drop_prob
+    keep = x.new_empty((len(x), 1, 1, 1)).bernoulli_(kept).flatten()
+    return keep.div_(kept) if kept > 0 and drop_path.scale_by_keep else keep
+
+
+@torch.no_grad()
+def update_statistics(norm: Any, moments: Moments) -> None:
+    """Update the running statistics of `norm` as `nn.BatchNorm2d` does, without asking the device for the count."""
+    if not norm.training or not norm.track_running_stats or norm.running_mean is None:
+        return
+    factor = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # the average over all batches
+            factor = norm.num_batches_tracked.to(norm.running_mean.dtype).reciprocal()
+    unbiased = moments.variance * (moments.values / (moments.values - 1))
+    for running, value in ((norm.running_mean, moments.mean), (norm.running_var, unbiased)):
+        running.lerp_(value.to(running.dtype), factor)
+
+
+def explain(net: nn.Module, compiled: bool = False) -> dict[str, Choice]:
+    """Return for each residual block of `net` whether its tail is fused in training, and why.
+
+    Args:
+        net: A network of this package, or one of timm's after `fuse`.
+        compiled: Ask for a training within `torch.compile`.
+    """
+    choices = {}
+    for name, block in net.named_modules():
+        if isinstance(block, ResidualTail):
+            tail: Tail | str = block.tail()  # type: ignore[attr-defined]
+            x = next(block.parameters())  # type: ignore[attr-defined]
+            choices[name] = choose(tail, x, block.backend, compiled=compiled)
+    return choices

@@ -1,0 +1,97 @@
+"""`fuse` in timm's own networks: the same step, the same keys, and a report of what was left."""
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from se_timm import explain, fuse
+from se_timm.fused import operators
+
+# timm's network -> residual blocks that are fused, and a word of the reason for what is left
+NETWORKS = {
+    'seresnet50': (16, None), 'legacy_seresnet50': (16, None),
+    'legacy_seresnext26_32x4d': (8, None), 'resnet18': (8, None), 'resnetrs50': (16, None),
+    'regnety_002': (13, 'not at the end'), 'regnetx_002': (13, None), 'legacy_seresnet18': (0, 'ReLU'),
+    'ecaresnet26t': (0, 'EcaModule'),
+}
+LARGE = {'seresnext101d_32x8d': 33, 'senet154': 50, 'legacy_senet154': 50}
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch):
+    """Compute in plain torch, which takes no time to compile."""
+    monkeypatch.setattr(operators, 'compiler_available', lambda: False)
+
+
+def build(name):
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=10, zero_init_last=False) if 'legacy' not in name else (
+        timm.create_model(name, num_classes=10, drop_rate=0.0))
+    for parameter_name, parameter in net.named_parameters():
+        if parameter.ndim == 1 and '.fc' not in parameter_name:
+            nn.init.normal_(parameter, 1.0 if parameter_name.endswith('weight') else 0.0, 0.2)
+    return net.double().train()
+
+
+def step(net):
+    x = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = net(x)
+    F.cross_entropy(y, torch.arange(3)).backward()
+    return y.detach(), {name: p.grad for name, p in net.named_parameters()}, dict(net.named_buffers())
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_step_is_that_of_timm(name):
+    blocks, reason = NETWORKS[name]
+    net, other = build(name), build(name)
+    report = fuse(other, 'fused')
+    assert len(report.replaced) == blocks
+    assert bool(report.left) == (reason is not None)
+    assert all(reason in text for text in report.left.values())
+    assert sum(choice.fused for choice in explain(other).values()) == blocks
+    assert list(other.state_dict()) == list(net.state_dict())
+    torch.testing.assert_close(step(other), step(net), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize('name', LARGE)
+def test_large_networks(name):
+    with torch.device('meta'):
+        report = fuse(timm.create_model(name))
+    assert (len(report.replaced), report.left) == (LARGE[name], {})
+
+
+def test_report_is_readable():
+    with torch.device('meta'):
+        report = str(fuse(timm.create_model('regnety_002')))
+    assert report.splitlines() == [
+        'fused: 13 residual blocks',
+        'left: s1.b1.se, s2.b1.se, s3.b1.se and 10 more: '
+        'this SE is not at the end of a residual branch, right after its batch norm']
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit:FutureWarning')
+@pytest.mark.filterwarnings('ignore:The TorchScript type system:UserWarning')
+@pytest.mark.parametrize('name', ['seresnet50', 'legacy_seresnet50', 'regnety_002', 'resnet18'])
+def test_fused_networks_are_networks_of_timm(name):
+    net = build(name).eval()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    expected = net(x)
+    fuse(net, 'fused')
+    for other in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net)), torch.jit.script(net)):
+        assert torch.equal(other(x), expected)
+
+
+def test_fusing_again_changes_the_backend():
+    net = build('resnet18')
+    first = fuse(net, 'fused')
+    assert fuse(net, 'reference').replaced == first.replaced
+    assert not any(choice.fused for choice in explain(net).values())
+
+
+def test_network_without_residual_blocks():
+    with pytest.raises(ValueError, match=r'fuse\(VGG\)\n  why: it has no residual block'):
+        fuse(timm.create_model('vgg11', num_classes=0))
