@@ -16,8 +16,9 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import se_timm  # noqa: F401  (registers the SE networks)
+from se_timm import fuse  # the import registers the SE networks
 from se_timm.errors import InputError, message, unknown
+from se_timm.residual_tail import BACKENDS
 
 from .metrics import ClassificationMetrics
 from .optim import Loss, Optim, Schedule, build_loss, build_optimizer, build_schedule, check_optimizer, scaled_lr
@@ -45,6 +46,8 @@ class ImageClassifier(LightningModule):
         optim: The optimiser.
         schedule: The learning rate over the epochs.
         loss: The training loss.
+        fused: What computes the ends of residual blocks (batch norm, SE, add, ReLU) in training: `'fused'`, in four
+            passes over memory; `'reference'`, the modules; `'auto'`, fused where that was measured to pay.
         compile: Compile the network with `torch.compile`, in place.
         channels_last: Memory format of the network and the images; faster with mixed precision on GPUs.
         max_nonfinite_steps: Training steps with an infinite or NaN loss after which the run stops with an error.
@@ -64,6 +67,7 @@ class ImageClassifier(LightningModule):
             optim: Optim = Optim(),  # noqa: B008  (frozen)
             schedule: Schedule = Schedule(),  # noqa: B008  (frozen)
             loss: Loss = Loss(),  # noqa: B008  (frozen)
+            fused: str = 'auto',
             compile: bool = False,
             channels_last: bool = False,
             max_nonfinite_steps: int = 0,
@@ -76,6 +80,7 @@ class ImageClassifier(LightningModule):
         check_optimizer(self.optim)
         twin = {'se': False} if plain else {}
         self.net = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
+        fuse_network(self.net, fused)
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
         self.name = name
@@ -86,8 +91,8 @@ class ImageClassifier(LightningModule):
         self.save_hyperparameters({
             'name': name, 'num_classes': self.net.num_classes, 'network': architecture(network), 'plain': plain,
             'optim': dataclasses.asdict(self.optim), 'schedule': dataclasses.asdict(self.schedule),
-            'loss': dataclasses.asdict(self.loss), 'compile': compile, 'channels_last': channels_last,
-            'max_nonfinite_steps': max_nonfinite_steps,
+            'loss': dataclasses.asdict(self.loss), 'fused': fused, 'compile': compile,
+            'channels_last': channels_last, 'max_nonfinite_steps': max_nonfinite_steps,
         }, logger=False)
         self.net.to(memory_format=self.memory_format)
         self.criterion = build_loss(self.loss)
@@ -324,6 +329,25 @@ def check_name(name: str) -> None:
     base = name.split('.', 1)[0]
     if ':' not in name and not timm.is_model(base):
         raise InputError(unknown('model.name', base, timm.list_models()))
+
+
+def fuse_network(net: nn.Module, backend: str) -> None:
+    """Set what computes the ends of the residual blocks of `net`; `'auto'` takes any network.
+
+    Raises:
+        InputError: For an unknown backend, or `'fused'` where not one block can be.
+    """
+    if backend not in BACKENDS:
+        raise InputError(unknown('model.fused', backend, BACKENDS))
+    try:
+        report = fuse(net, backend)
+        reasons = dict.fromkeys(report.left.values()) if not report.replaced else {}
+    except ValueError:
+        reasons = {'it has no residual block of a kind that is known': None}
+    if reasons and backend == 'fused':
+        raise InputError(message(
+            'model.fused: fused', f'nothing of this network can be fused: {"; ".join(reasons)}',
+            'leave model.fused out, or take a network of se_timm or of timm\'s family resnet'))
 
 
 def create_network(name: str, **arguments: Any) -> nn.Module:

@@ -14,7 +14,9 @@ from lightning_app import ImageClassifier
 from lightning_app.classifier import is_logging_step
 from lightning_app.logger import CsvLogger
 from lightning_app.optim import Loss, Optim, Schedule
+from se_timm import explain
 from se_timm.errors import InputError
+from se_timm.fused import operators
 
 METRICS = {'train/loss', 'lr', 'val/loss', 'val/top1', 'val/top5'}
 
@@ -250,6 +252,38 @@ def test_channels_last_changes_only_the_memory_format():
     last.load_state_dict(plain.state_dict())
     assert last.net.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(last.eval()(images), plain.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+# The fused tail
+
+
+@pytest.mark.parametrize(('name', 'blocks'), [('se_resnet20_cifar', 9), ('test_resnet', 4), ('test_vit', 0)])
+def test_fused_is_auto_for_any_network(name, blocks):
+    model = classifier(name=name)
+    assert model.hparams['fused'] == 'auto'
+    assert len(explain(model.net)) == blocks
+
+
+@pytest.mark.parametrize('fused', ['fused', 'reference'])
+def test_fused_trains_as_the_modules(fused, make_trainer, photo_data, monkeypatch):
+    monkeypatch.setattr(operators, 'compiler_available', lambda: False)  # plain torch: nothing to compile
+    losses = {}
+    for backend in (fused, 'reference'):
+        torch.manual_seed(0)
+        model = classifier(name='se_resnet20_cifar', fused=backend)
+        assert {choice.fused for choice in explain(model.net).values()} == {backend == 'fused'}
+        trainer = make_trainer(limit_train_batches=2, num_sanity_val_steps=0)
+        trainer.fit(model, photo_data())
+        losses[backend] = float(trainer.callback_metrics['val/loss'])
+    assert losses[fused] == pytest.approx(losses['reference'], rel=1e-4)
+
+
+@pytest.mark.parametrize(('arguments', 'why'), [
+    (dict(fused='fusd'), 'did you mean fused'), (dict(name='test_vit', fused='fused'), 'no residual block'),
+    (dict(name='se_resnet20_cifar', network=dict(squeeze='max'), fused='fused'), 'its squeeze is not the average')])
+def test_fused_that_cannot_be_is_refused(arguments, why):
+    with pytest.raises(InputError, match=why):
+        classifier(**arguments)
 
 
 @pytest.mark.slow  # the compiler takes a minute or two
