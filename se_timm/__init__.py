@@ -3,6 +3,7 @@
     import timm, se_timm
     net = timm.create_model('se_resnext50_32x4d')
 """
+from .fold import fold
 from .residual_tail import explain
 from .se_cifar import *
 from .se_cifar import SEResNetCifar
@@ -12,4 +13,4 @@ from .squeeze_excite import SqueezeExcite
 from .surgery import fuse
 
 __version__ = '0.1.0'
-__all__ = ['SEResNet', 'SEResNetCifar', 'SqueezeExcite', '__version__', 'explain', 'fuse']
+__all__ = ['SEResNet', 'SEResNetCifar', 'SqueezeExcite', '__version__', 'explain', 'fold', 'fuse']

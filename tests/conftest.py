@@ -29,7 +29,7 @@ MAY_CHANGE = {
     '_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR',
 }
 # What tools put into the repository's root by themselves.
-TOOLS_FILES = {'.pytest_cache', '.ruff_cache', '.mypy_cache', '.coverage', '__pycache__', '.git'}
+TOOLS_FILES = {'.pytest_cache', '.ruff_cache', '.mypy_cache', '.hypothesis', '.coverage', '__pycache__', '.git'}
 
 
 # Guards
