@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
-from .fused.function import GATES, REFERENCE, Gate, Moments, Norm, Passes, fused_tail
+from .fused.function import GATES, REFERENCE, Gate, Moments, Norm, fused_tail
+from .fused.inductor import COMPILED, compiled
 from .fused.operators import OPERATORS, backend_passes
 from .residual_blocks import Tail, is_identity
 from .squeeze_excite import SqueezeExcite
@@ -188,20 +189,25 @@ def residual_tail(tail: Tail, x: Tensor, shortcut: Tensor) -> Tensor:
     y, moments, shortcut_moments = fused_tail(
         x, shortcut, norm_of(norm), gate=gate_of(tail.se), keep=drawn(tail.drop_path, x),
         shortcut_norm=None if shortcut_norm is None else norm_of(shortcut_norm), relu=tail.act is not None,
-        passes=passes_for(x))
+        **computed_by(x, is_synchronised(norm) or (shortcut_norm is not None and is_synchronised(shortcut_norm))))
     update_statistics(norm, moments)
     if shortcut_norm is not None and shortcut_moments is not None:
         update_statistics(shortcut_norm, shortcut_moments)
     return y
 
 
-def passes_for(x: Tensor) -> Passes:
-    """Return what computes the passes here: within `torch.compile` what the compiler can see, if it compiles well."""
+def computed_by(x: Tensor, synchronised: bool) -> dict[str, Any]:
+    """Return what computes the passes here, and runs the halves, as arguments of `fused_tail`.
+
+    Within `torch.compile` that is what the compiler can see, if it compiles well. Outside of it the halves are compiled
+    whole on the CPU, unless processes exchange moments within them.
+    """
     if torch.compiler.is_compiling():
-        return REFERENCE if x.device.type == 'cpu' else OPERATORS
+        return {'passes': REFERENCE if x.device.type == 'cpu' else OPERATORS}
     if type(x) not in (Tensor, nn.Parameter):  # a fake tensor, or another subclass: only operators know what to do
-        return OPERATORS
-    return backend_passes(x)
+        return {'passes': OPERATORS}
+    passes = backend_passes(x)
+    return {'passes': REFERENCE, 'half': compiled} if passes is COMPILED and not synchronised else {'passes': passes}
 
 
 def projected(downsample: nn.Module, x: Tensor) -> tuple[Tensor, Any]:

@@ -12,7 +12,7 @@ from ..errors import message
 from . import algebra
 from .processes import joint_moments, joint_sums
 
-__all__ = ['GATES', 'REFERENCE', 'Gate', 'Moments', 'Norm', 'Passes', 'fused_tail']
+__all__ = ['GATES', 'REFERENCE', 'Gate', 'Half', 'Moments', 'Norm', 'Passes', 'as_written', 'fused_tail']
 
 
 class Passes(NamedTuple):
@@ -24,6 +24,7 @@ class Passes(NamedTuple):
     grad: Callable[..., Tensor]
 
 
+Half = Callable[[Callable[..., Any]], Callable[..., Any]]
 REFERENCE = Passes(algebra.moments, algebra.apply, algebra.reduce, algebra.grad)
 
 
@@ -72,12 +73,18 @@ class Norm(NamedTuple):
     group: Any = None
 
 
+def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function`; what stands in its place may compile it."""
+    return function
+
+
 class Settings(NamedTuple):
     """What `FusedTail` takes beside tensors."""
 
     excitation: str
     relu: bool
     passes: Passes
+    half: Half
     eps: float
     group: Any
     shortcut_eps: float
@@ -114,6 +121,83 @@ def normalise(
     return Normalised(mu, variance, inverse, inverse if gamma is None else inverse * gamma.to(dtype), values)
 
 
+def forward_half(
+        x: Tensor, shortcut: Tensor | None, gamma: Tensor | None, beta: Tensor | None, given_mu: Tensor | None,
+        given_variance: Tensor | None, fc1: Tensor | None, bias1: Tensor | None, fc2: Tensor | None,
+        bias2: Tensor | None, keep: Tensor | None, shortcut_gamma: Tensor | None, shortcut_beta: Tensor | None,
+        shortcut_mu: Tensor | None, shortcut_variance: Tensor | None, settings: Settings,
+) -> tuple[Tensor, ...]:
+    """Return the output of the tail, and the vectors that `FusedTail` keeps for `backward_half`."""
+    dtype, pixels, passes = algebra.sum_dtype(x), x.shape[2] * x.shape[3], settings.passes
+    mean, squares = passes.moments(x)
+    norm = normalise(
+        mean, squares, pixels, gamma, given_mu, given_variance, settings.eps, settings.group, dtype)
+    shift = torch.zeros_like(norm.mu) if beta is None else beta.to(dtype)
+    hidden = gates = mean.new_ones(())
+    a, b = norm.scale.expand_as(mean), shift.expand_as(mean)
+    if fc1 is not None and fc2 is not None:
+        z = norm.scale * (mean - norm.mu) + shift
+        hidden, gates = excite(z, fc1, bias1, fc2, bias2, settings.excitation)
+        a, b = a * gates, b * gates
+    if keep is not None:
+        a, b = a * keep[:, None], b * keep[:, None]
+    other = Normalised(*(mean.new_ones(()) for _ in Normalised._fields))
+    if settings.shortcut_norm:
+        assert shortcut is not None
+        m, v = passes.moments(shortcut) if shortcut_mu is None else (None, None)
+        other = normalise(m, v, pixels, shortcut_gamma, shortcut_mu, shortcut_variance,
+                          settings.shortcut_eps, settings.shortcut_group, dtype)
+        b = b if shortcut_beta is None else b + shortcut_beta.to(dtype)
+        y = passes.apply(x, shortcut, norm.mu, a, b, other.mu, other.scale, settings.relu)
+    else:
+        y = passes.apply(x, shortcut, norm.mu, a, b, None, None, settings.relu)
+    return y, mean, hidden, gates, a, *norm, *other
+
+
+def backward_half(
+        dy: Tensor, x: Tensor, shortcut: Tensor | None, y: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+        fc1: Tensor | None, bias1: Tensor | None, fc2: Tensor | None, bias2: Tensor | None, keep: Tensor | None,
+        shortcut_gamma: Tensor | None, shortcut_beta: Tensor | None, mean: Tensor, hidden: Tensor, gates: Tensor,
+        a: Tensor, *rest: Any,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the inputs of `forward_half`.
+
+    Args:
+        dy: Gradient of the output.
+        x: As the following, what `FusedTail` keeps; the shortcut only where it has a batch norm, `y` only after a ReLU.
+        rest: The two `Normalised`, the settings, whether each batch norm took the statistics of the batch, and the
+            dtype of the shortcut, None if there was none.
+    """
+    *vectors, settings, batch_statistics, shortcut_dtype = rest
+    norm, other = Normalised(*vectors[:5]), Normalised(*vectors[5:])
+    g1, g2, g = settings.passes.reduce(dy, y, x, norm.mu)
+    g = dy if y is None else g
+    # with u = scale (x - mu) + shift and y = relu(keep s u + shortcut), the gradient of u is keep s g + dz / pixels
+    kept = g1.new_ones(()) if keep is None else keep[:, None]
+    dz = torch.zeros_like(mean)
+    d_fc1 = d_bias1 = d_fc2 = d_bias2 = None
+    if fc1 is not None and fc2 is not None:
+        shift = torch.zeros_like(norm.mu) if beta is None else beta.to(mean.dtype)
+        z = norm.scale * (mean - norm.mu) + shift
+        dz, d_fc1, d_bias1, d_fc2, d_bias2 = excite_backward(
+            kept * (norm.scale * g2 + shift * g1), z, hidden, gates, fc1, fc2, settings.excitation)
+    d_beta = (kept * gates * g1 + dz).sum(0)
+    d_gamma = (kept * gates * g2 + dz * (mean - norm.mu)).sum(0) * norm.inverse
+    b, c = statistics_terms(norm, d_beta, d_gamma, batch_statistics[0], settings.group)
+    b = norm.scale * dz / (x.shape[2] * x.shape[3]) + b
+    dx = settings.passes.grad(g, x, norm.mu, a, b, c)
+    d_shortcut, d_shortcut_gamma, d_shortcut_beta = g, None, None
+    if shortcut is not None:  # it has a batch norm of its own
+        d_shortcut_beta, sums = g1.sum(0), settings.passes.reduce(g, None, shortcut, other.mu)[1]
+        d_shortcut_gamma = sums.sum(0) * other.inverse
+        b, c = statistics_terms(other, d_shortcut_beta, d_shortcut_gamma, batch_statistics[1], settings.shortcut_group)
+        d_shortcut = settings.passes.grad(g, shortcut, other.mu, other.scale.expand_as(mean), b.expand_as(mean), c)
+    return (
+        dx, None if shortcut_dtype is None else d_shortcut.to(shortcut_dtype), like(d_gamma, gamma), like(d_beta, beta),
+        None, None, like(d_fc1, fc1), like(d_bias1, bias1), like(d_fc2, fc2), like(d_bias2, bias2), None,
+        like(d_shortcut_gamma, shortcut_gamma), like(d_shortcut_beta, shortcut_beta), None, None, None)
+
+
 INPUTS = 16  # of `FusedTail`
 
 
@@ -121,36 +205,8 @@ class FusedTail(torch.autograd.Function):
     """See `fused_tail`. The gradients are derived in the module `algebra` and the comments of `backward`."""
 
     @staticmethod
-    def forward(
-            x: Tensor, shortcut: Tensor | None, gamma: Tensor | None, beta: Tensor | None, given_mu: Tensor | None,
-            given_variance: Tensor | None, fc1: Tensor | None, bias1: Tensor | None, fc2: Tensor | None,
-            bias2: Tensor | None, keep: Tensor | None, shortcut_gamma: Tensor | None, shortcut_beta: Tensor | None,
-            shortcut_mu: Tensor | None, shortcut_variance: Tensor | None, settings: Settings,
-    ) -> tuple[Tensor, ...]:
-        dtype, pixels, passes = algebra.sum_dtype(x), x.shape[2] * x.shape[3], settings.passes
-        mean, squares = passes.moments(x)
-        norm = normalise(
-            mean, squares, pixels, gamma, given_mu, given_variance, settings.eps, settings.group, dtype)
-        shift = torch.zeros_like(norm.mu) if beta is None else beta.to(dtype)
-        hidden = gates = mean.new_ones(())
-        a, b = norm.scale.expand_as(mean), shift.expand_as(mean)
-        if fc1 is not None and fc2 is not None:
-            z = norm.scale * (mean - norm.mu) + shift
-            hidden, gates = excite(z, fc1, bias1, fc2, bias2, settings.excitation)
-            a, b = a * gates, b * gates
-        if keep is not None:
-            a, b = a * keep[:, None], b * keep[:, None]
-        other = Normalised(*(mean.new_ones(()) for _ in Normalised._fields))
-        if settings.shortcut_norm:
-            assert shortcut is not None
-            m, v = passes.moments(shortcut) if shortcut_mu is None else (None, None)
-            other = normalise(m, v, pixels, shortcut_gamma, shortcut_mu, shortcut_variance,
-                              settings.shortcut_eps, settings.shortcut_group, dtype)
-            b = b if shortcut_beta is None else b + shortcut_beta.to(dtype)
-            y = passes.apply(x, shortcut, norm.mu, a, b, other.mu, other.scale, settings.relu)
-        else:
-            y = passes.apply(x, shortcut, norm.mu, a, b, None, None, settings.relu)
-        return y, mean, hidden, gates, a, *norm, *other
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return inputs[-1].half(forward_half)(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -174,42 +230,8 @@ class FusedTail(torch.autograd.Function):
                 'a second derivative (create_graph=True, or torch.func) of the fused residual tail',
                 'it has none', "take the backend 'reference'"))
         with torch.autocast(dy.device.type, enabled=False):
-            return FusedTail._gradients(ctx, dy)
-
-    @staticmethod
-    def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, shortcut, y, gamma, beta, fc1, bias1, fc2, bias2, keep, shortcut_gamma, shortcut_beta,
-         mean, hidden, gates, a, *vectors) = ctx.saved_tensors
-        norm, other = Normalised(*vectors[:5]), Normalised(*vectors[5:])
-        settings = ctx.settings
-        g1, g2, g = settings.passes.reduce(dy, y, x, norm.mu)
-        g = dy if y is None else g
-        # with u = scale (x - mu) + shift and y = relu(keep s u + shortcut), the gradient of u is keep s g + dz / pixels
-        kept = g1.new_ones(()) if keep is None else keep[:, None]
-        dz = torch.zeros_like(mean)
-        d_fc1 = d_bias1 = d_fc2 = d_bias2 = None
-        if fc1 is not None:
-            shift = torch.zeros_like(norm.mu) if beta is None else beta.to(mean.dtype)
-            z = norm.scale * (mean - norm.mu) + shift
-            dz, d_fc1, d_bias1, d_fc2, d_bias2 = excite_backward(
-                kept * (norm.scale * g2 + shift * g1), z, hidden, gates, fc1, fc2, settings.excitation)
-        d_beta = (kept * gates * g1 + dz).sum(0)
-        d_gamma = (kept * gates * g2 + dz * (mean - norm.mu)).sum(0) * norm.inverse
-        b, c = statistics_terms(norm, d_beta, d_gamma, ctx.batch_statistics[0], settings.group)
-        b = norm.scale * dz / (x.shape[2] * x.shape[3]) + b
-        dx = settings.passes.grad(g, x, norm.mu, a, b, c)
-        d_shortcut, d_shortcut_gamma, d_shortcut_beta = g, None, None
-        if shortcut is not None:  # it has a batch norm of its own
-            d_shortcut_beta, sums = g1.sum(0), settings.passes.reduce(g, None, shortcut, other.mu)[1]
-            d_shortcut_gamma = sums.sum(0) * other.inverse
-            b, c = statistics_terms(
-                other, d_shortcut_beta, d_shortcut_gamma, ctx.batch_statistics[1], settings.shortcut_group)
-            d_shortcut = settings.passes.grad(
-                g, shortcut, other.mu, other.scale.expand_as(mean), b.expand_as(mean), c)
-        return (
-            dx, None if ctx.shortcut is None else d_shortcut.to(ctx.shortcut), like(d_gamma, gamma), like(d_beta, beta),
-            None, None, like(d_fc1, fc1), like(d_bias1, bias1), like(d_fc2, fc2), like(d_bias2, bias2), None,
-            like(d_shortcut_gamma, shortcut_gamma), like(d_shortcut_beta, shortcut_beta), None, None, None)
+            return ctx.settings.half(backward_half)(
+                dy, *ctx.saved_tensors, ctx.settings, ctx.batch_statistics, ctx.shortcut)
 
 
 def statistics_terms(
@@ -247,7 +269,7 @@ def excite_backward(
 
 def fused_tail(
         x: Tensor, shortcut: Tensor | None, norm: Norm, *, gate: Gate | None = None, keep: Tensor | None = None,
-        shortcut_norm: Norm | None = None, relu: bool = True, passes: Passes = REFERENCE,
+        shortcut_norm: Norm | None = None, relu: bool = True, passes: Passes = REFERENCE, half: Half = as_written,
 ) -> tuple[Tensor, Moments, Moments | None]:
     """Return `relu(keep * s * batch_norm(x) + shortcut)`, and the moments that each batch norm normalised by.
 
@@ -260,6 +282,7 @@ def fused_tail(
         shortcut_norm: A batch norm that the shortcut passes first, as in a projection.
         relu: Whether the ReLU follows.
         passes: What computes the four passes.
+        half: What runs the forward and the backward half: as they are, or compiled, which only plain torch can be.
 
     Raises:
         ValueError: Where the batch is empty, or where statistics are taken of one value.
@@ -271,7 +294,7 @@ def fused_tail(
     fc1, bias1, fc2, bias2, excitation = gate or (None, None, None, None, '')
     other = shortcut_norm or Norm(None, None)
     shortcut_mu, shortcut_variance = other.statistics or (None, None)
-    settings = Settings(excitation, relu, passes, norm.eps, norm.group, other.eps, other.group,
+    settings = Settings(excitation, relu, passes, half, norm.eps, norm.group, other.eps, other.group,
                         shortcut_norm is not None)
     with torch.autocast(x.device.type, enabled=False):
         y, _, _, _, _, *vectors = FusedTail.apply(

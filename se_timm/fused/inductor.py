@@ -13,7 +13,7 @@ from torch import Tensor
 from . import algebra
 from .function import Passes
 
-__all__ = ['COMPILED', 'available']
+__all__ = ['COMPILED', 'available', 'compiled']
 
 
 @functools.cache
@@ -29,29 +29,30 @@ def available() -> bool:
 
 
 @functools.cache
-def _variant(name: str, key: tuple[Any, ...]) -> Callable[..., Any]:
-    """Return the pass `name`, to be compiled for arguments that are as `key` says.
+def _variant(function: Callable[..., Any], key: tuple[Any, ...]) -> Callable[..., Any]:
+    """Return `function`, to be compiled for arguments that are as `key` says.
 
     Each variant is a function with a code object of its own. Dynamo keeps what it has compiled at the code object: at
     one that all shapes of a network share it would reach its recompile limit, and run the rest uncompiled.
     """
-    function = getattr(algebra, name)
-    own = types.FunctionType(function.__code__.replace(co_name=f'{name}_{abs(hash(key)):x}'), function.__globals__)
-    return torch.compile(own, dynamic=False, fullgraph=True)
+    code = function.__code__.replace(co_name=f'{function.__name__}_{abs(hash(key)):x}')
+    return torch.compile(types.FunctionType(code, function.__globals__), dynamic=False, fullgraph=True)
 
 
 def _describe(value: Any) -> Any:
-    return (value.dtype, tuple(value.shape), value.stride()) if isinstance(value, Tensor) else value
+    return (value.dtype, value.shape, value.stride()) if isinstance(value, Tensor) else value
 
 
-def _compiled(name: str) -> Callable[..., Any]:
-    @functools.wraps(getattr(algebra, name))
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function`, of tensors and hashable values, compiled for each kind of arguments that it gets."""
+    @functools.wraps(function)
     def run(*args: Any) -> Any:
         # Dynamo warns of the `.grad` of tensors with a history; the passes have no gradient of their own
         args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
-        return _variant(name, tuple(map(_describe, args)))(*args)
+        return _variant(function, tuple(map(_describe, args)))(*args)
 
     return run
 
 
-COMPILED = Passes(*(_compiled(name) for name in Passes._fields))
+COMPILED = Passes(*(compiled(getattr(algebra, name)) for name in Passes._fields))

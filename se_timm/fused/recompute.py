@@ -1,0 +1,121 @@
+"""Batch norm, ReLU and the convolution that follows, without keeping what lies between them for the backward pass."""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import message
+from . import algebra
+from .function import Moments, Norm, Normalised, Passes, check_values, like, normalise, statistics_terms
+
+__all__ = ['Convolution', 'norm_relu_conv']
+
+
+class Convolution(NamedTuple):
+    """A 2-d convolution: weight `(C_out, C / groups, K, K)`, bias `(C_out,)` or None, and how it moves."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+class Settings(NamedTuple):
+    """What `NormReluConv` takes beside tensors."""
+
+    eps: float
+    group: Any
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    passes: Passes
+
+    def as_arguments(self) -> tuple[Any, ...]:
+        """Return the arguments of `aten::convolution` after the bias."""
+        return self.stride, self.padding, self.dilation, False, (0, 0), self.groups
+
+
+class NormReluConv(torch.autograd.Function):
+    """See `norm_relu_conv`. The convolution's input is computed again, by the pass `apply`, where it is needed."""
+
+    @staticmethod
+    def forward(
+            x: Tensor, gamma: Tensor | None, beta: Tensor | None, given_mu: Tensor | None,
+            given_variance: Tensor | None, weight: Tensor, bias: Tensor | None, settings: Settings,
+    ) -> tuple[Tensor, ...]:
+        dtype, pixels = algebra.sum_dtype(x), x.shape[2] * x.shape[3]
+        mean, squares = settings.passes.moments(x) if given_mu is None else (None, None)
+        norm = normalise(
+            mean, squares, pixels, gamma, given_mu, given_variance, settings.eps, settings.group, dtype)
+        shift = torch.zeros_like(norm.mu) if beta is None else beta.to(dtype)
+        a, b = (vector.expand(len(x), -1) for vector in (norm.scale, shift))
+        y = settings.passes.apply(x, None, norm.mu, a, b, None, None, True)
+        out = torch.ops.aten.convolution(
+            y, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), *settings.as_arguments())
+        return out, shift.clone(), *norm
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, gamma, beta, given_mu, _, weight, bias, settings = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, gamma, beta, weight, bias, *output[1:])
+        ctx.settings, ctx.batch_statistics = settings, given_mu is None
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if d_out is None:
+            return (None,) * 8
+        if torch.is_grad_enabled():
+            raise RuntimeError(message(
+                'a second derivative (create_graph=True, or torch.func) of a recomputed batch norm',
+                'it has none', "take the backend 'reference'"))
+        with torch.autocast(d_out.device.type, enabled=False):
+            return NormReluConv._gradients(ctx, d_out)
+
+    @staticmethod
+    def _gradients(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, beta, weight, bias, shift, *vectors = ctx.saved_tensors
+        norm, settings = Normalised(*vectors), ctx.settings
+        a, b = (vector.expand(len(x), -1) for vector in (norm.scale, shift))
+        y = settings.passes.apply(x, None, norm.mu, a, b, None, None, True)
+        dy, d_weight, d_bias = torch.ops.aten.convolution_backward(
+            d_out, y, weight.to(x.dtype), None if bias is None else list(bias.shape), *settings.as_arguments(),
+            (True, True, bias is not None))
+        g1, g2, g = settings.passes.reduce(dy, y, x, norm.mu)
+        d_beta, d_gamma = g1.sum(0), g2.sum(0) * norm.inverse
+        b, c = statistics_terms(norm, d_beta, d_gamma, ctx.batch_statistics, settings.group)
+        dx = settings.passes.grad(g, x, norm.mu, a, b.expand_as(g1), c)
+        return (dx, like(d_gamma, gamma), like(d_beta, beta), None, None, like(d_weight, weight), like(d_bias, bias),
+                None)
+
+
+def norm_relu_conv(x: Tensor, norm: Norm, convolution: Convolution, passes: Passes) -> tuple[Tensor, Moments]:
+    """Return `conv(relu(batch_norm(x)))`, and the moments that were normalised by.
+
+    For the backward pass only `x` is kept: the convolution's input costs one more pass over memory there, and none of
+    it in between.
+
+    Args:
+        x: Output of the convolution before, `(N, C, H, W)`.
+        norm: The batch norm.
+        convolution: The convolution that follows; it runs in the dtype of `x`, as under autocast.
+        passes: What computes the passes.
+
+    Raises:
+        ValueError: Where the batch is empty, or where statistics are taken of one value.
+        RuntimeError: For a second derivative, in the backward pass.
+    """
+    check_values(x, norm)
+    mu, variance = norm.statistics or (None, None)
+    settings = Settings(norm.eps, norm.group, *convolution[2:], passes)
+    with torch.autocast(x.device.type, enabled=False):
+        out, _, *vectors = NormReluConv.apply(
+            x, norm.gamma, norm.beta, mu, variance, convolution.weight, convolution.bias, settings)
+    own = Normalised(*vectors)
+    return out, Moments(own.mu, own.variance, own.values)
