@@ -8,7 +8,7 @@ import torch
 from timm.models import regnet, resnet, senet
 from torch import Tensor
 
-from .residual_blocks import BLOCKS, Tail
+from .residual_blocks import BLOCKS, Step, Tail
 from .residual_tail import ResidualTail
 
 __all__ = ['FUSED']
@@ -33,6 +33,11 @@ class TimmTail(ResidualTail):
     def tail(self) -> Tail | str:
         """Return the modules that follow, or in words why they are no `Tail`."""
         return BLOCKS[type(self).__bases__[1]].tail(self)
+
+    @torch.jit.unused
+    def steps(self) -> list[Step] | str:
+        """Return the steps of the body, or in words what else there is in it."""
+        return BLOCKS[type(self).__bases__[1]].steps(self)
 
 
 class FusedBasicBlock(TimmTail, resnet.BasicBlock):

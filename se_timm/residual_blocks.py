@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from timm.models import regnet, resnet, senet
 from torch import Tensor, nn
 
-__all__ = ['BLOCKS', 'Block', 'Tail', 'block_of', 'is_identity']
+__all__ = ['BLOCKS', 'Block', 'Step', 'Tail', 'block_of', 'is_identity']
 
 
 class Tail(NamedTuple):
@@ -24,16 +24,26 @@ class Tail(NamedTuple):
     act: nn.Module | None
 
 
+class Step(NamedTuple):
+    """A convolution, its batch norm and its activation."""
+
+    conv: nn.Module
+    norm: nn.Module
+    act: nn.Module
+
+
 class Block(NamedTuple):
     """How to read the blocks of one class.
 
     Attributes:
         body: `(block, x)` to the input of the last convolution.
         tail: Returns the tail of a block, or in words why this block does not end in one.
+        steps: Returns the steps that `body` consists of, or in words what else there is in it.
     """
 
     body: Callable[[Any, Tensor], Tensor]
     tail: Callable[[Any], Tail | str]
+    steps: Callable[[Any], list[Step] | str]
 
 
 def is_identity(module: nn.Module | None) -> bool:
@@ -50,6 +60,12 @@ def _basic_body(block: Any, x: Tensor) -> Tensor:
     return block.aa(block.act1(block.drop_block(block.bn1(block.conv1(x)))))
 
 
+def _basic_steps(block: Any) -> list[Step] | str:
+    if not is_identity(block.drop_block) or not is_identity(block.aa):
+        return 'it has DropBlock or anti-aliasing'
+    return [Step(block.conv1, block.bn1, block.act1)]
+
+
 def _basic_tail(block: Any) -> Tail | str:
     return Tail(block.conv2, block.bn2, present(block.se), block.drop_path, block.downsample, block.act2)
 
@@ -59,6 +75,11 @@ def _bottleneck_body(block: Any, x: Tensor) -> Tensor:
     return block.aa(block.act2(block.drop_block(block.bn2(block.conv2(x)))))
 
 
+def _bottleneck_steps(block: Any) -> list[Step] | str:
+    first = _basic_steps(block)
+    return first if isinstance(first, str) else [*first, Step(block.conv2, block.bn2, block.act2)]
+
+
 def _bottleneck_tail(block: Any) -> Tail | str:
     return Tail(block.conv3, block.bn3, present(block.se), block.drop_path, block.downsample, block.act3)
 
@@ -66,6 +87,10 @@ def _bottleneck_tail(block: Any) -> Tail | str:
 def _legacy_body(block: Any, x: Tensor) -> Tensor:
     x = block.relu(block.bn1(block.conv1(x)))
     return block.relu(block.bn2(block.conv2(x)))
+
+
+def _legacy_steps(block: Any) -> list[Step] | str:
+    return [Step(block.conv1, block.bn1, block.relu), Step(block.conv2, block.bn2, block.relu)]
 
 
 def _legacy_tail(block: Any) -> Tail | str:
@@ -80,6 +105,10 @@ def _regnet_body(block: Any, x: Tensor) -> Tensor:
     return block.se(block.conv2(block.conv1(x)))
 
 
+def _regnet_steps(block: Any) -> list[Step] | str:
+    return 'it is a RegNet, whose convolutions, batch norms and ReLUs are not apart'
+
+
 def _regnet_tail(block: Any) -> Tail | str:
     """Return the tail; a RegNetY has its SE in the body, after the batch norm and ReLU of the 3x3 convolution."""
     if block.downsample is None:
@@ -90,16 +119,16 @@ def _regnet_tail(block: Any) -> Tail | str:
     return Tail(last.conv, last.bn, None, present(block.drop_path), present(block.downsample), present(block.act3))
 
 
-_LEGACY = Block(_legacy_body, _legacy_tail)
+_LEGACY = Block(_legacy_body, _legacy_tail, _legacy_steps)
 # by exact class: a subclass may do anything else in `forward`; ours give `body` and `tail` themselves
 BLOCKS: dict[type, Block] = {
-    resnet.BasicBlock: Block(_basic_body, _basic_tail),
-    resnet.Bottleneck: Block(_bottleneck_body, _bottleneck_tail),
+    resnet.BasicBlock: Block(_basic_body, _basic_tail, _basic_steps),
+    resnet.Bottleneck: Block(_bottleneck_body, _bottleneck_tail, _bottleneck_steps),
     senet.SEBottleneck: _LEGACY,
     senet.SEResNetBottleneck: _LEGACY,
     senet.SEResNeXtBottleneck: _LEGACY,
-    senet.SEResNetBlock: Block(_legacy_body, _legacy_basic_tail),
-    regnet.Bottleneck: Block(_regnet_body, _regnet_tail),
+    senet.SEResNetBlock: Block(_legacy_body, _legacy_basic_tail, _legacy_steps),
+    regnet.Bottleneck: Block(_regnet_body, _regnet_tail, _regnet_steps),
 }
 
 
@@ -107,5 +136,5 @@ def block_of(module: nn.Module) -> Block | None:
     """Return how to read `module` as a residual block, or None if it is not one that is known."""
     cls: Any = type(module)
     if hasattr(cls, 'tail') and hasattr(cls, 'body'):  # ours, and timm's with the fused tail
-        return Block(cls.body, cls.tail)
+        return Block(cls.body, cls.tail, cls.steps)
     return BLOCKS.get(cls)

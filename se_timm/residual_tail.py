@@ -1,5 +1,5 @@
 """The end of a residual block, batch norm -> SE -> drop path -> (+ shortcut) -> (ReLU): fused, or by its modules."""
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, cast
 
 import torch
 import torch.distributed as dist
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
-from .fused.function import GATES, REFERENCE, Gate, Moments, Norm, fused_tail
+from .fused.function import GATES, REFERENCE, Gate, Moments, Norm, Passes, fused_tail
 from .fused.inductor import COMPILED, compiled
 from .fused.operators import OPERATORS, backend_passes
-from .residual_blocks import Tail, is_identity
+from .fused.recompute import Convolution, norm_relu_conv
+from .residual_blocks import Step, Tail, is_identity
 from .squeeze_excite import SqueezeExcite
 
 __all__ = ['BACKENDS', 'Choice', 'ResidualTail', 'choose', 'explain', 'residual_tail']
@@ -42,9 +43,12 @@ class ResidualTail:
 
     Attributes:
         backend: `'auto'`, `'fused'` or `'reference'`, see `choose`.
+        recompute: Where the tail is fused, keep the outputs of the batch norms and ReLUs before it no longer than the
+            forward pass, and compute them again in the backward pass: less memory for one more pass over each.
     """
 
     backend = 'auto'
+    recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output `(N, C', H', W')` for `x (N, C, H, W)`."""
@@ -61,6 +65,8 @@ class ResidualTail:
         tail = block.tail()
         if not choose(tail, x, self.backend, block.training).fused:
             return None
+        if self.recompute and not recompute_problem(steps := block.steps(), tail.conv):
+            return residual_tail(tail, recomputed_body(steps, tail.conv, x), x)
         return residual_tail(tail, tail.conv(block.body(x)), x)
 
 
@@ -196,17 +202,54 @@ def residual_tail(tail: Tail, x: Tensor, shortcut: Tensor) -> Tensor:
     return y
 
 
-def computed_by(x: Tensor, synchronised: bool) -> dict[str, Any]:
-    """Return what computes the passes here, and runs the halves, as arguments of `fused_tail`.
+def recompute_problem(steps: list[Step] | str, last: nn.Module) -> str:
+    """Return in words why what lies between the convolutions of a block cannot be computed again, or an empty text.
 
-    Within `torch.compile` that is what the compiler can see, if it compiles well. Outside of it the halves are compiled
-    whole on the CPU, unless processes exchange moments within them.
+    Args:
+        steps: The body of the block, or in words why it does not consist of steps.
+        last: The convolution after it.
     """
+    if isinstance(steps, str):
+        return steps
+    for step, conv in zip(steps, [*(step.conv for step in steps[1:]), last], strict=True):
+        norm, act = step.norm, step.act
+        if type(norm) not in BATCH_NORMS or not is_plain(norm) or type(act) is not nn.ReLU:
+            return f'it has a {type(norm).__name__} and a {type(act).__name__}'
+        if type(conv) is not nn.Conv2d or conv.padding_mode != 'zeros' or isinstance(conv.padding, str):
+            return f'its {type(conv).__name__} is not a plain convolution'
+        if any(has_hooks(module) for module in (norm, act, conv)):
+            return 'one of its modules has hooks'
+        if is_synchronised(norm) and torch.compiler.is_compiling():
+            return 'its batch norm is synchronised between processes within torch.compile'
+    return ''
+
+
+def recomputed_body(steps: list[Step], last: nn.Module, x: Tensor) -> Tensor:
+    """Return the output of the last convolution, keeping nothing between the convolutions for the backward pass."""
+    x = steps[0].conv(x)
+    for step, following in zip(steps, [*(step.conv for step in steps[1:]), last], strict=True):
+        norm, conv = step.norm, cast(Any, following)
+        convolution = Convolution(conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        x, moments = norm_relu_conv(x, norm_of(norm), convolution, passes_for(x))
+        update_statistics(norm, moments)
+    return x
+
+
+def passes_for(x: Tensor) -> Passes:
+    """Return what computes the passes here: within `torch.compile` what the compiler can see, if it compiles well."""
     if torch.compiler.is_compiling():
-        return {'passes': REFERENCE if x.device.type == 'cpu' else OPERATORS}
+        return REFERENCE if x.device.type == 'cpu' else OPERATORS
     if type(x) not in (Tensor, nn.Parameter):  # a fake tensor, or another subclass: only operators know what to do
-        return {'passes': OPERATORS}
-    passes = backend_passes(x)
+        return OPERATORS
+    return backend_passes(x)
+
+
+def computed_by(x: Tensor, synchronised: bool) -> dict[str, Any]:
+    """Return what computes the passes, and runs the halves, as arguments of `fused_tail`.
+
+    What Inductor compiles on the CPU are the halves as a whole, unless processes exchange moments within them.
+    """
+    passes = passes_for(x)
     return {'passes': REFERENCE, 'half': compiled} if passes is COMPILED and not synchronised else {'passes': passes}
 
 

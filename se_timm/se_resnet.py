@@ -23,7 +23,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from .errors import message, unknown
-from .residual_blocks import Tail, is_identity
+from .residual_blocks import BLOCKS, Step, Tail, is_identity
 from .residual_tail import ResidualTail
 from .squeeze_excite import SqueezeExcite
 from .weights import checkpoint_filter_fn
@@ -54,9 +54,15 @@ class PlacedSE:
     @torch.jit.unused
     def tail_se(self) -> tuple[nn.Module | None, str]:
         """Return the SE block at the end of the residual branch, or in words why the end is no `Tail`."""
-        if is_identity(self.se) or self.placement in ('pre', '3x3'):
+        if is_identity(self.se) or self.se_of_body():
             return None, ''
         return self.se, '' if self.placement == 'standard' else f'its SE has the placement {self.placement!r}'
+
+    @torch.jit.unused
+    def se_of_body(self) -> str:
+        """Return in words that the SE block acts before the last convolution, or an empty text."""
+        before = self.placement in ('pre', '3x3') and not is_identity(self.se)
+        return f'its SE has the placement {self.placement!r}' if before else ''
 
 
 class SEBasicBlock(ResidualTail, PlacedSE, BasicBlock):
@@ -95,6 +101,11 @@ class SEBasicBlock(ResidualTail, PlacedSE, BasicBlock):
         if se is not None and self.relu_before_se:
             problem = 'a ReLU stands between its last batch norm and SE'
         return problem or Tail(self.conv2, self.bn2, se, self.drop_path, self.downsample, self.act2)
+
+    @torch.jit.unused
+    def steps(self) -> list[Step] | str:
+        """Return the steps of the body, or in words what else there is in it."""
+        return self.se_of_body() or BLOCKS[BasicBlock].steps(self)
 
     def reference(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output of the block, each module in its turn."""
@@ -145,6 +156,11 @@ class SEBottleneck(ResidualTail, PlacedSE, Bottleneck):
         """Return the modules that follow, or in words why they are no `Tail`."""
         se, problem = self.tail_se()
         return problem or Tail(self.conv3, self.bn3, se, self.drop_path, self.downsample, self.act3)
+
+    @torch.jit.unused
+    def steps(self) -> list[Step] | str:
+        """Return the steps of the body, or in words what else there is in it."""
+        return self.se_of_body() or BLOCKS[Bottleneck].steps(self)
 
     def reference(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output of the block, each module in its turn."""
