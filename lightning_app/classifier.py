@@ -48,6 +48,7 @@ class ImageClassifier(LightningModule):
         loss: The training loss.
         fused: What computes the ends of residual blocks (batch norm, SE, add, ReLU) in training: `'fused'`, in four
             passes over memory; `'reference'`, the modules; `'auto'`, fused where that was measured to pay.
+        recompute: Keep less for the backward pass and compute it again there, see `se_timm.fuse`; with `fused: fused`.
         compile: Compile the network with `torch.compile`, in place.
         channels_last: Memory format of the network and the images; faster with mixed precision on GPUs.
         max_nonfinite_steps: Training steps with an infinite or NaN loss after which the run stops with an error.
@@ -68,6 +69,7 @@ class ImageClassifier(LightningModule):
             schedule: Schedule = Schedule(),  # noqa: B008  (frozen)
             loss: Loss = Loss(),  # noqa: B008  (frozen)
             fused: str = 'auto',
+            recompute: bool = False,
             compile: bool = False,
             channels_last: bool = False,
             max_nonfinite_steps: int = 0,
@@ -80,7 +82,7 @@ class ImageClassifier(LightningModule):
         check_optimizer(self.optim)
         twin = {'se': False} if plain else {}
         self.net = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
-        fuse_network(self.net, fused)
+        fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
         self.name = name
@@ -91,8 +93,8 @@ class ImageClassifier(LightningModule):
         self.save_hyperparameters({
             'name': name, 'num_classes': self.net.num_classes, 'network': architecture(network), 'plain': plain,
             'optim': dataclasses.asdict(self.optim), 'schedule': dataclasses.asdict(self.schedule),
-            'loss': dataclasses.asdict(self.loss), 'fused': fused, 'compile': compile,
-            'channels_last': channels_last, 'max_nonfinite_steps': max_nonfinite_steps,
+            'loss': dataclasses.asdict(self.loss), 'fused': fused, 'recompute': recompute,
+            'compile': compile, 'channels_last': channels_last, 'max_nonfinite_steps': max_nonfinite_steps,
         }, logger=False)
         self.net.to(memory_format=self.memory_format)
         self.criterion = build_loss(self.loss)
@@ -331,16 +333,20 @@ def check_name(name: str) -> None:
         raise InputError(unknown('model.name', base, timm.list_models()))
 
 
-def fuse_network(net: nn.Module, backend: str) -> None:
+def fuse_network(net: nn.Module, backend: str, recompute: bool = False) -> None:
     """Set what computes the ends of the residual blocks of `net`; `'auto'` takes any network.
 
     Raises:
-        InputError: For an unknown backend, or `'fused'` where not one block can be.
+        InputError: For an unknown backend, `'fused'` where not one block can be, or `recompute` without `'fused'`.
     """
     if backend not in BACKENDS:
         raise InputError(unknown('model.fused', backend, BACKENDS))
+    if recompute and backend != 'fused':
+        raise InputError(message(
+            f'model.recompute: true with model.fused: {backend}', 'only the fused tail comes with it',
+            'say model.fused: fused as well, or leave model.recompute out'))
     try:
-        report = fuse(net, backend)
+        report = fuse(net, backend, recompute)
         reasons = dict.fromkeys(report.left.values()) if not report.replaced else {}
     except ValueError:
         reasons = {'it has no residual block of a kind that is known': None}

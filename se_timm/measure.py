@@ -31,7 +31,7 @@ __all__ = [
 PRECISIONS: dict[str, torch.dtype | None] = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 SHORTEST = 0.05  # seconds that are timed at a time: shorter steps are repeated, so that launches do not count
 MODES = {
-    'train': ('eager', 'fused', 'compiled', 'fused+compiled'),
+    'train': ('eager', 'fused', 'fused+recomputed', 'compiled', 'fused+compiled'),
     'infer': ('eager', 'folded', 'compiled', 'folded+compiled'),
     'tail': ('eager', 'compiled', 'fused'),
 }
@@ -485,14 +485,14 @@ def by_modules(work: Work) -> Tensor:
         return work.forward().clone()
 
 
-def fused(net: nn.Module) -> None:
-    """Fuse the tails of a network.
+def fused(net: nn.Module, recompute: bool) -> None:
+    """Fuse the tails of a network, and `recompute` the ReLUs before them.
 
     Raises:
         ValueError: If some are left: the variant would not be what its name says.
     """
-    fusion = fuse(net, 'fused')
-    if fusion.left:
+    fusion = fuse(net, 'fused', recompute)
+    if fusion.left or fusion.kept:
         raise ValueError(' '.join(str(fusion).split()))
 
 
@@ -507,7 +507,7 @@ def train_work(
     work = training(net, data[0], data[1], comparison.precision)
     expected = by_modules(work)
     if 'fused' in mode:
-        fused(net)
+        fused(net, 'recomputed' in mode)
     return work, expected
 
 

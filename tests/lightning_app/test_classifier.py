@@ -264,13 +264,13 @@ def test_fused_is_auto_for_any_network(name, blocks):
     assert len(explain(model.net)) == blocks
 
 
-@pytest.mark.parametrize('fused', ['fused', 'reference'])
-def test_fused_trains_as_the_modules(fused, make_trainer, photo_data, monkeypatch):
+@pytest.mark.parametrize(('fused', 'recompute'), [('fused', False), ('fused', True), ('auto', False)])
+def test_fused_trains_as_the_modules(fused, recompute, make_trainer, photo_data, monkeypatch):
     monkeypatch.setattr(operators, 'compiler_available', lambda: False)  # plain torch: nothing to compile
     losses = {}
     for backend in (fused, 'reference'):
         torch.manual_seed(0)
-        model = classifier(name='se_resnet20_cifar', fused=backend)
+        model = classifier(name='se_resnet20_cifar', fused=backend, recompute=recompute and backend == 'fused')
         assert {choice.fused for choice in explain(model.net).values()} == {backend == 'fused'}
         trainer = make_trainer(limit_train_batches=2, num_sanity_val_steps=0)
         trainer.fit(model, photo_data())
@@ -280,7 +280,8 @@ def test_fused_trains_as_the_modules(fused, make_trainer, photo_data, monkeypatc
 
 @pytest.mark.parametrize(('arguments', 'why'), [
     (dict(fused='fusd'), 'did you mean fused'), (dict(name='test_vit', fused='fused'), 'no residual block'),
-    (dict(name='se_resnet20_cifar', network=dict(squeeze='max'), fused='fused'), 'its squeeze is not the average')])
+    (dict(name='se_resnet20_cifar', network=dict(squeeze='max'), fused='fused'), 'its squeeze is not the average'),
+    (dict(name='se_resnet20_cifar', recompute=True), 'only the fused tail')])
 def test_fused_that_cannot_be_is_refused(arguments, why):
     with pytest.raises(InputError, match=why):
         classifier(**arguments)

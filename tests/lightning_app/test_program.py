@@ -31,7 +31,8 @@ def test_help_of_fit_explains_every_argument_of_ours(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for option in ('model.name', 'model.optim.lr', 'model.schedule.warmup_epochs', 'model.loss.smoothing',
-                   'model.fused', 'model.compile', 'model.max_nonfinite_steps'):
+                   'model.fused', 'model.recompute', 'model.compile',
+                   'model.max_nonfinite_steps'):
         assert re.search(rf'--{re.escape(option)} \S+\n? +\S+', text), option
     assert 'model.num_classes' not in re.findall(r'--([\w.]+)', text)
 
