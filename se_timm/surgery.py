@@ -52,7 +52,7 @@ def fuse(net: nn.Module, backend: str = 'auto', recompute: bool = False) -> Fusi
         backend: What computes the tails in training: `'auto'`, `'fused'` or `'reference'`, see
             `se_timm.residual_tail.choose`.
         recompute: Compute the outputs of the batch norms and ReLUs within the blocks again in the backward pass, in
-            place of keeping them: about a sixth less memory, for one more pass over each. With `'fused'` only.
+            place of keeping them: about a seventh less memory, for one more pass over each. With `'fused'` only.
 
     Returns:
         What was replaced, and what was left and why. Whether a replaced block is fused also depends on device and mode:

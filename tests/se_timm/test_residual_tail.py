@@ -363,6 +363,21 @@ def test_compiled_training_is_that_of_the_modules():
 
 
 @pytest.mark.slow
+def test_no_network_reaches_the_recompile_limit():
+    """One graph for all steps and all blocks of a network."""
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for name in NAMES:
+            torch._dynamo.reset()  # another network of the same class is another graph of the same code
+            net = timm.create_model(name, num_classes=10).train()
+            assert all(choice.fused for choice in explain(net, compiled=True).values())
+            net.compile(fullgraph=True, backend='eager')
+            torch._dynamo.utils.counters.clear()
+            for _ in range(2):
+                net(torch.randn(2, 3, 32, 32))
+            assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1, name
+
+
+@pytest.mark.slow
 def test_two_hundred_steps_give_the_losses_of_the_modules(uncompiled):
     """In float64 to rounding; in float32 as far from these as the modules' own float32."""
     losses = {}

@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from se_timm import SqueezeExcite
+from se_timm import SqueezeExcite, explain, fuse
 from se_timm.fused import operators
 from se_timm.residual_blocks import Tail
 from se_timm.residual_tail import residual_tail
@@ -44,6 +46,25 @@ def by_modules(tail, x, shortcut):
     return tail.act(tail.se(tail.norm(x)) + tail.downsample(shortcut))
 
 
+def build_network(backend):
+    torch.manual_seed(0)
+    net = timm.create_model('se_resnet20_cifar').double().train()
+    fuse(net, backend)
+    for module in net.modules():  # frozen, so that the images of one process do not matter to those of the other
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return net
+
+
+def gradients_of(net, x):
+    net(x).square().sum().backward()
+    return [parameter.grad for parameter in net.parameters()]
+
+
+def photos():
+    return torch.randn(sum(SIZES), 3, 16, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
 def run(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=len(SIZES))
@@ -51,12 +72,24 @@ def run(rank, folder):
     tail, modules = build(nn.SyncBatchNorm)
     own = [part.split(SIZES)[rank] for part in images()]
     torch.save(step(tail, modules, *own, residual_tail), f'{folder}/{rank}.pt')
+    net = build_network('fused')
+    assert all(choice.fused for choice in explain(net).values())
+    torch.save(gradients_of(DistributedDataParallel(net), photos().split(SIZES)[rank]), f'{folder}/ddp{rank}.pt')
     dist.destroy_process_group()
+
+
+def check_network(folder):
+    """The gradients of a fused network under DDP are those of one process on the joint batch, by the modules."""
+    expected = gradients_of(build_network('reference'), photos())
+    for rank in range(len(SIZES)):
+        found = torch.load(folder / f'ddp{rank}.pt')  # DDP takes the mean over the processes
+        torch.testing.assert_close([len(SIZES) * each for each in found], expected, rtol=1e-9, atol=1e-9)
 
 
 def test_two_processes_are_one_batch_norm_on_the_joint_batch(tmp_path):
     processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(len(SIZES))]
     assert [process.wait(timeout=120) for process in processes] == [0] * len(SIZES)
+    check_network(tmp_path)
     parts = [torch.load(tmp_path / f'{rank}.pt') for rank in range(len(SIZES))]
     y, dx, d_shortcut, gradients, buffers = step(*build(nn.BatchNorm2d), *images(), by_modules)
     for index, expected in ((0, y), (1, dx), (2, d_shortcut)):
