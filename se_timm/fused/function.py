@@ -133,7 +133,7 @@ def forward_half(
     norm = normalise(
         mean, squares, pixels, gamma, given_mu, given_variance, settings.eps, settings.group, dtype)
     shift = torch.zeros_like(norm.mu) if beta is None else beta.to(dtype)
-    hidden = gates = mean.new_ones(())
+    hidden, gates = mean.new_ones(()), mean.new_ones(())
     a, b = norm.scale.expand_as(mean), shift.expand_as(mean)
     if fc1 is not None and fc2 is not None:
         z = norm.scale * (mean - norm.mu) + shift
