@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .errors import message
-from .residual_blocks import Tail, block_of, is_identity
+from .residual_blocks import Tail, block_of, is_hooked, is_identity
 
 __all__ = ['FoldedBlock', 'FoldedBottleneck', 'fold']
 
@@ -22,7 +22,6 @@ __all__ = ['FoldedBlock', 'FoldedBottleneck', 'fold']
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 NORMS = (
     nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct, FrozenBatchNorm2d, FrozenBatchNormAct2d)
-HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
 class FoldedBlock(nn.Module):
@@ -135,11 +134,6 @@ def fold(net: nn.Module) -> nn.Module:
 def count(net: nn.Module, *classes: type) -> int:
     """Return how many modules in `net` are exactly of one of `classes`."""
     return sum(type(module) in classes for module in net.modules())
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Return whether something outside of its class takes part in the call of `module`."""
-    return 'forward' in vars(module) or any(getattr(module, hooks, None) for hooks in HOOKS)
 
 
 # What a forward method does

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from timm.models import regnet, resnet, senet
 from torch import Tensor, nn
 
-__all__ = ['BLOCKS', 'Block', 'Step', 'Tail', 'block_of', 'is_identity']
+__all__ = ['BLOCKS', 'Block', 'Step', 'Tail', 'block_of', 'is_hooked', 'is_identity']
 
 
 class Tail(NamedTuple):
@@ -49,6 +49,12 @@ class Block(NamedTuple):
 def is_identity(module: nn.Module | None) -> bool:
     """Return whether `module` gives back what it gets: it is not there, or an `nn.Identity`."""
     return module is None or type(module) is nn.Identity
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether something outside of its class takes part in the call of `module`."""
+    return 'forward' in vars(module) or bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def present(module: nn.Module | None) -> nn.Module | None:

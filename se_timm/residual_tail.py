@@ -14,7 +14,7 @@ from .fused.function import GATES, REFERENCE, Gate, Moments, Norm, Passes, fused
 from .fused.inductor import COMPILED, compiled
 from .fused.operators import OPERATORS, backend_passes
 from .fused.recompute import Convolution, norm_relu_conv
-from .residual_blocks import Step, Tail, is_identity
+from .residual_blocks import Step, Tail, is_hooked, is_identity
 from .squeeze_excite import SqueezeExcite
 
 __all__ = ['BACKENDS', 'Choice', 'ResidualTail', 'choose', 'explain', 'residual_tail']
@@ -133,7 +133,8 @@ def structure_problem(tail: Tail) -> str:
     if problem := gate_problem(tail.se):
         return problem
     gate = [] if tail.se is None else list(tail.se.modules())
-    if any(has_hooks(module) for module in (tail.norm, tail.act, tail.drop_path, *gate) if module is not None):
+    if torch_module._has_any_global_hook() or any(
+            is_hooked(module) for module in (tail.norm, tail.act, tail.drop_path, *gate) if module is not None):
         return 'one of its modules has hooks, which the fused function would not call'
     return ''
 
@@ -141,12 +142,6 @@ def structure_problem(tail: Tail) -> str:
 def is_plain(norm: nn.Module) -> bool:
     """Return whether a batch norm of timm has neither an activation nor a dropout of its own."""
     return is_identity(getattr(norm, 'act', None)) and is_identity(getattr(norm, 'drop', None))
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Return whether something is called around `module`."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                or module._backward_pre_hooks) or torch_module._has_any_global_hook()
 
 
 def gate_problem(se: nn.Module | None) -> str:
@@ -161,6 +156,9 @@ def gate_problem(se: nn.Module | None) -> str:
     hidden = block.relu if type(se) is senet.SEModule else block.act
     if type(hidden) is not nn.ReLU or not is_identity(getattr(block, 'bn', None)):
         return 'its hidden layer is not a ReLU alone'
+    if any(type(layer) is not nn.Conv2d or layer.kernel_size != (1, 1) or layer.groups != 1
+           for layer in (block.fc1, block.fc2)):
+        return 'its layers are not 1x1 convolutions'
     if type(last_of(block)) not in EXCITATION_OF:
         return f'its excitation is {type(last_of(block)).__name__}'
     return ''
@@ -217,7 +215,7 @@ def recompute_problem(steps: list[Step] | str, last: nn.Module) -> str:
             return f'it has a {type(norm).__name__} and a {type(act).__name__}'
         if type(conv) is not nn.Conv2d or conv.padding_mode != 'zeros' or isinstance(conv.padding, str):
             return f'its {type(conv).__name__} is not a plain convolution'
-        if any(has_hooks(module) for module in (norm, act, conv)):
+        if any(is_hooked(module) for module in (norm, act, conv)):
             return 'one of its modules has hooks'
         if is_synchronised(norm) and torch.compiler.is_compiling():
             return 'its batch norm is synchronised between processes within torch.compile'
@@ -255,9 +253,9 @@ def computed_by(x: Tensor, synchronised: bool) -> dict[str, Any]:
 
 def projected(downsample: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
     """Return the shortcut, and the batch norm that it is still to pass if there is one at its end."""
-    if isinstance(downsample, nn.Sequential) and len(downsample) and not has_hooks(downsample):
+    if isinstance(downsample, nn.Sequential) and len(downsample) and not is_hooked(downsample):
         last = downsample[-1]
-        if type(last) in BATCH_NORMS and is_plain(last) and not has_hooks(last) and not (
+        if type(last) in BATCH_NORMS and is_plain(last) and not is_hooked(last) and not (
                 is_synchronised(last) and torch.compiler.is_compiling()):
             for module in list(downsample)[:-1]:
                 x = module(x)

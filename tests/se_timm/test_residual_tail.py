@@ -220,6 +220,9 @@ CHANGES = {
     'hook of the norm': lambda block: block.bn2.register_forward_hook(lambda *_: None),
     'hook of the gate': lambda block: block.se.gate.register_forward_hook(lambda *_: None),
     'hook before the gate': lambda block: block.se.fc1.register_forward_pre_hook(lambda *_: None),
+    'forward of its own': lambda block: setattr(block.bn2, 'forward', lambda x: x),
+    'other layer of the gate': lambda block: setattr(block.se, 'fc2', nn.Sequential(block.se.fc2, nn.Tanh())),
+    'parametrised gate': lambda block: nn.utils.parametrizations.weight_norm(block.se.fc1),
     'gradient hook': lambda block: block.bn2.register_full_backward_hook(lambda *_: None),
 }
 
