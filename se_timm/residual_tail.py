@@ -107,7 +107,8 @@ def choose(
 
 def is_recorded(x: Tensor) -> str:
     """Return in words what keeps an `autograd.Function` from having its meaning here, or an empty text."""
-    if torch.compiler.is_exporting():
+    # not `is_exporting()`: torch 2.11 compiles that to True within `torch.compile` too
+    if torch.compiler._is_exporting_flag:
         return 'the network is being exported'
     if torch.compiler.is_compiling():
         return ''
