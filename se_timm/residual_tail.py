@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
-from .fused.function import GATES, REFERENCE, Gate, Moments, Norm, Passes, fused_tail
+from .fused import launch
+from .fused.function import REFERENCE, Gate, Moments, Norm, Passes, fused_tail
 from .fused.inductor import COMPILED, compiled
-from .fused.operators import OPERATORS, backend_passes
+from .fused.operators import OPERATORS, TRITON, backend_passes
 from .fused.recompute import Convolution, norm_relu_conv
+from .fused.vector_kernels import VECTORS, track
+from .fused.vectors import EXCITATIONS, PLAIN, Vectors
 from .residual_blocks import Step, Tail, is_hooked, is_identity
 from .squeeze_excite import SqueezeExcite
 
@@ -23,7 +26,7 @@ BACKENDS = ('auto', 'fused', 'reference')
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)
 EXCITATION_OF: dict[type, str] = {
     nn.Sigmoid: 'sigmoid', nn.Tanh: 'tanh', nn.ReLU: 'relu', nn.Hardsigmoid: 'hard_sigmoid',
-    **{get_act_layer(name): name for name in GATES},
+    **{get_act_layer(name): name for name in EXCITATIONS},
 }
 
 
@@ -229,7 +232,8 @@ def recomputed_body(steps: list[Step], last: nn.Module, x: Tensor) -> Tensor:
     for step, following in zip(steps, [*(step.conv for step in steps[1:]), last], strict=True):
         norm, conv = step.norm, cast(Any, following)
         convolution = Convolution(conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-        x, moments = norm_relu_conv(x, norm_of(norm), convolution, passes_for(x))
+        passes = passes_for(x)
+        x, moments = norm_relu_conv(x, norm_of(norm), convolution, passes, vectors_for(passes))
         update_statistics(norm, moments)
     return x
 
@@ -249,7 +253,14 @@ def computed_by(x: Tensor, synchronised: bool) -> dict[str, Any]:
     What Inductor compiles on the CPU are the halves as a whole, unless processes exchange moments within them.
     """
     passes = passes_for(x)
-    return {'passes': REFERENCE, 'half': compiled} if passes is COMPILED and not synchronised else {'passes': passes}
+    if passes is COMPILED and not synchronised:
+        return {'passes': REFERENCE, 'half': compiled}
+    return {'passes': passes, 'vectors': vectors_for(passes)}
+
+
+def vectors_for(passes: Passes) -> Vectors:
+    """Return what computes the steps between the passes."""
+    return VECTORS if passes is TRITON else PLAIN
 
 
 def projected(downsample: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
@@ -295,14 +306,25 @@ def update_statistics(norm: Any, moments: Moments) -> None:
     """Update the running statistics of `norm` as `nn.BatchNorm2d` does, without asking the device for the count."""
     if not norm.training or not norm.track_running_stats or norm.running_mean is None:
         return
+    running = norm.running_mean, norm.running_var
+    if isinstance(moments.values, int) and tracked_by_triton(norm, moments.mean):
+        track(*running, norm.num_batches_tracked, moments.mean, moments.variance, norm.momentum, moments.values)
+        return
     factor = norm.momentum
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # the average over all batches
             factor = norm.num_batches_tracked.to(norm.running_mean.dtype).reciprocal()
     unbiased = moments.variance * (moments.values / (moments.values - 1))
-    for running, value in ((norm.running_mean, moments.mean), (norm.running_var, unbiased)):
-        running.lerp_(value.to(running.dtype), factor)
+    for statistic, value in zip(running, (moments.mean, unbiased), strict=True):
+        statistic.lerp_(value.to(statistic.dtype), factor)
+
+
+def tracked_by_triton(norm: Any, mean: Tensor) -> bool:
+    """Return whether one kernel can update the running statistics: each of the operations of torch is a launch."""
+    return (norm.momentum is not None and not torch.compiler.is_compiling() and type(mean) is Tensor and mean.is_cuda
+            and launch.available() and all(value.is_cuda and value.dtype == torch.float32 and value.is_contiguous()
+                                           for value in (norm.running_mean, norm.running_var, mean)))
 
 
 def explain(net: nn.Module, compiled: bool = False) -> dict[str, Choice]:

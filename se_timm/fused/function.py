@@ -1,18 +1,20 @@
 """The four passes as one differentiable function."""
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import message
 from . import algebra
-from .processes import joint_moments, joint_sums
+from .vectors import PLAIN, Gate, Normalised, Vectors, normalise_by, squeezed
 
-__all__ = ['GATES', 'REFERENCE', 'Gate', 'Half', 'Moments', 'Norm', 'Passes', 'as_written', 'fused_tail']
+__all__ = [
+    'REFERENCE', 'Gate', 'Half', 'Moments', 'Norm', 'Passes', 'as_written', 'fused_tail', 'moments_of', 'normalised_by',
+    'without_autocast']
 
 
 class Passes(NamedTuple):
@@ -28,31 +30,15 @@ Half = Callable[[Callable[..., Any]], Callable[..., Any]]
 REFERENCE = Passes(algebra.moments, algebra.apply, algebra.reduce, algebra.grad)
 
 
-class Gate(NamedTuple):
-    """Weights of the two layers of the excitation, as matrices, and its last non-linearity (a key of `GATES`)."""
-
-    fc1: Tensor
-    bias1: Tensor | None
-    fc2: Tensor
-    bias2: Tensor | None
-    excitation: str
-
-
-# last non-linearity -> itself, and its derivative as a function of its value
-GATES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    'sigmoid': (torch.sigmoid, lambda s: s * (1 - s)),
-    'tanh': (torch.tanh, lambda s: 1 - s * s),
-    'relu': (torch.relu, lambda s: (s > 0).to(s.dtype)),
-    'hard_sigmoid': (F.hardsigmoid, lambda s: ((s > 0) & (s < 1)).to(s.dtype) / 6),
-}
-
-
 class Moments(NamedTuple):
-    """Mean and biased variance `(C,)` that a batch norm normalised by, and the number M of values they are of, `()`."""
+    """Mean and biased variance `(C,)` that a batch norm normalised by, and the number M of values they are of.
+
+    The number is a tensor `()` where processes share the batch.
+    """
 
     mean: Tensor
     variance: Tensor
-    values: Tensor
+    values: Tensor | int
 
 
 class Norm(NamedTuple):
@@ -73,6 +59,11 @@ class Norm(NamedTuple):
     group: Any = None
 
 
+def without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context without autocast on that type of device."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
 def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function`; what stands in its place may compile it."""
     return function
@@ -84,6 +75,7 @@ class Settings(NamedTuple):
     excitation: str
     relu: bool
     passes: Passes
+    vectors: Vectors
     half: Half
     eps: float
     group: Any
@@ -92,33 +84,15 @@ class Settings(NamedTuple):
     shortcut_norm: bool
 
 
-class Normalised(NamedTuple):
-    """How a batch norm normalises: `scale (x - mu) + shift`, all `(C,)`; `inverse` is 1 / sigma, `values ()` is M."""
-
-    mu: Tensor
-    variance: Tensor
-    inverse: Tensor
-    scale: Tensor
-    values: Tensor
+def moments_of(norm: Normalised, x: Tensor) -> Moments:
+    """Return the moments that `norm` normalised `x` by."""
+    return Moments(norm.mu, norm.variance, len(x) * x.shape[2] * x.shape[3] if norm.values is None else norm.values)
 
 
-def normalise(
-        mean: Tensor | None, squares: Tensor | None, pixels: int, gamma: Tensor | None, given_mu: Tensor | None,
-        given_variance: Tensor | None, eps: float, group: Any, dtype: torch.dtype,
-) -> Normalised:
-    """Return how to normalise by the moments of a batch, or by given statistics."""
-    if given_mu is not None and given_variance is not None:  # copies: an input cannot be saved as an output
-        mu, variance = given_mu.to(dtype, copy=True), given_variance.to(dtype, copy=True)
-        values = mu.new_ones(())
-    else:
-        assert mean is not None
-        assert squares is not None
-        mu, variance = algebra.combine(mean, squares, pixels)
-        values = mu.new_full((), len(mean) * pixels)
-        if group is not None:
-            mu, variance, values = joint_moments(mu, variance, values, group)
-    inverse = torch.rsqrt(variance + eps)
-    return Normalised(mu, variance, inverse, inverse if gamma is None else inverse * gamma.to(dtype), values)
+def normalised_by(given_mu: Tensor, given_variance: Tensor, gamma: Tensor | None, eps: float, x: Tensor) -> Normalised:
+    """Return how to normalise `x` by given statistics: by copies, since an input cannot be saved as an output."""
+    mu, variance = (value.to(algebra.sum_dtype(x), copy=True) for value in (given_mu, given_variance))
+    return normalise_by(mu, variance, gamma, eps)
 
 
 def forward_half(
@@ -126,39 +100,38 @@ def forward_half(
         given_variance: Tensor | None, fc1: Tensor | None, bias1: Tensor | None, fc2: Tensor | None,
         bias2: Tensor | None, keep: Tensor | None, shortcut_gamma: Tensor | None, shortcut_beta: Tensor | None,
         shortcut_mu: Tensor | None, shortcut_variance: Tensor | None, settings: Settings,
-) -> tuple[Tensor, ...]:
-    """Return the output of the tail, and the vectors that `FusedTail` keeps for `backward_half`."""
-    dtype, pixels, passes = algebra.sum_dtype(x), x.shape[2] * x.shape[3], settings.passes
-    mean, squares = passes.moments(x)
-    norm = normalise(
-        mean, squares, pixels, gamma, given_mu, given_variance, settings.eps, settings.group, dtype)
-    shift = torch.zeros_like(norm.mu) if beta is None else beta.to(dtype)
-    hidden, gates = mean.new_ones(()), mean.new_ones(())
-    a, b = norm.scale.expand_as(mean), shift.expand_as(mean)
-    if fc1 is not None and fc2 is not None:
-        z = norm.scale * (mean - norm.mu) + shift
-        hidden, gates = excite(z, fc1, bias1, fc2, bias2, settings.excitation)
-        a, b = a * gates, b * gates
-    if keep is not None:
-        a, b = a * keep[:, None], b * keep[:, None]
-    other = Normalised(*(mean.new_ones(()) for _ in Normalised._fields))
-    if settings.shortcut_norm:
-        assert shortcut is not None
-        m, v = passes.moments(shortcut) if shortcut_mu is None else (None, None)
-        other = normalise(m, v, pixels, shortcut_gamma, shortcut_mu, shortcut_variance,
-                          settings.shortcut_eps, settings.shortcut_group, dtype)
-        b = b if shortcut_beta is None else b + shortcut_beta.to(dtype)
-        y = passes.apply(x, shortcut, norm.mu, a, b, other.mu, other.scale, settings.relu)
+) -> tuple[Tensor | None, ...]:
+    """Return the output of the tail, and what `FusedTail` keeps for `backward_half`: None for what there is not."""
+    pixels, passes, vectors = x.shape[2] * x.shape[3], settings.passes, settings.vectors
+    gate = None if fc1 is None or fc2 is None else Gate(fc1, bias1, fc2, bias2, settings.excitation)
+    mean = squares = None
+    if given_mu is None or gate is not None:
+        mean, squares = passes.moments(x)
+    if given_mu is not None and given_variance is not None:
+        norm = normalised_by(given_mu, given_variance, gamma, settings.eps, x)
+        z = None if mean is None else squeezed(mean, norm.mu, norm.scale, beta)
     else:
-        y = passes.apply(x, shortcut, norm.mu, a, b, None, None, settings.relu)
-    return y, mean, hidden, gates, a, *norm, *other
+        norm, z = vectors.normalise(
+            mean, squares, pixels, gamma, beta, settings.eps, settings.group, gate is not None)
+    other: Normalised | None = None
+    if settings.shortcut_norm and shortcut_mu is not None and shortcut_variance is not None:
+        other = normalised_by(shortcut_mu, shortcut_variance, shortcut_gamma, settings.shortcut_eps, x)
+    elif settings.shortcut_norm:
+        other, _ = vectors.normalise(
+            *passes.moments(shortcut), pixels, shortcut_gamma, None, settings.shortcut_eps, settings.shortcut_group,
+            False)
+    excited = vectors.excite(z, gate, norm.scale, beta, keep, shortcut_beta, len(x))
+    y = passes.apply(x, shortcut, norm.mu, excited.a, excited.b,
+                     *((None, None) if other is None else (other.mu, other.scale)), settings.relu)
+    a = None if gate is None and keep is None else excited.a  # else that is the scale
+    return y, mean, excited.hidden, excited.gates, a, *norm, *(other or (None,) * len(Normalised._fields))
 
 
 def backward_half(
         dy: Tensor, x: Tensor, shortcut: Tensor | None, y: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
         fc1: Tensor | None, bias1: Tensor | None, fc2: Tensor | None, bias2: Tensor | None, keep: Tensor | None,
-        shortcut_gamma: Tensor | None, shortcut_beta: Tensor | None, mean: Tensor, hidden: Tensor, gates: Tensor,
-        a: Tensor, *rest: Any,
+        shortcut_gamma: Tensor | None, shortcut_beta: Tensor | None, mean: Tensor | None, hidden: Tensor | None,
+        gates: Tensor | None, a: Tensor | None, *rest: Any,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of the inputs of `forward_half`.
 
@@ -168,30 +141,24 @@ def backward_half(
         rest: The two `Normalised`, the settings, whether each batch norm took the statistics of the batch, and the
             dtype of the shortcut, None if there was none.
     """
-    *vectors, settings, batch_statistics, shortcut_dtype = rest
-    norm, other = Normalised(*vectors[:5]), Normalised(*vectors[5:])
-    g1, g2, g = settings.passes.reduce(dy, y, x, norm.mu)
+    *kept, settings, batch_statistics, shortcut_dtype = rest
+    norm, other = Normalised(*kept[:5]), Normalised(*kept[5:])
+    passes, vectors, pixels = settings.passes, settings.vectors, x.shape[2] * x.shape[3]
+    g1, g2, g = passes.reduce(dy, y, x, norm.mu)
     g = dy if y is None else g
-    # with u = scale (x - mu) + shift and y = relu(keep s u + shortcut), the gradient of u is keep s g + dz / pixels
-    kept = g1.new_ones(()) if keep is None else keep[:, None]
-    dz = torch.zeros_like(mean)
-    d_fc1 = d_bias1 = d_fc2 = d_bias2 = None
+    gate = gradient = None
     if fc1 is not None and fc2 is not None:
-        shift = torch.zeros_like(norm.mu) if beta is None else beta.to(mean.dtype)
-        z = norm.scale * (mean - norm.mu) + shift
-        dz, d_fc1, d_bias1, d_fc2, d_bias2 = excite_backward(
-            kept * (norm.scale * g2 + shift * g1), z, hidden, gates, fc1, fc2, settings.excitation)
-    d_beta = (kept * gates * g1 + dz).sum(0)
-    d_gamma = (kept * gates * g2 + dz * (mean - norm.mu)).sum(0) * norm.inverse
-    b, c = statistics_terms(norm, d_beta, d_gamma, batch_statistics[0], settings.group)
-    b = norm.scale * dz / (x.shape[2] * x.shape[3]) + b
-    dx = settings.passes.grad(g, x, norm.mu, a, b, c)
+        gate = Gate(fc1, bias1, fc2, bias2, settings.excitation)
+        gradient = vectors.excite_backward(g1, g2, norm, beta, gate, gates, hidden, keep)
+    d_beta, d_gamma, b, c, d_fc1, d_bias1, d_fc2, d_bias2 = vectors.terms(
+        g1, g2, mean, beta, gate, gates, hidden, keep, gradient, norm, pixels, batch_statistics[0], settings.group)
+    dx = passes.grad(g, x, norm.mu, norm.scale.expand_as(g1) if a is None else a, b, c)
     d_shortcut, d_shortcut_gamma, d_shortcut_beta = g, None, None
     if shortcut is not None:  # it has a batch norm of its own
-        d_shortcut_beta, sums = g1.sum(0), settings.passes.reduce(g, None, shortcut, other.mu)[1]
-        d_shortcut_gamma = sums.sum(0) * other.inverse
-        b, c = statistics_terms(other, d_shortcut_beta, d_shortcut_gamma, batch_statistics[1], settings.shortcut_group)
-        d_shortcut = settings.passes.grad(g, shortcut, other.mu, other.scale.expand_as(mean), b.expand_as(mean), c)
+        g2 = passes.reduce(g, None, shortcut, other.mu)[1]
+        d_shortcut_beta, d_shortcut_gamma, b, c, *_ = vectors.terms(
+            g1, g2, *(None,) * 7, other, pixels, batch_statistics[1], settings.shortcut_group)
+        d_shortcut = passes.grad(g, shortcut, other.mu, other.scale.expand_as(g1), b, c)
     return (
         dx, None if shortcut_dtype is None else d_shortcut.to(shortcut_dtype), like(d_gamma, gamma), like(d_beta, beta),
         None, None, like(d_fc1, fc1), like(d_bias1, bias1), like(d_fc2, fc2), like(d_bias2, bias2), None,
@@ -202,18 +169,18 @@ INPUTS = 16  # of `FusedTail`
 
 
 class FusedTail(torch.autograd.Function):
-    """See `fused_tail`. The gradients are derived in the module `algebra` and the comments of `backward`."""
+    """See `fused_tail`. The gradients are those of the modules `algebra` and `vectors`."""
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+    def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
         return inputs[-1].half(forward_half)(*inputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         (x, shortcut, gamma, beta, given_mu, _, fc1, bias1, fc2, bias2, keep,
          shortcut_gamma, shortcut_beta, given_shortcut_mu, _, settings) = inputs
         y, *vectors = output
-        ctx.mark_non_differentiable(*vectors)
+        ctx.mark_non_differentiable(*(vector for vector in vectors if vector is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             x, shortcut if settings.shortcut_norm else None, y if settings.relu else None, gamma, beta, fc1, bias1,
@@ -229,20 +196,9 @@ class FusedTail(torch.autograd.Function):
             raise RuntimeError(message(
                 'a second derivative (create_graph=True, or torch.func) of the fused residual tail',
                 'it has none', "take the backend 'reference'"))
-        with torch.autocast(dy.device.type, enabled=False):
+        with without_autocast(dy.device.type):
             return ctx.settings.half(backward_half)(
                 dy, *ctx.saved_tensors, ctx.settings, ctx.batch_statistics, ctx.shortcut)
-
-
-def statistics_terms(
-        norm: Normalised, d_beta: Tensor, d_gamma: Tensor, batch_statistics: bool, group: Any,
-) -> tuple[Tensor, Tensor]:
-    """Return `b` and `c (C,)` of the pass `grad`, as far as mu and sigma depend on the input."""
-    if not batch_statistics:
-        return torch.zeros_like(norm.mu), torch.zeros_like(norm.mu)
-    if group is not None:
-        d_beta, d_gamma = joint_sums(d_beta, d_gamma, group)
-    return -norm.scale * d_beta / norm.values, norm.scale * norm.inverse * d_gamma / norm.values
 
 
 def like(value: Tensor | None, parameter: Tensor | None) -> Tensor | None:
@@ -250,26 +206,10 @@ def like(value: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     return None if value is None or parameter is None else value.to(parameter.dtype)
 
 
-def excite(
-        z: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None, excitation: str,
-) -> tuple[Tensor, Tensor]:
-    """Return the hidden layer `(N, C // r)` and the gates `(N, C)` of the squeezed `z (N, C)`, in the dtype of `z`."""
-    hidden = F.linear(z, fc1.to(z.dtype), None if bias1 is None else bias1.to(z.dtype)).relu()
-    return hidden, GATES[excitation][0](F.linear(hidden, fc2.to(z.dtype), None if bias2 is None else bias2.to(z.dtype)))
-
-
-def excite_backward(
-        ds: Tensor, z: Tensor, hidden: Tensor, gates: Tensor, fc1: Tensor, fc2: Tensor, excitation: str,
-) -> tuple[Tensor, ...]:
-    """Return the gradients of `z`, `fc1`, its bias, `fc2` and its bias, from that of the gates."""
-    d2 = ds * GATES[excitation][1](gates)
-    d1 = (d2 @ fc2.to(z.dtype)) * (hidden > 0)
-    return d1 @ fc1.to(z.dtype), d1.t() @ z, d1.sum(0), d2.t() @ hidden, d2.sum(0)
-
-
 def fused_tail(
         x: Tensor, shortcut: Tensor | None, norm: Norm, *, gate: Gate | None = None, keep: Tensor | None = None,
-        shortcut_norm: Norm | None = None, relu: bool = True, passes: Passes = REFERENCE, half: Half = as_written,
+        shortcut_norm: Norm | None = None, relu: bool = True, passes: Passes = REFERENCE, vectors: Vectors = PLAIN,
+        half: Half = as_written,
 ) -> tuple[Tensor, Moments, Moments | None]:
     """Return `relu(keep * s * batch_norm(x) + shortcut)`, and the moments that each batch norm normalised by.
 
@@ -282,6 +222,7 @@ def fused_tail(
         shortcut_norm: A batch norm that the shortcut passes first, as in a projection.
         relu: Whether the ReLU follows.
         passes: What computes the four passes.
+        vectors: What computes the steps between them.
         half: What runs the forward and the backward half: as they are, or compiled, which only plain torch can be.
 
     Raises:
@@ -294,15 +235,14 @@ def fused_tail(
     fc1, bias1, fc2, bias2, excitation = gate or (None, None, None, None, '')
     other = shortcut_norm or Norm(None, None)
     shortcut_mu, shortcut_variance = other.statistics or (None, None)
-    settings = Settings(excitation, relu, passes, half, norm.eps, norm.group, other.eps, other.group,
+    settings = Settings(excitation, relu, passes, vectors, half, norm.eps, norm.group, other.eps, other.group,
                         shortcut_norm is not None)
-    with torch.autocast(x.device.type, enabled=False):
-        y, _, _, _, _, *vectors = FusedTail.apply(
+    with without_autocast(x.device.type):
+        y, _, _, _, _, *normalised = FusedTail.apply(
             x, shortcut, norm.gamma, norm.beta, mu, variance, fc1, bias1, fc2, bias2, keep,
             other.gamma, other.beta, shortcut_mu, shortcut_variance, settings)
-    own, others = Normalised(*vectors[:5]), Normalised(*vectors[5:])
-    return (y, Moments(own.mu, own.variance, own.values),
-            None if shortcut_norm is None else Moments(others.mu, others.variance, others.values))
+    own, others = Normalised(*normalised[:5]), Normalised(*normalised[5:])
+    return y, moments_of(own, x), None if shortcut_norm is None else moments_of(others, x)
 
 
 def check_values(x: Tensor, norm: Norm) -> None:

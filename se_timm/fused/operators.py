@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from ..errors import message
-from . import algebra
+from . import algebra, kernels, launch
 from .function import REFERENCE, Passes
 from .inductor import COMPILED
 from .inductor import available as compiler_available
 
-__all__ = ['OPERATORS', 'backend_passes']
+__all__ = ['OPERATORS', 'TRITON', 'backend_passes']
 
 SCHEMAS = {
     'moments': '(Tensor x) -> (Tensor, Tensor)',
@@ -34,13 +34,13 @@ SCHEMAS = {
 }
 
 
+TRITON = Passes(kernels.moments, kernels.apply, kernels.reduce, kernels.grad)
+
+
 def backend_passes(x: Tensor) -> Passes:
     """Return what computes the passes on the device and in the dtype of `x`: Triton, Inductor, or plain torch."""
-    if x.device.type == 'cuda' and x.dtype != torch.float64:
-        from . import kernels
-
-        if kernels.available():
-            return Passes(kernels.moments, kernels.apply, kernels.reduce, kernels.grad)
+    if x.device.type == 'cuda' and x.dtype != torch.float64 and launch.available():
+        return TRITON
     if x.device.type == 'cpu' and compiler_available():
         return COMPILED
     return REFERENCE

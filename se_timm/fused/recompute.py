@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..errors import message
-from . import algebra
-from .function import Moments, Norm, Normalised, Passes, check_values, like, normalise, statistics_terms
+from .function import Moments, Norm, Passes, check_values, like, moments_of, normalised_by, without_autocast
+from .vectors import PLAIN, Normalised, Vectors
 
 __all__ = ['Convolution', 'norm_relu_conv']
 
@@ -34,6 +34,7 @@ class Settings(NamedTuple):
     dilation: tuple[int, int]
     groups: int
     passes: Passes
+    vectors: Vectors
 
     def as_arguments(self) -> tuple[Any, ...]:
         """Return the arguments of `aten::convolution` after the bias."""
@@ -47,22 +48,21 @@ class NormReluConv(torch.autograd.Function):
     def forward(
             x: Tensor, gamma: Tensor | None, beta: Tensor | None, given_mu: Tensor | None,
             given_variance: Tensor | None, weight: Tensor, bias: Tensor | None, settings: Settings,
-    ) -> tuple[Tensor, ...]:
-        dtype, pixels = algebra.sum_dtype(x), x.shape[2] * x.shape[3]
-        mean, squares = settings.passes.moments(x) if given_mu is None else (None, None)
-        norm = normalise(
-            mean, squares, pixels, gamma, given_mu, given_variance, settings.eps, settings.group, dtype)
-        shift = torch.zeros_like(norm.mu) if beta is None else beta.to(dtype)
-        a, b = (vector.expand(len(x), -1) for vector in (norm.scale, shift))
-        y = settings.passes.apply(x, None, norm.mu, a, b, None, None, True)
+    ) -> tuple[Tensor | None, ...]:
+        if given_mu is not None and given_variance is not None:
+            norm = normalised_by(given_mu, given_variance, gamma, settings.eps, x)
+        else:
+            norm, _ = settings.vectors.normalise(
+                *settings.passes.moments(x), x.shape[2] * x.shape[3], gamma, beta, settings.eps, settings.group, False)
         out = torch.ops.aten.convolution(
-            y, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), *settings.as_arguments())
-        return out, shift.clone(), *norm
+            activated(x, norm, beta, settings), weight.to(x.dtype), None if bias is None else bias.to(x.dtype),
+            *settings.as_arguments())
+        return out, *norm
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         x, gamma, beta, given_mu, _, weight, bias, settings = inputs
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.mark_non_differentiable(*(vector for vector in output[1:] if vector is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, gamma, beta, weight, bias, *output[1:])
         ctx.settings, ctx.batch_statistics = settings, given_mu is None
@@ -75,27 +75,34 @@ class NormReluConv(torch.autograd.Function):
             raise RuntimeError(message(
                 'a second derivative (create_graph=True, or torch.func) of a recomputed batch norm',
                 'it has none', "take the backend 'reference'"))
-        with torch.autocast(d_out.device.type, enabled=False):
+        with without_autocast(d_out.device.type):
             return NormReluConv._gradients(ctx, d_out)
 
     @staticmethod
     def _gradients(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, beta, weight, bias, shift, *vectors = ctx.saved_tensors
-        norm, settings = Normalised(*vectors), ctx.settings
-        a, b = (vector.expand(len(x), -1) for vector in (norm.scale, shift))
-        y = settings.passes.apply(x, None, norm.mu, a, b, None, None, True)
+        x, gamma, beta, weight, bias, *kept = ctx.saved_tensors
+        norm, settings = Normalised(*kept), ctx.settings
+        y = activated(x, norm, beta, settings)
         dy, d_weight, d_bias = torch.ops.aten.convolution_backward(
             d_out, y, weight.to(x.dtype), None if bias is None else list(bias.shape), *settings.as_arguments(),
             (True, True, bias is not None))
         g1, g2, g = settings.passes.reduce(dy, y, x, norm.mu)
-        d_beta, d_gamma = g1.sum(0), g2.sum(0) * norm.inverse
-        b, c = statistics_terms(norm, d_beta, d_gamma, ctx.batch_statistics, settings.group)
-        dx = settings.passes.grad(g, x, norm.mu, a, b.expand_as(g1), c)
+        d_beta, d_gamma, b, c, *_ = settings.vectors.terms(
+            g1, g2, *(None,) * 7, norm, x.shape[2] * x.shape[3], ctx.batch_statistics, settings.group)
+        dx = settings.passes.grad(g, x, norm.mu, norm.scale.expand_as(g1), b, c)
         return (dx, like(d_gamma, gamma), like(d_beta, beta), None, None, like(d_weight, weight), like(d_bias, bias),
                 None)
 
 
-def norm_relu_conv(x: Tensor, norm: Norm, convolution: Convolution, passes: Passes) -> tuple[Tensor, Moments]:
+def activated(x: Tensor, norm: Normalised, beta: Tensor | None, settings: Settings) -> Tensor:
+    """Return `relu(batch_norm(x))`."""
+    excited = settings.vectors.excite(None, None, norm.scale, beta, None, None, len(x))
+    return settings.passes.apply(x, None, norm.mu, excited.a, excited.b, None, None, True)
+
+
+def norm_relu_conv(
+        x: Tensor, norm: Norm, convolution: Convolution, passes: Passes, vectors: Vectors = PLAIN,
+) -> tuple[Tensor, Moments]:
     """Return `conv(relu(batch_norm(x)))`, and the moments that were normalised by.
 
     For the backward pass only `x` is kept: the convolution's input costs one more pass over memory there, and none of
@@ -106,6 +113,7 @@ def norm_relu_conv(x: Tensor, norm: Norm, convolution: Convolution, passes: Pass
         norm: The batch norm.
         convolution: The convolution that follows; it runs in the dtype of `x`, as under autocast.
         passes: What computes the passes.
+        vectors: What computes the steps between them.
 
     Raises:
         ValueError: Where the batch is empty, or where statistics are taken of one value.
@@ -113,9 +121,8 @@ def norm_relu_conv(x: Tensor, norm: Norm, convolution: Convolution, passes: Pass
     """
     check_values(x, norm)
     mu, variance = norm.statistics or (None, None)
-    settings = Settings(norm.eps, norm.group, *convolution[2:], passes)
-    with torch.autocast(x.device.type, enabled=False):
-        out, _, *vectors = NormReluConv.apply(
+    settings = Settings(norm.eps, norm.group, *convolution[2:], passes, vectors)
+    with without_autocast(x.device.type):
+        out, *normalised = NormReluConv.apply(
             x, norm.gamma, norm.beta, mu, variance, convolution.weight, convolution.bias, settings)
-    own = Normalised(*vectors)
-    return out, Moments(own.mu, own.variance, own.values)
+    return out, moments_of(Normalised(*normalised), x)

@@ -5,7 +5,8 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from se_timm import SqueezeExcite
-from se_timm.fused.function import GATES, Gate, Norm, fused_tail
+from se_timm.fused.function import Gate, Norm, fused_tail
+from se_timm.fused.vectors import EXCITATIONS
 
 C = 12
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,7 +39,7 @@ class Tail(nn.Module):
         gate = None
         if self.se is not None:
             fc1, fc2 = self.se.fc1, self.se.fc2
-            name = next(name for name in GATES if type(self.se.gate).__name__.lower() == name.replace('_', ''))
+            name = next(name for name in EXCITATIONS if type(self.se.gate).__name__.lower() == name.replace('_', ''))
             gate = Gate(fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias, name)
         statistics = None if self.bn.training else (self.bn.running_mean, self.bn.running_var)
         norm = Norm(self.bn.weight, self.bn.bias, statistics, self.bn.eps)
@@ -65,7 +66,7 @@ def seed():
 KEEP = torch.tensor([0.0, 1.25, 1.25], dtype=torch.float64)
 CASES = [
     *(dict(excitation=excitation, relu=relu, train=train)
-      for excitation in [*GATES, None] for relu in (True, False) for train in (True, False)),
+      for excitation in [*EXCITATIONS, None] for relu in (True, False) for train in (True, False)),
     *(dict(excitation=excitation, affine=affine, bias=bias, keep=keep)
       for excitation in ('sigmoid', None) for affine in (True, False) for bias in (True, False)
       for keep in (KEEP, None)),

@@ -2,9 +2,7 @@
 
 What the interpreter cannot show, that they compile, and to 16-byte loads, is tested by compiling them for a Hopper GPU.
 """
-import importlib.util
 import re
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -12,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from se_timm.fused import algebra, kernels
+from se_timm.fused import algebra, kernels, launch
 from se_timm.fused.function import REFERENCE, Gate, Norm, Passes, fused_tail
+from se_timm.fused.vectors import PLAIN
 
 triton = pytest.importorskip('triton')
-tl = triton.language
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -26,39 +24,6 @@ SHAPES = [(2, 12, 5, 7), (3, 7, 1, 1), (1, 64, 1, 2), (2, 33, 13, 17), (5, 130, 
 each_dtype = pytest.mark.parametrize('dtype', DTYPES, ids=str)
 each_format = pytest.mark.parametrize('memory_format', FORMATS, ids=str)
 each_shape = pytest.mark.parametrize('shape', SHAPES, ids=str)
-
-
-def load(name):
-    """Return the module of the kernels, run once more under another name."""
-    spec = importlib.util.spec_from_file_location(f'se_timm.fused.{name}', kernels.__file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope='module')
-def interpreted():
-    """Return the module with kernels that the interpreter runs: Triton asks for this while it decorates them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('TRITON_INTERPRET', '1')
-        return load('interpreted_kernels')
-
-
-@pytest.fixture(params=[
-    'interpreter', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA'))])
-def backend(request, interpreted, monkeypatch):
-    """Return the module under test, its passes, and a function that gives random tensors on its device."""
-    module = interpreted if request.param == 'interpreter' else kernels
-    device = 'cpu' if request.param == 'interpreter' else 'cuda'
-    if request.param == 'interpreter':  # `tl.sum` was decorated when Triton was imported, not to be interpreted
-        monkeypatch.setattr(tl, 'sum', lambda value, axis: tl.reduce(value, axis, tl.standard._sum_combine))
-    generator = torch.Generator().manual_seed(0)
-
-    def full(*shape, dtype=torch.float32, memory_format=None):
-        value = torch.randn(shape, generator=generator).to(device, dtype)
-        return value if memory_format is None else value.contiguous(memory_format=memory_format)
-
-    return SimpleNamespace(module=module, full=full, passes=Passes(*(getattr(module, name) for name in Passes._fields)))
 
 
 def double(values):
@@ -106,7 +71,7 @@ def test_as_written(backend, name, shape, dtype, memory_format):
 @each_format
 def test_shapes_reach_all_ways_through_a_pass(backend, memory_format):
     def plan(shape):
-        return backend.module._plan('moments', backend.full(*shape, memory_format=memory_format),
+        return backend.module._plan_of('moments', backend.full(*shape, memory_format=memory_format),
                                     memory_format == torch.channels_last)
 
     assert plan(SHARED).parts > 1
@@ -242,7 +207,7 @@ def test_same_bits_twice_and_wherever_the_tensors_lie(backend, name, shape, memo
 def test_kernels_are_given_addresses_for_16_byte_loads(backend, monkeypatch, name, memory_format):
     values = getattr(arguments(backend, SHARED, torch.bfloat16, memory_format), name)
     addresses = []
-    monkeypatch.setattr(backend.module, '_launch', lambda kernel, programs, warps, *given: addresses.extend(
+    monkeypatch.setattr(backend.module, 'launch', lambda kernel, programs, warps, *given: addresses.extend(
         value.data_ptr() for value in given if isinstance(value, torch.Tensor)))
     getattr(backend.passes, name)(*map(off_by_one, values))
     assert len(addresses) >= 3
@@ -275,11 +240,11 @@ def test_training_step(backend, dtype, memory_format, projection):
     gate = backend.full(4, 16), backend.full(4), backend.full(16, 4), backend.full(16)
     keep = torch.tensor([0, 1.25, 1.25, 1.25], device=x.device)
     results = []
-    for passes in (REFERENCE, backend.passes):
+    for passes, steps in ((REFERENCE, PLAIN), (backend.passes, backend.vectors)):
         values = [value.clone().requires_grad_() for value in (x, shortcut, *gate, *vectors[:4 if projection else 2])]
         y, *moments = fused_tail(
             x=values[0], shortcut=values[1], norm=Norm(*values[6:8]), gate=Gate(*values[2:6], 'sigmoid'), keep=keep,
-            shortcut_norm=Norm(*values[8:]) if projection else None, passes=passes)
+            shortcut_norm=Norm(*values[8:]) if projection else None, passes=passes, vectors=steps)
         results.append((y, *moments[0], *(moments[1] or ()), *torch.autograd.grad(y, values, dy)))
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
     torch.testing.assert_close(results[1], results[0], rtol=tolerance, atol=tolerance)
@@ -288,27 +253,10 @@ def test_training_step(backend, dtype, memory_format, projection):
 # Import and compilation
 
 
-def test_import_without_triton(monkeypatch):
-    assert kernels.available()
+def test_import_without_triton(load, monkeypatch):
+    assert launch.available()
     monkeypatch.setitem(sys.modules, 'triton', None)
-    assert not load('kernels_without_triton').available()
-
-
-def compiled(kernel, warps, arguments):
-    """Return the kernel, compiled for an H100 as a launch with these arguments would; and its use of resources."""
-    signature, constants, attributes = {}, {}, {}
-    for position, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=True)):
-        signature[parameter.name] = 'i32'
-        if isinstance(value, torch.Tensor):
-            signature[parameter.name] = {
-                torch.float32: '*fp32', torch.bfloat16: '*bf16', torch.float16: '*fp16'}[value.dtype]
-        elif parameter.is_constexpr or value is None or value == 1:
-            signature[parameter.name], constants[(position,)] = 'constexpr', value
-        if isinstance(value, torch.Tensor) or (signature[parameter.name] == 'i32' and value % 16 == 0):
-            attributes[(position,)] = [['tt.divisibility', 16]]
-    return triton.compile(
-        triton.compiler.ASTSource(kernel, signature, constants, attributes),
-        target=triton.backends.compiler.GPUTarget('cuda', 90, 32), options={'num_warps': warps})
+    assert not load('launch').launch.available()
 
 
 @pytest.mark.skipif(triton.knobs.runtime.interpret, reason='all kernels are interpreted')
@@ -318,9 +266,9 @@ def compiled(kernel, warps, arguments):
     ((8, 24, 5, 7), torch.bfloat16, torch.contiguous_format), ((2, 1, 1, 1), torch.float32, torch.channels_last),
     ((2, 1, 3, 3), torch.float32, torch.contiguous_format), ((1, 64, 1, 1), torch.float32, torch.channels_last),
     (SHARED, torch.float16, torch.channels_last)], ids=str)
-def test_compiles_for_hopper(monkeypatch, tmp_path, shape, dtype, memory_format):
+def test_compiles_for_hopper(for_hopper, monkeypatch, shape, dtype, memory_format):
     launches = {}
-    monkeypatch.setattr(kernels, '_launch', lambda kernel, programs, warps, *arguments: launches.update(
+    monkeypatch.setattr(kernels, 'launch', lambda kernel, programs, warps, *arguments: launches.update(
         {kernel.__name__: (kernel, warps, arguments)}))
     backend = SimpleNamespace(full=lambda *shape, dtype=torch.float32, memory_format=torch.contiguous_format:
                               torch.empty(shape, dtype=dtype).to(memory_format=memory_format))
@@ -329,11 +277,7 @@ def test_compiles_for_hopper(monkeypatch, tmp_path, shape, dtype, memory_format)
     assert launches.keys() >= {'_moments', '_apply', '_reduce', '_grad'}
     pixels = shape[2] * shape[3]
     row = shape[1] if memory_format == torch.channels_last else pixels
-    for name, launch in launches.items():
-        code = compiled(*launch)
-        (tmp_path / 'cubin').write_bytes(code.asm['cubin'])
-        usage = subprocess.run([triton.knobs.nvidia.cuobjdump.path, '-res-usage', tmp_path / 'cubin'],
-                               check=True, capture_output=True, text=True).stdout
-        assert 'STACK:0' in usage, usage  # no registers in memory
+    for name, given in launches.items():
+        code = for_hopper(*given)
         if row * dtype.itemsize % 16 == 0 and pixels > 1 and name != '_merge':  # of one pixel, threads hold less
-            assert re.search(r'ld\.global\S*\.v4\.b32', code.asm['ptx']), f'{name} has no loads of 16 bytes'
+            assert re.search(r'ld\.global\S*\.v4\.b32', code), f'{name} has no loads of 16 bytes'

@@ -1,0 +1,57 @@
+"""Triton, where it is installed: how kernels are declared, and launched without Triton's own overhead."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from triton import jit
+    from triton import language as tl
+except ImportError:
+    tl = None
+
+    def jit(function: Any) -> Any:
+        """Return the function itself, that the modules can be imported."""
+        return function
+
+__all__ = ['available', 'jit', 'launch', 'tl']
+
+# a launch looks at every argument: by its own way Triton takes longer for that than the GPU for many a kernel
+_COMPILED: dict[tuple[Any, ...], Any] = {}
+
+
+def available() -> bool:
+    """Return whether Triton can be imported."""
+    return tl is not None
+
+
+def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
+    """Run a kernel on the device of the tensors; on the CPU, by Triton's interpreter.
+
+    Args:
+        kernel: A function that `jit` decorated.
+        programs: Their number, which is the grid.
+        warps: Of each program.
+        arguments: All that the kernel takes, in its order.
+    """
+    index = next(value for value in arguments if isinstance(value, Tensor)).get_device()
+    if index < 0:
+        kernel[(programs,)](*arguments, num_warps=warps)
+    elif index == torch.cuda.current_device():
+        _launch(index, kernel, programs, warps, arguments)
+    else:
+        with torch.cuda.device(index):
+            _launch(index, kernel, programs, warps, arguments)
+
+
+def _launch(index: int, kernel: Any, programs: int, warps: int, arguments: tuple[Any, ...]) -> None:
+    # whatever Triton compiles anew for: dtypes, addresses that 16 divides, numbers (for some of their properties)
+    key = (id(kernel), index, warps, *[
+        (value.dtype, value.data_ptr() % 16) if isinstance(value, Tensor) else value for value in arguments])
+    compiled = _COMPILED.get(key)
+    if compiled is None:
+        _COMPILED[key] = kernel[(programs,)](*arguments, num_warps=warps)
+    else:
+        compiled[(programs, 1, 1)](*arguments)
