@@ -1,5 +1,6 @@
 """`python -m se_timm.benchmark`: what it measures, prints and writes; never how fast anything is."""
 import csv
+import dataclasses
 import json
 import statistics
 
@@ -129,12 +130,25 @@ def test_a_wrong_variant_is_not_timed(monkeypatch, tmp_path, capfd):
     assert 'not measured: ours/se/fused: ArithmeticError' in capfd.readouterr().out
 
 
+def test_inference_in_half_precision_may_be_as_far_from_float32_as_the_modules_are():
+    comparison = measure.Comparison('se_resnet20_cifar', 'infer', 4, 32, 'bf16', False, ())
+    device = torch.device('cpu')
+    data = measure.tensors(comparison, device)
+    work, expected = measure.infer_work(comparison, 'ours/se/folded', data, device)
+    single, exact = measure.infer_work(dataclasses.replace(comparison, precision='fp32'), 'ours/se/eager', data, device)
+    assert torch.equal(expected.value, exact.value)
+    assert 0.5 > expected.tolerance >= measure.TOLERANCE['bf16']
+    measure.check(work, work(), expected)
+    with pytest.raises(ArithmeticError, match='away from that of the modules'):
+        measure.check(single, 2 * single(), exact)
+
+
 def test_gradients_that_are_not_finite_are_found():
     net = torch.nn.Linear(2, 2)
     work = measure.Work(
         net, lambda: net(torch.ones(2)).sum(), lambda loss: (loss * torch.inf).backward(), net.weight.device)
     with pytest.raises(ArithmeticError, match='not finite'):
-        measure.check(work, work(), work.forward(), 'fp32')
+        measure.check(work, work(), measure.Expected(work.forward(), 0.1))
 
 
 def test_what_does_not_fit_into_the_budget_is_left_out_and_said(uncompiled, capfd):
