@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -41,7 +41,7 @@ import torch
 import se_timm
 
 from . import measure
-from .errors import InputError, message, unknown
+from .errors import ArgumentParser, InputError, message, unknown
 from .measure import (
     MODES,
     PRECISIONS,
@@ -59,6 +59,7 @@ from .measure import (
     tax,
     usual_labels,
 )
+from .tables import aligned
 
 __all__ = ['PRESETS', 'Row', 'main']
 
@@ -329,14 +330,6 @@ def memory_columns(result: Result, results: Results, machine: Machine) -> dict[s
     return columns
 
 
-def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Return a table as text, the columns `left` to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return '\n'.join('  '.join(
-        cell.ljust(width) if index in left else cell.rjust(width)
-        for index, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines)
-
-
 def ranged(value: Spread, form: Callable[[float], str]) -> str:
     """Return a median with its quartiles."""
     return f'{form(value.median)} [{form(value.low)}, {form(value.high)}]'
@@ -484,15 +477,6 @@ def draw(path: Path, all_results: Sequence[Results]) -> None:
 # Command line
 
 
-class Parser(argparse.ArgumentParser):
-    """Parses with the errors of this project."""
-
-    def error(self, text: str) -> NoReturn:
-        """Raise `InputError` in place of printing the usage."""
-        raise InputError(message(text, 'the command line cannot be read so',
-                                 'python -m se_timm.benchmark --help lists the options'))
-
-
 def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str], int | float]:
     """Return what reads a finite number from `least` up."""
     def read(text: str) -> int | float:
@@ -508,9 +492,9 @@ def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str
     return read
 
 
-def make_parser() -> Parser:
+def make_parser() -> ArgumentParser:
     """Return the parser of the command line."""
-    parser = Parser(prog='python -m se_timm.benchmark', allow_abbrev=False, description='The SE tax, measured.')
+    parser = ArgumentParser('python -m se_timm.benchmark', 'The SE tax, measured.')
     count, add = at_least(1), parser.add_argument
     add('--preset', metavar='NAME', help=f'what the limits of this project ask for: {", ".join(PRESETS)}; '
         'options below that are given take the place of its own')

@@ -1,10 +1,12 @@
 """Messages for users: what was given, why it is wrong, what to do, with the nearest valid name."""
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
-__all__ = ['InputError', 'message', 'nearest', 'unknown']
+__all__ = ['ArgumentParser', 'InputError', 'message', 'nearest', 'unknown']
 
 
 class InputError(ValueError):
@@ -45,3 +47,14 @@ def unknown(kind: str, name: object, options: Iterable[object]) -> str:
     shown = ', '.join(valid) if len(valid) <= 24 else f'one of {len(valid)} names'
     remedy = f'did you mean {" or ".join(close)}? ' if close else ''
     return message(f'{kind}: {name!r}', f'there is no such {kind}', f'{remedy}valid: {shown}')
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Parses a command line with the errors of this project, and takes no abbreviations."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, text: str) -> NoReturn:
+        """Raise `InputError` in place of printing the usage."""
+        raise InputError(message(text, 'the command line cannot be read so', f'{self.prog} --help lists the options'))

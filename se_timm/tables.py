@@ -1,0 +1,14 @@
+"""Tables as text."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ['aligned']
+
+
+def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Return a table as text, the columns `left` to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return '\n'.join('  '.join(
+        cell.ljust(width) if index in left else cell.rjust(width)
+        for index, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines)

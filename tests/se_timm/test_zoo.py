@@ -1,0 +1,66 @@
+"""`python -m se_timm.zoo`: every network beside the paper."""
+import csv
+import re
+
+import pytest
+import timm
+
+from se_timm import zoo
+from se_timm.measure import our_networks
+from se_timm.paper import NETWORKS
+
+
+def test_every_network_is_in_the_table(capsys):
+    assert zoo.main([]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = {line[0]: line[1:] for line in lines if line and line[0] in NETWORKS}
+    assert sorted(shown) == sorted(our_networks()) == sorted(NETWORKS)
+    for name, network in NETWORKS.items():
+        assert shown[name][0] == f'{network.parameters:,}'
+
+
+def test_numbers_stand_beside_the_papers():
+    (entry,) = zoo.entries(['se_resnet50'])
+    assert (entry.parameters, entry.se_parameters, entry.image) == (28_088_024, 2_514_944 + 16_048, 224)
+    assert (entry.paper_gflops, entry.paper_plain_gflops) == (3.87, 3.86)
+    assert entry.gflops == pytest.approx(3.8605, abs=1e-4)
+    assert entry.plain_gflops == pytest.approx(3.8580, abs=1e-4)
+    assert entry.difference == pytest.approx(3.8605 / 3.87 - 1, abs=1e-4)
+    assert entry.weights['ra2_in1k'] == 'huggingface.co/timm/seresnet50.ra2_in1k'
+    assert set(entry.weights) == {name.split('.')[1] for name in timm.list_pretrained('se_resnet50.*')}
+
+
+@pytest.mark.parametrize('name', [name for name, network in NETWORKS.items() if network.gflops])
+def test_multiply_adds_are_within_one_per_cent_of_the_papers(name):
+    (entry,) = zoo.entries([name])
+    assert abs(entry.difference) < 0.01
+
+
+def test_cifar_networks_are_counted_on_their_images(capsys):
+    assert zoo.main(['se_resnet20_cifar']) == 0
+    out = capsys.readouterr().out
+    assert re.search(r'se_resnet20_cifar\s+274,847\s+2,373\s+32\s+0\.04', out)
+    assert 'weights:' not in out
+
+
+def test_csv(tmp_path):
+    assert zoo.main(['se_resnet18', 'se_resnet20*', '--csv', str(tmp_path / 'zoo.csv')]) == 0
+    with (tmp_path / 'zoo.csv').open() as file:
+        rows = {row['name']: row for row in csv.DictReader(file)}
+    assert list(rows) == ['se_resnet18', 'se_resnet20_cifar']
+    assert rows['se_resnet18']['parameters'] == '11778592'
+    assert rows['se_resnet18']['weights'] == 'in1k'
+    assert rows['se_resnet20_cifar']['paper_gflops'] == ''
+
+
+@pytest.mark.parametrize(('arguments', 'given', 'remedy'), [
+    (['resnet50'], "network: 'resnet50'", 'did you mean se_resnet50'),
+    (['--csv', 'nowhere/zoo.csv'], '--csv nowhere/zoo.csv', 'make it first'),
+    (['--cs', 'zoo.csv'], 'unrecognized arguments: --cs', 'python -m se_timm.zoo --help'),
+])
+def test_what_cannot_be_used_is_said(arguments, given, remedy, capsys):
+    assert zoo.main(arguments) == 2
+    first, why, do = capsys.readouterr().err.splitlines()
+    assert first.startswith(f'error: {given}')
+    assert why.startswith('  why: ')
+    assert remedy in do
