@@ -2,21 +2,15 @@
 # no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from timm.layers import DropPath, create_classifier, get_device_dtype
-from timm.models import (
-    build_model_with_cfg,
-    checkpoint_seq,
-    generate_default_cfgs,
-    register_model,
-    resolve_pretrained_cfg,
-)
-from timm.models._features import feature_take_indices
+from timm.layers import DropPath
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 from torch.nn import functional as F
 
+from .cifar_network import STAGES, CifarNetwork, cifar_cfg
 from .errors import unknown
 from .se_resnet import SEBasicBlock, check_keywords, check_se_arguments, check_weights_exist
 from .squeeze_excite import SqueezeExcite
@@ -24,7 +18,6 @@ from .weights import checkpoint_filter_fn
 
 __all__ = ['SEResNetCifar']
 
-STAGES = (2, 3, 4)
 WIDTHS = (16, 32, 64)
 SHORTCUTS = ('projection', 'padding')
 
@@ -44,7 +37,7 @@ class PaddingShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
-class SEResNetCifar(nn.Module):
+class SEResNetCifar(CifarNetwork):
     """ResNet for 32x32 images with SE: a 3x3 convolution, then three stages of 16, 32 and 64 channels.
 
     Input `(N, in_chans, H, W)`, output `(N, num_classes)`.
@@ -69,11 +62,6 @@ class SEResNetCifar(nn.Module):
         ValueError: For an argument that the network cannot honour.
     """
 
-    if TYPE_CHECKING:  # TorchScript reads annotations of the class, and does not know these
-        layer1: nn.Sequential
-        layer2: nn.Sequential
-        layer3: nn.Sequential
-
     def __init__(
             self,
             layers: tuple[int, int, int],
@@ -93,20 +81,15 @@ class SEResNetCifar(nn.Module):
             device: Any = None,
             dtype: Any = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, in_chans, drop_rate)
         stages = check_se_arguments(se, placement, stages, STAGES)
         if shortcut not in SHORTCUTS:
             raise ValueError(unknown('shortcut', shortcut, SHORTCUTS))
         dd = {'device': device, 'dtype': dtype}
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.grad_checkpointing = False
-
         self.conv1 = nn.Conv2d(in_chans, WIDTHS[0], 3, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0], **dd)
         self.act1 = nn.ReLU(inplace=True)
-        self.feature_info = [dict(num_chs=WIDTHS[0], reduction=1, module='act1')]
+        self.add_stem(WIDTHS[0], 'act1')
         make_se = partial(
             SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias, **dd)
         drop_paths = torch.linspace(0, drop_path_rate, sum(layers), device='cpu').split(layers)
@@ -116,114 +99,14 @@ class SEResNetCifar(nn.Module):
             if se and stage in stages:
                 for block in blocks:
                     block.insert_se(make_se, placement)
-            name = f'layer{index + 1}'
-            self.add_module(name, nn.Sequential(*blocks))
-            self.feature_info.append(dict(num_chs=channels, reduction=2 ** index, module=name))
+            self.add_stage(channels, list(blocks))
             in_channels = channels
-
-        self.num_features = in_channels
-        self.global_pool, self.fc = create_classifier(in_channels, num_classes, pool_type=global_pool, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.add_classifier(nn.Identity(), global_pool, dd)
         self.init_weights()
 
-    @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Initialise the convolutions as He et al. do (https://arxiv.org/abs/1502.01852)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Return timm's parameter groups: the stem, then stages (`coarse`) or blocks."""
-        return dict(stem=r'^conv1|bn1', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping their activations."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """Return the last linear layer."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one; `global_pool=None` keeps the pooling."""
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, **get_device_dtype(self))
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
-
-    def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the features and the outputs of stem and stages that `indices` names, as timm's networks do.
-
-        Args:
-            x: Images, `(N, in_chans, H, W)`.
-            indices: The last n if an int, all if None; 0 is the stem, 1 to 3 the stages.
-            norm: Without effect, there is no final norm.
-            stop_early: Stop at the last wanted output.
-            output_fmt: Only `'NCHW'`.
-            intermediates_only: Return the list alone.
-        """
-        assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
-        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        intermediates = []
-        x = self.act1(self.bn1(self.conv1(x)))
-        if 0 in take_indices:
-            intermediates.append(x)
-        stages = [self.layer1, self.layer2, self.layer3]
-        for index, stage in enumerate(stages[:max_index] if stop_early else stages, start=1):
-            checkpointing = self.grad_checkpointing and not torch.jit.is_scripting()
-            x = checkpoint_seq(stage, x) if checkpointing else stage(x)
-            if index in take_indices:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-            self,
-            indices: int | list[int] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
-    ) -> list[int]:
-        """Remove the stages after the last output that `indices` names, and return the absolute indices."""
-        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        last = len(self.feature_info) - 1
-        for index in range(max_index, last):
-            setattr(self, f'layer{index + 1}', nn.Sequential())
-        if max_index < last:
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
-        if prune_head or max_index < last:
-            self.reset_classifier(0, '')
-        return take_indices
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last feature map, `(N, 64, H / 4, W / 4)`."""
-        x = self.act1(self.bn1(self.conv1(x)))
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
-        return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Return the logits of a feature map, or with `pre_logits` what the classifier sees."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
+    def stem(self, x: torch.Tensor) -> torch.Tensor:
+        """Return convolution, batch norm and ReLU of `x`."""
+        return self.act1(self.bn1(self.conv1(x)))
 
 
 def _make_stage(
@@ -242,20 +125,11 @@ def _make_stage(
     return blocks
 
 
-def _cfg(**overrides: Any) -> dict[str, Any]:
-    return {
-        'num_classes': 10, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0,
-        'interpolation': 'bilinear', 'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616),
-        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1709.01507',
-        **overrides,
-    }
-
-
 default_cfgs = generate_default_cfgs({
-    'se_resnet20_cifar.untrained': _cfg(),
-    'se_resnet32_cifar.untrained': _cfg(),
-    'se_resnet56_cifar.untrained': _cfg(),
-    'se_resnet110_cifar.untrained': _cfg(),
+    'se_resnet20_cifar.untrained': cifar_cfg(),
+    'se_resnet32_cifar.untrained': cifar_cfg(),
+    'se_resnet56_cifar.untrained': cifar_cfg(),
+    'se_resnet110_cifar.untrained': cifar_cfg(),
 })
 
 

@@ -1,0 +1,187 @@
+"""What networks for small images share: a stem, three stages, a classifier, and all of timm's contract."""
+# no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.layers import create_classifier, get_device_dtype
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ['STAGES', 'CifarNetwork', 'cifar_cfg']
+
+STAGES = (2, 3, 4)
+
+
+class CifarNetwork(nn.Module):
+    """A network for 32x32 images: `stem`, `layer1` to `layer3` of which the last two halve the map, `norm`, classifier.
+
+    Input `(N, in_chans, H, W)`, output `(N, num_classes)`. A subclass makes its stem and gives `stem(x)`, adds its
+    stages by `add_stage`, and calls `add_classifier` at the end.
+
+    Args:
+        num_classes: Number of classes; 0 for no classifier.
+        in_chans: Number of input channels.
+        drop_rate: Dropout before the classifier.
+    """
+
+    if TYPE_CHECKING:  # TorchScript reads annotations of the class, and does not know these
+        layer1: nn.Sequential
+        layer2: nn.Sequential
+        layer3: nn.Sequential
+        norm: nn.Module
+
+    def __init__(self, num_classes: int, in_chans: int, drop_rate: float) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.feature_info: list[dict[str, Any]] = []
+
+    @torch.jit.ignore
+    def add_stem(self, channels: int, module: str) -> None:
+        """Say how many channels the stem gives, and which module gives them."""
+        self.feature_info = [dict(num_chs=channels, reduction=1, module=module)]
+
+    @torch.jit.ignore
+    def add_stage(self, channels: int, blocks: list[nn.Module]) -> None:
+        """Add the next stage."""
+        index = len(self.feature_info)
+        self.add_module(f'layer{index}', nn.Sequential(*blocks))
+        self.feature_info.append(dict(num_chs=channels, reduction=2 ** (index - 1), module=f'layer{index}'))
+
+    @torch.jit.ignore
+    def add_classifier(self, norm: nn.Module, global_pool: str, dd: dict[str, Any]) -> None:
+        """Add what follows the stages; `norm` belongs to the last of them: its output is the last feature map."""
+        self.norm = norm
+        if not isinstance(norm, nn.Identity):
+            self.feature_info[-1]['module'] = 'norm'
+        self.num_features = self.feature_info[-1]['num_chs']
+        self.global_pool, self.fc = create_classifier(self.num_features, self.num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+
+    def stem(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the stem's output, of the size of `x`."""
+        raise NotImplementedError
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Initialise the convolutions as He et al. do (https://arxiv.org/abs/1502.01852)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's parameter groups: the stem, then stages (`coarse`) or blocks."""
+        return dict(
+            stem=r'^conv1|bn1', blocks=[(r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)', None),
+                                          (r'^norm', (99999,))])
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the last linear layer."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one; `global_pool=None` keeps the pooling."""
+        self.num_classes = num_classes
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=pool_type, **get_device_dtype(self))
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the features and the outputs of stem and stages that `indices` names, as timm's networks do.
+
+        Args:
+            x: Images, `(N, in_chans, H, W)`.
+            indices: The last n if an int, all if None; 0 is the stem, 1 to 3 the stages.
+            norm: Without effect: a final norm, where there is one, belongs to the last stage.
+            stop_early: Stop at the last wanted output.
+            output_fmt: Only `'NCHW'`.
+            intermediates_only: Return the list alone.
+        """
+        assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        intermediates = []
+        x = self.stem(x)
+        if 0 in take_indices:
+            intermediates.append(x)
+        stages = [self.layer1, self.layer2, self.layer3]
+        for index, stage in enumerate(stages[:max_index] if stop_early else stages, start=1):
+            checkpointing = self.grad_checkpointing and not torch.jit.is_scripting()
+            x = checkpoint_seq(stage, x) if checkpointing else stage(x)
+            if index == len(stages):
+                x = self.norm(x)
+            if index in take_indices:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+            self,
+            indices: int | list[int] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what comes after the last output that `indices` names, and return the absolute indices.
+
+        A final norm, where there is one, belongs to the last stage and stays with it, whatever `prune_norm` says.
+        """
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        last = len(self.feature_info) - 1
+        for index in range(max_index, last):
+            setattr(self, f'layer{index + 1}', nn.Sequential())
+        if max_index < last:
+            self.norm = nn.Identity()
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
+        if prune_head or max_index < last:
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last feature map, `(N, C, H / 4, W / 4)`."""
+        x = self.stem(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
+        else:
+            x = self.layer3(self.layer2(self.layer1(x)))
+        return self.norm(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Return the logits of a feature map, or with `pre_logits` what the classifier sees."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images."""
+        return self.forward_head(self.forward_features(x))
+
+
+def cifar_cfg(**overrides: Any) -> dict[str, Any]:
+    """Return the configuration of a network for 32x32 images of ten classes."""
+    return {
+        'num_classes': 10, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0,
+        'interpolation': 'bilinear', 'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616),
+        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1709.01507',
+        **overrides,
+    }
