@@ -7,10 +7,12 @@ from .fold import fold
 from .residual_tail import explain
 from .se_cifar import *
 from .se_cifar import SEResNetCifar
+from .se_preresnet import *
+from .se_preresnet import SEPreResNetCifar
 from .se_resnet import *
 from .se_resnet import SEResNet
 from .squeeze_excite import SqueezeExcite
 from .surgery import fuse
 
 __version__ = '0.1.0'
-__all__ = ['SEResNet', 'SEResNetCifar', 'SqueezeExcite', '__version__', 'explain', 'fold', 'fuse']
+__all__ = ['SEPreResNetCifar', 'SEResNet', 'SEResNetCifar', 'SqueezeExcite', '__version__', 'explain', 'fold', 'fuse']

@@ -133,13 +133,15 @@ MOBILE_CVPR = Table('cvpr', 3, MOBILE.title, (
 ))
 
 CIFAR10 = Table('v4', 4, 'errors on CIFAR-10', (
-    Pair('ResNet-110', '', Errors(6.37), Errors(5.21)), Pair('ResNet-164', '', Errors(5.46), Errors(4.39)),
-    Pair('WRN-16-8', '', Errors(4.27), Errors(3.88)),
+    Pair('ResNet-110', 'se_preresnet110_cifar', Errors(6.37), Errors(5.21)),
+    Pair('ResNet-164', 'se_preresnet164_cifar', Errors(5.46), Errors(4.39)),
+    Pair('WRN-16-8', 'se_wrn16_8_cifar', Errors(4.27), Errors(3.88)),
     Pair('Shake-Shake 26 2x96d + Cutout', '', Errors(2.56), Errors(2.12)),
 ))
 CIFAR100 = Table('v4', 5, 'errors on CIFAR-100', (
-    Pair('ResNet-110', '', Errors(26.88), Errors(23.85)), Pair('ResNet-164', '', Errors(24.33), Errors(21.31)),
-    Pair('WRN-16-8', '', Errors(20.43), Errors(19.14)),
+    Pair('ResNet-110', 'se_preresnet110_cifar', Errors(26.88), Errors(23.85)),
+    Pair('ResNet-164', 'se_preresnet164_cifar', Errors(24.33), Errors(21.31)),
+    Pair('WRN-16-8', 'se_wrn16_8_cifar', Errors(20.43), Errors(19.14)),
     Pair('Shake-Even 29 2x4x64d + Cutout', '', Errors(15.85), Errors(15.41)),
 ))
 
@@ -358,6 +360,9 @@ _PARAMETERS = {
     'se_resnet32_cifar': 470_861,
     'se_resnet56_cifar': 862_889,
     'se_resnet110_cifar': 1_744_952,
+    'se_preresnet110_cifar': 1_744_760,
+    'se_preresnet164_cifar': 1_905_362,
+    'se_wrn16_8_cifar': 11_049_290,
 }
 _PRINTED = {pair.name: (pair.se_cost.gflops, pair.plain_cost.gflops) for pair in IMAGENET.rows if pair.name}
 NETWORKS: dict[str, Network] = {
