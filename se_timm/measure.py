@@ -35,7 +35,7 @@ MODES = {
     'infer': ('eager', 'folded', 'compiled', 'folded+compiled'),
     'tail': ('eager', 'compiled', 'fused'),
 }
-# how far what a variant computes first may be from what the modules compute: far below what a missing gate makes
+# how far what a variant computes first may be from what the modules compute: below what a missing gate makes
 TOLERANCE = {'fp32': 0.02, 'bf16': 0.1, 'fp16': 0.05}
 TAIL_CHANNELS, TAIL_REDUCTION = 256, 4  # of the first stage of SE-ResNet-50: a quarter of the image's height and width
 TAIL_PASSES = 11  # full-size reads and writes of the fused tail, forward and backward: the table of `fused.algebra`
@@ -542,7 +542,7 @@ def train_work(
 
 def infer_work(
         comparison: Comparison, label: str, data: list[Tensor], device: torch.device) -> tuple[Work, Expected]:
-    """Return the inference of a variant, and the outputs to be expected: those of the modules in float32.
+    """Return the inference of a variant, and the outputs to be expected: those of the modules without autocast.
 
     With random weights an error grows from block to block, and what a half precision gives may be far from that. A
     variant may be half as far again as the modules are.
@@ -660,6 +660,7 @@ def prepare(result: Result, data: list[Tensor], settings: Settings, budget: Budg
     if comparison.task == 'tail':
         result.bytes_moved = TAIL_PASSES * data[0].nbytes if mode == 'fused' else None
         work = replayed(work)
+        return work, seconds(work)
     return work, warm.step
 
 

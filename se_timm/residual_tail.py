@@ -114,8 +114,8 @@ def choose(
 
 def automatic_on_cuda(x: Tensor) -> Choice:
     """Return whether `'auto'` is to fuse a tail on CUDA."""
-    if not launch.available():
-        return Choice(False, 'Triton, which computes the fused tail on CUDA, is not installed')
+    if problem := launch.problem():
+        return Choice(False, problem)
     if x.dtype == torch.float64:
         return Choice(False, 'the kernels for CUDA compute in float32, not in float64')
     if x.ndim == 4 and x.numel() < LEAST_VALUES:
@@ -257,7 +257,8 @@ def passes_for(x: Tensor) -> Passes:
     """Return what computes the passes here: within `torch.compile` what the compiler can see, if it compiles well."""
     if torch.compiler.is_compiling():
         return REFERENCE  # on CUDA too: what Triton computes as operators takes the host longer than the GPU
-    if type(x) not in (Tensor, nn.Parameter):  # a fake tensor, or another subclass: only operators know what to do
+    # a fake tensor, another subclass, or a mode that is to see what is done, as of `make_fx`: operators are seen
+    if type(x) not in (Tensor, nn.Parameter) or torch._C._len_torch_dispatch_stack():
         return OPERATORS
     return backend_passes(x)
 
@@ -337,13 +338,19 @@ def update_statistics(norm: Any, moments: Moments) -> None:
 
 def tracked_by_triton(norm: Any, mean: Tensor) -> bool:
     """Return whether one kernel can update the running statistics: each of the operations of torch is a launch."""
-    return (norm.momentum is not None and not torch.compiler.is_compiling() and type(mean) is Tensor and mean.is_cuda
-            and launch.available() and all(value.is_cuda and value.dtype == torch.float32 and value.is_contiguous()
-                                           for value in (norm.running_mean, norm.running_var, mean)))
+    if norm.momentum is None or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    counter = norm.num_batches_tracked
+    return (type(mean) is Tensor and mean.is_cuda and not launch.problem()
+            and (counter is None or counter.device == mean.device)
+            and all(value.device == mean.device and value.dtype == torch.float32 and value.is_contiguous()
+                    for value in (norm.running_mean, norm.running_var, mean)))
 
 
 def explain(net: nn.Module, compiled: bool = False) -> dict[str, Choice]:
-    """Return for each residual block of `net` whether its tail is fused in training of large images, and why.
+    """Return for each residual block of `net` whether its tail is fused in training, and why.
+
+    What depends on the input is left out: on CUDA, `'auto'` asks for `LEAST_VALUES` in all images together.
 
     Args:
         net: A network of this package, or one of timm's after `fuse`.

@@ -124,6 +124,7 @@ def forward_half(
     y = passes.apply(x, shortcut, norm.mu, excited.a, excited.b,
                      *((None, None) if other is None else (other.mu, other.scale)), settings.relu)
     a = None if gate is None and keep is None else excited.a  # else that is the scale
+    mean = None if gate is None else mean
     return y, mean, excited.hidden, excited.gates, a, *norm, *(other or (None,) * len(Normalised._fields))
 
 
@@ -235,7 +236,9 @@ def fused_tail(
     fc1, bias1, fc2, bias2, excitation = gate or (None, None, None, None, '')
     other = shortcut_norm or Norm(None, None)
     shortcut_mu, shortcut_variance = other.statistics or (None, None)
-    settings = Settings(excitation, relu, passes, vectors, half, norm.eps, norm.group, other.eps, other.group,
+    # given statistics are not of a batch, and not to be shared
+    group, shortcut_group = (None if each.statistics is not None else each.group for each in (norm, other))
+    settings = Settings(excitation, relu, passes, vectors, half, norm.eps, group, other.eps, shortcut_group,
                         shortcut_norm is not None)
     with without_autocast(x.device.type):
         y, _, _, _, _, *normalised = FusedTail.apply(

@@ -14,7 +14,7 @@ too few to fill the GPU, several programs share the pixels of an image, and what
 this depends on shapes, dtypes and the number of multiprocessors alone, and nothing is added in the order of arrival:
 two runs give the same bits.
 
-The module can be imported without Triton, for `launch.available`.
+The module can be imported without Triton.
 """
 from __future__ import annotations
 

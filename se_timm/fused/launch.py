@@ -1,6 +1,9 @@
 """Triton, where it is installed: how kernels are declared, and launched without Triton's own overhead."""
 from __future__ import annotations
 
+import functools
+import os
+import shutil
 from typing import Any
 
 import torch
@@ -16,15 +19,25 @@ except ImportError:
         """Return the function itself, that the modules can be imported."""
         return function
 
-__all__ = ['available', 'jit', 'launch', 'tl']
+__all__ = ['jit', 'launch', 'problem', 'tl']
 
+OLDEST = (7, 0)  # compute capability that Triton supports
 # a launch looks at every argument: by its own way Triton takes longer for that than the GPU for many a kernel
 _COMPILED: dict[tuple[Any, ...], Any] = {}
 
 
-def available() -> bool:
-    """Return whether Triton can be imported."""
-    return tl is not None
+@functools.cache
+def problem() -> str:
+    """Return in words why the kernels cannot run on this machine's GPU, or an empty text."""
+    if tl is None:
+        return 'Triton, which computes the fused tail on CUDA, is not installed'
+    if torch.version.hip is not None:
+        return 'the kernels are written for NVIDIA GPUs'
+    if not any(map(shutil.which, (os.environ.get('CC') or 'gcc', 'gcc', 'clang'))):
+        return 'Triton needs a C compiler, and there is neither gcc nor clang'
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST:
+        return f'Triton needs a GPU of compute capability {".".join(map(str, OLDEST))} or newer'
+    return ''
 
 
 def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
@@ -47,9 +60,10 @@ def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
 
 
 def _launch(index: int, kernel: Any, programs: int, warps: int, arguments: tuple[Any, ...]) -> None:
-    # whatever Triton compiles anew for: dtypes, addresses that 16 divides, numbers (for some of their properties)
+    # whatever Triton compiles anew for: dtypes, addresses that 16 divides, whole numbers for some of their properties
     key = (id(kernel), index, warps, *[
-        (value.dtype, value.data_ptr() % 16) if isinstance(value, Tensor) else value for value in arguments])
+        (value.dtype, value.data_ptr() % 16) if isinstance(value, Tensor) else
+        float if isinstance(value, float) else value for value in arguments])
     compiled = _COMPILED.get(key)
     if compiled is None:
         _COMPILED[key] = kernel[(programs,)](*arguments, num_warps=warps)

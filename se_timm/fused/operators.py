@@ -39,7 +39,7 @@ TRITON = Passes(kernels.moments, kernels.apply, kernels.reduce, kernels.grad)
 
 def backend_passes(x: Tensor) -> Passes:
     """Return what computes the passes on the device and in the dtype of `x`: Triton, Inductor, or plain torch."""
-    if x.device.type == 'cuda' and x.dtype != torch.float64 and launch.available():
+    if x.device.type == 'cuda' and x.dtype != torch.float64 and not launch.problem():
         return TRITON
     if x.device.type == 'cpu' and compiler_available():
         return COMPILED

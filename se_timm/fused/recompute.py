@@ -121,7 +121,8 @@ def norm_relu_conv(
     """
     check_values(x, norm)
     mu, variance = norm.statistics or (None, None)
-    settings = Settings(norm.eps, norm.group, *convolution[2:], passes, vectors)
+    group = None if norm.statistics is not None else norm.group
+    settings = Settings(norm.eps, group, *convolution[2:], passes, vectors)
     with without_autocast(x.device.type):
         out, *normalised = NormReluConv.apply(
             x, norm.gamma, norm.beta, mu, variance, convolution.weight, convolution.bias, settings)

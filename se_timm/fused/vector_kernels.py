@@ -1,10 +1,11 @@
-"""The four steps between the passes on CUDA, each one Triton kernel.
+"""The four steps between the passes on CUDA, each one Triton kernel or two.
 
 They are of vectors only, some hundred kilobytes each; but written in torch they are sixty launches, for which a host
 may need longer than the GPU for the whole tail. Sums are taken in the same order in every run, matrices are multiplied
-by tensor cores in three parts of TF32, which is as exact as float32, and two runs give the same bits.
+by tensor cores in three parts of TF32, which is as exact as float32, and two runs give the same bits. Steps of moments
+that processes share, and of hidden layers beyond `LARGEST_HIDDEN`, are those of `vectors`, in plain torch.
 
-The module can be imported without Triton, for `launch.available`.
+The module can be imported without Triton.
 """
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def _gate(logits: tl.tensor, EXCITATION: tl.constexpr) -> Any:
     if EXCITATION == 'tanh':
         away = tl.exp(-2 * tl.abs(logits))
         value = (1 - away) / (1 + away)
-        return tl.where(logits < 0, -value, value)
+        square = logits * logits  # near zero that cancels; there the series
+        series = logits * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
+        return tl.where(tl.abs(logits) < 0.1, series, tl.where(logits < 0, -value, value))
     if EXCITATION == 'hard_sigmoid':
         value = logits / 6 + 0.5
         return tl.where(value < 0, 0.0, tl.where(value > 1, 1.0, value))
@@ -162,7 +165,8 @@ def _of_logits(
     """Return the gradient of the logits in a tile; computed wherever it is needed, which is less than to keep it."""
     value = scale[None, :] * tl.load(g2 + offsets, mask=inside, other=0)
     value += beta[None, :] * tl.load(g1 + offsets, mask=inside, other=0)
-    return value * kept[:, None] * _slope(tl.load(gates + offsets, mask=inside, other=0), EXCITATION)
+    value *= kept[:, None] * _slope(tl.load(gates + offsets, mask=inside, other=0), EXCITATION)
+    return tl.where(inside, value, 0.0)
 
 
 @jit
@@ -196,7 +200,7 @@ def _excite_backward(
         weight = tl.load(fc2 + c[:, None] * width + r[None, :], mask=lanes[:, None] & units[None, :], other=0)
         total = tl.dot(value, weight.to(tl.float32), total, input_precision='tf32x3')
     offsets, inside = n[:, None] * width + r[None, :], rows[:, None] & units[None, :]
-    total = tl.where(tl.load(hidden + offsets, mask=inside, other=0) > 0, total, 0.0)
+    total = tl.where(tl.load(hidden + offsets, mask=inside, other=0) <= 0, 0.0, total)
     tl.store(d_hidden + offsets, total, mask=inside)
 
 
@@ -272,7 +276,7 @@ def _terms(
             factor = tl.load(gates + offsets, mask=inside, other=0)
             gradient = tl.load(d_hidden + n[:, None] * width + r[None, :],
                                mask=rows[:, None] & units[None, :], other=0)
-            dz = tl.dot(gradient, weight, input_precision='tf32x3')
+            dz = tl.where(inside, tl.dot(gradient, weight, input_precision='tf32x3'), 0.0)
             away = tl.where(inside, tl.load(mean + offsets, mask=inside, other=0) - centre, 0.0)
             one = one * factor + dz
             two = two * factor + dz * away
@@ -322,8 +326,11 @@ def _track(
 
 
 def _vector(value: Tensor | None) -> Tensor | None:
-    """Return a vector or a matrix without gaps."""
-    return value if value is None or value.is_contiguous() else value.contiguous()
+    """Return a vector or a matrix without gaps, from an address divisible by 16: elsewhere sums have another order."""
+    if value is None:
+        return None
+    value = value if value.is_contiguous() else value.contiguous()
+    return value.clone() if value.data_ptr() % 16 else value
 
 
 def _power(number: int) -> int:
@@ -342,7 +349,7 @@ def normalise(
     mu, variance, inverse, scale = (mean.new_empty(channels) for _ in range(4))
     z = mean.new_empty(images, channels) if squeeze else None
     launch(_normalise, -(-channels // CHANNELS), WARPS, _vector(mean), _vector(squares), _vector(gamma), _vector(beta),
-           mu, variance, inverse, scale, z, eps, pixels, images, channels, min(_power(images), IMAGES), CHANNELS)
+           mu, variance, inverse, scale, z, float(eps), pixels, images, channels, min(_power(images), IMAGES), CHANNELS)
     return Normalised(mu, variance, inverse, scale, None), z
 
 
@@ -426,7 +433,8 @@ def track(
     block = min(_power(len(mean)), 256)
     launch(_track, -(-len(mean) // block), WARPS, running_mean, running_variance, batches, mean, variance,
            float(momentum), float(values), len(mean), block)
-    torch.autograd.graph.increment_version([running_mean, running_variance])
+    torch.autograd.graph.increment_version(
+        [value for value in (running_mean, running_variance, batches) if value is not None])
 
 
 VECTORS = Vectors(normalise, excite, excite_backward, terms)

@@ -96,7 +96,9 @@ def normalise_by(
         mu: Tensor, variance: Tensor, gamma: Tensor | None, eps: float, values: Tensor | None = None) -> Normalised:
     """Return how to normalise by a mean and a biased variance `(C,)`."""
     inverse = torch.rsqrt(variance + eps)
-    return Normalised(mu, variance, inverse, inverse if gamma is None else inverse * gamma.to(mu.dtype), values)
+    # a tensor of its own: Dynamo takes none that a function returns twice
+    scale = inverse.clone() if gamma is None else inverse * gamma.to(mu.dtype)
+    return Normalised(mu, variance, inverse, scale, values)
 
 
 def normalise(

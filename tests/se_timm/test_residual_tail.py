@@ -8,6 +8,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 import se_timm
@@ -330,6 +331,13 @@ def test_recorded_networks_are_the_modules(record, calls, uncompiled):
     calls.clear()
     torch.testing.assert_close(recorded(x), build('se_resnet20_cifar')(x))
     assert not calls
+
+
+def test_modes_see_operators(uncompiled):
+    net, x = build('se_resnet20_cifar', 'fused'), images('se_resnet20_cifar')
+    graph = make_fx(lambda x: net(x))(x)
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert targets.count('se_timm.tail_apply.default') == len(explain(net))
 
 
 @pytest.mark.parametrize('use_reentrant', [False, True])

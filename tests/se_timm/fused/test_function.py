@@ -224,6 +224,26 @@ def test_batch_norm_of_the_shortcut(train, relu, affine):
 # Batches without statistics
 
 
+@pytest.mark.parametrize('train', [True, False], ids=['batch', 'given'])
+@pytest.mark.parametrize('affine', [True, False], ids=['affine', 'plain'])
+@pytest.mark.parametrize('excitation', ['sigmoid', None], ids=['se', 'none'])
+def test_compiles_with_and_without_each_part(excitation, affine, train):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    tail = Tail(excitation, affine=affine, train=train)
+    x, shortcut, dy = inputs((2, C, 3, 2))
+    compiled = torch.compile(tail, backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(gradients(compiled, tail, x, shortcut, dy), gradients(tail, tail, x, shortcut, dy))
+
+
+def test_given_statistics_are_not_shared():
+    tail = Tail(train=False)
+    x, shortcut, _ = inputs()
+    statistics = tail.bn.running_mean.double(), tail.bn.running_var.double()
+    results = [fused_tail(x, shortcut, Norm(None, None, statistics, group=group))[0] for group in (None, 'any')]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_empty_batch_is_refused():
     with pytest.raises(ValueError, match='it holds no pixels'):
         Tail()(torch.zeros(0, C, 4, 4))

@@ -254,9 +254,20 @@ def test_training_step(backend, dtype, memory_format, projection):
 
 
 def test_import_without_triton(load, monkeypatch):
-    assert launch.available()
+    monkeypatch.setattr(torch.version, 'hip', None)
     monkeypatch.setitem(sys.modules, 'triton', None)
-    assert not load('launch').launch.available()
+    assert 'not installed' in load('launch').launch.problem()
+
+
+def test_what_triton_needs(monkeypatch, tmp_path):
+    launch.problem.cache_clear()
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('CC', raising=False)
+    assert 'C compiler' in launch.problem()
+    launch.problem.cache_clear()
+    monkeypatch.setattr(torch.version, 'hip', '6.4')
+    assert 'NVIDIA' in launch.problem()
+    launch.problem.cache_clear()
 
 
 @pytest.mark.skipif(triton.knobs.runtime.interpret, reason='all kernels are interpreted')

@@ -138,6 +138,24 @@ def test_nan_reaches_the_gates(backend):
             assert not value[0].isnan().any(), excitation
 
 
+def test_gates_near_zero_are_exact_relatively(backend):
+    z, scale = 1e-5 * backend.full(3, 12), torch.ones_like(backend.full(12))
+    gate = gate_of(backend, 12, 'tanh', bias=False)
+    found = backend.vectors.excite(z, gate, scale, None, None, None, 3).gates
+    exact = PLAIN.excite(z.double(), double(gate), scale.double(), None, None, None, 3).gates
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
+
+
+def test_nan_of_the_hidden_layer_reaches_its_gradient(backend):
+    g1, g2, gates = (backend.full(3, 12) for _ in range(3))
+    hidden = backend.full(3, 5).relu()
+    hidden[1] = float('nan')
+    gates[1] = float('nan')
+    gate, norm = gate_of(backend, 12), norm_of(backend, 12)
+    gradient = backend.vectors.excite_backward(g1, g2, norm, None, gate, gates, hidden, None)
+    assert torch.equal(gradient.d_hidden.isnan(), hidden.isnan())
+
+
 def test_vectors_of_any_strides(backend):
     every_other = [backend.full(12).repeat_interleave(2)[::2] for _ in range(2)]
     columns = [backend.full(12, 3).t() for _ in range(2)]
