@@ -507,6 +507,11 @@ def by_modules(work: Work) -> Tensor:
         return work.forward().clone()
 
 
+def gradient_norm(net: nn.Module) -> float:
+    """Return the norm of the gradients of all parameters."""
+    return math.sqrt(sum(float(p.grad.double().square().sum()) for p in net.parameters() if p.grad is not None))
+
+
 def fused(net: nn.Module, recompute: bool) -> None:
     """Fuse the tails of a network, and `recompute` the ReLUs before them.
 
@@ -519,10 +524,11 @@ def fused(net: nn.Module, recompute: bool) -> None:
 
 
 class Expected(NamedTuple):
-    """What a step is to compute, and how far from it, relatively, it may be."""
+    """What a step is to compute, how far from it, relatively, it may be, and the norm of all gradients after it."""
 
     value: Tensor
     tolerance: float
+    gradient: float | None = None
 
 
 def train_work(
@@ -534,7 +540,10 @@ def train_work(
         with contextlib.suppress(ValueError):  # it has no residual blocks
             fuse(net, 'reference')
     work = training(net, data[0], data[1], comparison.precision)
-    expected = Expected(by_modules(work), TOLERANCE[comparison.precision])
+    loss = work.forward()
+    loss.backward()
+    expected = Expected(loss.detach().clone(), TOLERANCE[comparison.precision], gradient_norm(net))
+    net.zero_grad()
     if 'fused' in mode:
         fused(net, 'recomputed' in mode)
     return work, expected
@@ -566,7 +575,8 @@ def tail_work(
         torch.manual_seed(0)
         net = placed(TailModule(TAIL_CHANNELS, '/se/' in label, is_fused), comparison, device)
         works.append(tail_pass(net, data[0], data[1], data[2], comparison.precision))
-    return works[1], Expected(by_modules(works[0]), TOLERANCE[comparison.precision])
+    result = works[0]().detach()
+    return works[1], Expected(result, TOLERANCE[comparison.precision], gradient_norm(works[0].net))
 
 
 WORKS: dict[str, Callable[..., tuple[Work, Expected]]] = {'train': train_work, 'infer': infer_work, 'tail': tail_work}
@@ -579,6 +589,10 @@ def check(work: Work, result: Tensor, expected: Expected) -> None:
     distance = difference(result, expected.value)
     if not distance <= expected.tolerance:
         raise ArithmeticError(f'its first result is {distance:.2g} away from that of the modules, relatively')
+    if expected.gradient is not None:
+        distance = abs(gradient_norm(work.net) / expected.gradient - 1)
+        if not distance <= 2 * expected.tolerance:
+            raise ArithmeticError(f'the norm of its first gradients is {distance:.2g} away from that of the modules')
 
 
 # Time to spend

@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ['apply', 'combine', 'grad', 'moments', 'reduce', 'sum_dtype']
+__all__ = ['apply', 'cast', 'combine', 'grad', 'moments', 'reduce', 'sum_dtype']
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -31,9 +31,18 @@ def sum_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `value` in that dtype.
+
+    As `value.to(dtype)`, which gives the tensor itself where there is nothing to do. In an autograd function that torch
+    2.11 compiles, such a tensor is another output of the function as well, and gradients of the first one are lost.
+    """
+    return value if value.dtype == dtype else value.to(dtype)
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and sum of squared deviations `(N, C)` of each channel of each image of `x (N, C, H, W)`."""
-    variance, mean = torch.var_mean(x.to(sum_dtype(x)), (2, 3), correction=0)
+    variance, mean = torch.var_mean(cast(x, sum_dtype(x)), (2, 3), correction=0)
     return mean, variance * (x.shape[2] * x.shape[3])
 
 
@@ -71,7 +80,7 @@ def apply(
         y = y + shortcut_scale[:, None, None] * (shortcut - shortcut_mu[:, None, None])
     elif shortcut is not None:
         y = y + shortcut
-    return (y.relu() if relu else y).to(x.dtype)
+    return cast(y.relu() if relu else y, x.dtype)
 
 
 def reduce(dy: Tensor, y: Tensor | None, x: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,7 +93,7 @@ def reduce(dy: Tensor, y: Tensor | None, x: Tensor, mu: Tensor) -> tuple[Tensor,
         mu: `(C,)`.
     """
     g = dy if y is None else torch.where(y > 0, dy, 0)
-    wide = g.to(sum_dtype(x))
+    wide = cast(g, sum_dtype(x))
     sums = wide.sum((2, 3)), (wide * (x - mu[:, None, None])).sum((2, 3))
     return *sums, dy.new_empty(0) if y is None else g
 
@@ -101,4 +110,4 @@ def grad(g: Tensor, x: Tensor, mu: Tensor, a: Tensor, b: Tensor, c: Tensor) -> T
         c: `(C,)`.
     """
     centred = x - mu[:, None, None]
-    return (a[:, :, None, None] * g + b[:, :, None, None] - c[:, None, None] * centred).to(x.dtype)
+    return cast(a[:, :, None, None] * g + b[:, :, None, None] - c[:, None, None] * centred, x.dtype)

@@ -161,9 +161,9 @@ def backward_half(
             g1, g2, *(None,) * 7, other, pixels, batch_statistics[1], settings.shortcut_group)
         d_shortcut = passes.grad(g, shortcut, other.mu, other.scale.expand_as(g1), b, c)
     return (
-        dx, None if shortcut_dtype is None else d_shortcut.to(shortcut_dtype), like(d_gamma, gamma), like(d_beta, beta),
-        None, None, like(d_fc1, fc1), like(d_bias1, bias1), like(d_fc2, fc2), like(d_bias2, bias2), None,
-        like(d_shortcut_gamma, shortcut_gamma), like(d_shortcut_beta, shortcut_beta), None, None, None)
+        dx, None if shortcut_dtype is None else algebra.cast(d_shortcut, shortcut_dtype), like(d_gamma, gamma),
+        like(d_beta, beta), None, None, like(d_fc1, fc1), like(d_bias1, bias1), like(d_fc2, fc2), like(d_bias2, bias2),
+        None, like(d_shortcut_gamma, shortcut_gamma), like(d_shortcut_beta, shortcut_beta), None, None, None)
 
 
 INPUTS = 16  # of `FusedTail`
@@ -204,7 +204,7 @@ class FusedTail(torch.autograd.Function):
 
 def like(value: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     """Return a gradient in the dtype of its parameter; None where there is no parameter."""
-    return None if value is None or parameter is None else value.to(parameter.dtype)
+    return None if value is None or parameter is None else algebra.cast(value, parameter.dtype)
 
 
 def fused_tail(

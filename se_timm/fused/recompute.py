@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import message
+from .algebra import cast
 from .function import Moments, Norm, Passes, check_values, like, moments_of, normalised_by, without_autocast
 from .vectors import PLAIN, Normalised, Vectors
 
@@ -55,7 +56,7 @@ class NormReluConv(torch.autograd.Function):
             norm, _ = settings.vectors.normalise(
                 *settings.passes.moments(x), x.shape[2] * x.shape[3], gamma, beta, settings.eps, settings.group, False)
         out = torch.ops.aten.convolution(
-            activated(x, norm, beta, settings), weight.to(x.dtype), None if bias is None else bias.to(x.dtype),
+            activated(x, norm, beta, settings), cast(weight, x.dtype), None if bias is None else cast(bias, x.dtype),
             *settings.as_arguments())
         return out, *norm
 
@@ -84,7 +85,7 @@ class NormReluConv(torch.autograd.Function):
         norm, settings = Normalised(*kept), ctx.settings
         y = activated(x, norm, beta, settings)
         dy, d_weight, d_bias = torch.ops.aten.convolution_backward(
-            d_out, y, weight.to(x.dtype), None if bias is None else list(bias.shape), *settings.as_arguments(),
+            d_out, y, cast(weight, x.dtype), None if bias is None else list(bias.shape), *settings.as_arguments(),
             (True, True, bias is not None))
         g1, g2, g = settings.passes.reduce(dy, y, x, norm.mu)
         d_beta, d_gamma, b, c, *_ = settings.vectors.terms(

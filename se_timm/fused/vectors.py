@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import algebra
+from .algebra import cast
 from .processes import joint_moments, joint_sums
 
 __all__ = [
@@ -97,7 +98,7 @@ def normalise_by(
     """Return how to normalise by a mean and a biased variance `(C,)`."""
     inverse = torch.rsqrt(variance + eps)
     # a tensor of its own: Dynamo takes none that a function returns twice
-    scale = inverse.clone() if gamma is None else inverse * gamma.to(mu.dtype)
+    scale = inverse.clone() if gamma is None else inverse * cast(gamma, mu.dtype)
     return Normalised(mu, variance, inverse, scale, values)
 
 
@@ -128,7 +129,7 @@ def normalise(
 def squeezed(mean: Tensor, mu: Tensor, scale: Tensor, beta: Tensor | None) -> Tensor:
     """Return the mean of each channel of each image `(N, C)` after batch norm, from that before it."""
     z = scale * (mean - mu)
-    return z if beta is None else z + beta.to(mean.dtype)
+    return z if beta is None else z + cast(beta, mean.dtype)
 
 
 def excite(
@@ -147,7 +148,7 @@ def excite(
         images: N.
     """
     a = scale.expand(images, -1)
-    b = torch.zeros_like(scale) if beta is None else beta.to(scale.dtype)
+    b = torch.zeros_like(scale) if beta is None else cast(beta, scale.dtype)
     gates = hidden = None
     if gate is not None:
         assert z is not None
@@ -157,13 +158,13 @@ def excite(
     if keep is not None:
         a, b = a * keep[:, None], b * keep[:, None]
     if shortcut_beta is not None:
-        b = b + shortcut_beta.to(scale.dtype)
+        b = b + cast(shortcut_beta, scale.dtype)
     return Excited(gates, hidden, a, b.expand(images, -1))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return `x weight^T + bias` in the dtype of `x`."""
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return F.linear(x, cast(weight, x.dtype), None if bias is None else cast(bias, x.dtype))
 
 
 def excite_backward(
@@ -184,11 +185,11 @@ def excite_backward(
     """
     ds = norm.scale * g2
     if beta is not None:
-        ds = ds + beta.to(ds.dtype) * g1
+        ds = ds + cast(beta, ds.dtype) * g1
     if keep is not None:
         ds = ds * keep[:, None]
     d_logits = ds * EXCITATIONS[gate.excitation][1](gates)
-    d_hidden = torch.ops.aten.threshold_backward(d_logits @ gate.fc2.to(ds.dtype), hidden, 0)
+    d_hidden = torch.ops.aten.threshold_backward(d_logits @ cast(gate.fc2, ds.dtype), hidden, 0)
     return GateGradient(d_logits, d_hidden)
 
 
@@ -226,7 +227,7 @@ def terms(
         assert gate is not None
         d_logits, d_hidden = gradient
         assert d_logits is not None
-        dz = d_hidden @ gate.fc1.to(d_hidden.dtype)
+        dz = d_hidden @ cast(gate.fc1, d_hidden.dtype)
         d_beta, d_gamma = d_beta + dz, d_gamma + dz * (mean - norm.mu)
         b = norm.scale * dz / pixels
         weights = (d_hidden.t() @ squeezed(mean, norm.mu, norm.scale, beta), d_hidden.sum(0),

@@ -143,6 +143,20 @@ def test_inference_in_half_precision_may_be_as_far_from_float32_as_the_modules_a
         measure.check(single, 2 * single(), exact)
 
 
+@pytest.mark.parametrize('task', ['train', 'tail'])
+def test_wrong_gradients_are_found(task):
+    comparison = measure.Comparison('se_resnet20_cifar', task, 4, 32, 'fp32', False, ())
+    device = torch.device('cpu')
+    data = measure.tensors(comparison, device)
+    label = 'ours/se/fused' if task == 'tail' else 'ours/se/eager'
+    work, expected = measure.WORKS[task](comparison, label, data, device)
+    measure.check(work, work(), expected)
+    wrong = work._replace(finish=lambda result: work.finish(1.2 * result if task == 'train' else result.detach() + (
+        1.2 * (result - result.detach()))))
+    with pytest.raises(ArithmeticError, match='the norm of its first gradients'):
+        measure.check(wrong, wrong(), expected)
+
+
 def test_gradients_that_are_not_finite_are_found():
     net = torch.nn.Linear(2, 2)
     work = measure.Work(

@@ -362,11 +362,11 @@ def test_copies_and_pickles_keep_the_backend(tmp_path):
 def test_compiled_training_is_that_of_the_modules():
     name = 'se_resnet20_cifar'
     one, other = build(name, dtype=torch.float32), build(name, 'auto', torch.float32)
-    compiled = torch.compile(other, fullgraph=True)
+    other.compile(fullgraph=True)  # in place: the parameters keep their names
     torch._dynamo.utils.counters.clear()
     for _ in range(4):
         x = images(name, torch.float32)
-        torch.testing.assert_close(step(compiled, x)[0], step(one, x)[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(step(other, x)[:2], step(one, x)[:2], rtol=1e-3, atol=1e-4)
         for net in (one, other):
             net.zero_grad()
     torch.testing.assert_close(dict(other.named_buffers()), dict(one.named_buffers()), rtol=1e-4, atol=1e-4)
