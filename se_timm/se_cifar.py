@@ -10,10 +10,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 from torch.nn import functional as F
 
-from .cifar_network import STAGES, CifarNetwork, cifar_cfg
 from .errors import unknown
 from .se_resnet import SEBasicBlock, check_keywords, check_se_arguments, check_weights_exist
 from .squeeze_excite import SqueezeExcite
+from .staged_network import STAGES, StagedNetwork
 from .weights import checkpoint_filter_fn
 
 __all__ = ['SEResNetCifar']
@@ -37,7 +37,7 @@ class PaddingShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
-class SEResNetCifar(CifarNetwork):
+class SEResNetCifar(StagedNetwork):
     """ResNet for 32x32 images with SE: a 3x3 convolution, then three stages of 16, 32 and 64 channels.
 
     Input `(N, in_chans, H, W)`, output `(N, num_classes)`.
@@ -95,11 +95,12 @@ class SEResNetCifar(CifarNetwork):
         drop_paths = torch.linspace(0, drop_path_rate, sum(layers), device='cpu').split(layers)
         in_channels = WIDTHS[0]
         for index, (channels, stage, rates) in enumerate(zip(WIDTHS, STAGES, drop_paths, strict=True)):
-            blocks = _make_stage(in_channels, channels, 1 + (index > 0), rates.tolist(), shortcut, dd)
+            stride = 2 if index else 1
+            blocks = _make_stage(in_channels, channels, stride, rates.tolist(), shortcut, dd)
             if se and stage in stages:
                 for block in blocks:
                     block.insert_se(make_se, placement)
-            self.add_stage(channels, list(blocks))
+            self.add_stage(channels, list(blocks), stride)
             in_channels = channels
         self.add_classifier(nn.Identity(), global_pool, dd)
         self.init_weights()
@@ -123,6 +124,16 @@ def _make_stage(
             drop_path=DropPath(rate) if rate > 0 else None, **dd))
         in_channels = channels
     return blocks
+
+
+def cifar_cfg(**overrides: Any) -> dict[str, Any]:
+    """Return the configuration of a network for 32x32 images of ten classes."""
+    return {
+        'num_classes': 10, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0,
+        'interpolation': 'bilinear', 'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616),
+        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1709.01507',
+        **overrides,
+    }
 
 
 default_cfgs = generate_default_cfgs({

@@ -17,10 +17,11 @@ from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from .cifar_network import STAGES, CifarNetwork, cifar_cfg
 from .errors import message
+from .se_cifar import cifar_cfg
 from .se_resnet import PlacedSE, check_keywords, check_se_arguments, check_weights_exist
 from .squeeze_excite import SqueezeExcite
+from .staged_network import STAGES, StagedNetwork
 
 __all__ = ['SEPreResNetCifar']
 
@@ -115,7 +116,7 @@ class PreActBottleneck(PreActBlock):
         return self.conv3(self.act3(self.bn3(y)))
 
 
-class SEPreResNetCifar(CifarNetwork):
+class SEPreResNetCifar(StagedNetwork):
     """Pre-activation ResNet for 32x32 images with SE: a 3x3 convolution, then three stages.
 
     Input `(N, in_chans, H, W)`, output `(N, num_classes)`.
@@ -174,14 +175,14 @@ class SEPreResNetCifar(CifarNetwork):
         for index, (stage, rates) in enumerate(zip(STAGES, drop_paths, strict=True)):
             inner = 16 * width * 2 ** index
             channels = inner * (4 if bottleneck else 1)
+            stride = 2 if index else 1
             blocks = []
             for number, rate in enumerate(rates.tolist()):
-                stride = 2 if index and not number else 1
-                blocks.append(block(in_channels, inner, stride, rate, dd))
+                blocks.append(block(in_channels, inner, 1 if number else stride, rate, dd))
                 in_channels = channels
                 if se and stage in stages:
                     blocks[-1].insert_se(make_se, placement)
-            self.add_stage(channels, list(blocks))
+            self.add_stage(channels, list(blocks), stride)
         self.add_classifier(nn.Sequential(nn.BatchNorm2d(in_channels, **dd), nn.ReLU(inplace=True)), global_pool, dd)
         self.init_weights()
 

@@ -1,5 +1,6 @@
-"""What networks for small images share: a stem, three stages, a classifier, and all of timm's contract."""
+"""What networks of our own share: a stem, three stages, a classifier, and all of timm's contract."""
 # no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,13 +10,13 @@ from timm.models._features import feature_take_indices
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ['STAGES', 'CifarNetwork', 'cifar_cfg']
+__all__ = ['STAGES', 'StagedNetwork']
 
 STAGES = (2, 3, 4)
 
 
-class CifarNetwork(nn.Module):
-    """A network for 32x32 images: `stem`, `layer1` to `layer3` of which the last two halve the map, `norm`, classifier.
+class StagedNetwork(nn.Module):
+    """A network of `stem`, stages `layer1` to `layer3`, `norm` and classifier.
 
     Input `(N, in_chans, H, W)`, output `(N, num_classes)`. A subclass makes its stem and gives `stem(x)`, adds its
     stages by `add_stage`, and calls `add_classifier` at the end.
@@ -41,16 +42,17 @@ class CifarNetwork(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
 
     @torch.jit.ignore
-    def add_stem(self, channels: int, module: str) -> None:
-        """Say how many channels the stem gives, and which module gives them."""
-        self.feature_info = [dict(num_chs=channels, reduction=1, module=module)]
+    def add_stem(self, channels: int, module: str, reduction: int = 1) -> None:
+        """Say how many channels the stem gives, which module gives them, and by how much the map is smaller there."""
+        self.feature_info = [dict(num_chs=channels, reduction=reduction, module=module)]
 
     @torch.jit.ignore
-    def add_stage(self, channels: int, blocks: list[nn.Module]) -> None:
-        """Add the next stage."""
-        index = len(self.feature_info)
-        self.add_module(f'layer{index}', nn.Sequential(*blocks))
-        self.feature_info.append(dict(num_chs=channels, reduction=2 ** (index - 1), module=f'layer{index}'))
+    def add_stage(self, channels: int, blocks: list[nn.Module], stride: int) -> None:
+        """Add the next stage, whose map is smaller by `stride` than the one before."""
+        name = f'layer{len(self.feature_info)}'
+        self.add_module(name, nn.Sequential(*blocks))
+        reduction = self.feature_info[-1]['reduction'] * stride
+        self.feature_info.append(dict(num_chs=channels, reduction=reduction, module=name))
 
     @torch.jit.ignore
     def add_classifier(self, norm: nn.Module, global_pool: str, dd: dict[str, Any]) -> None:
@@ -63,15 +65,16 @@ class CifarNetwork(nn.Module):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     def stem(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the stem's output, of the size of `x`."""
+        """Return the stem's output."""
         raise NotImplementedError
 
     @torch.jit.ignore
     def init_weights(self) -> None:
         """Initialise the convolutions as He et al. do (https://arxiv.org/abs/1502.01852)."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+            if isinstance(module, nn.Conv2d):  # torch's `kaiming_normal_` does not count in groups
+                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -157,7 +160,7 @@ class CifarNetwork(nn.Module):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last feature map, `(N, C, H / 4, W / 4)`."""
+        """Return the last feature map."""
         x = self.stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
@@ -175,13 +178,3 @@ class CifarNetwork(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of images."""
         return self.forward_head(self.forward_features(x))
-
-
-def cifar_cfg(**overrides: Any) -> dict[str, Any]:
-    """Return the configuration of a network for 32x32 images of ten classes."""
-    return {
-        'num_classes': 10, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0,
-        'interpolation': 'bilinear', 'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616),
-        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1709.01507',
-        **overrides,
-    }
