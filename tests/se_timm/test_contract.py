@@ -1,10 +1,12 @@
 """timm's model contract, over every name that we register: what its users and its tools rely on."""
 import copy
 import functools
+import re
 
 import pytest
 import timm
 import torch
+from timm.layers import get_notrace_modules
 from timm.models import FeatureInfo
 from timm.optim import create_optimizer_v2
 
@@ -15,6 +17,8 @@ from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
 NAMES = timm.list_models(module=['se_resnet', 'se_cifar', 'se_preresnet'])
 CIFAR = timm.list_models(module=['se_cifar', 'se_preresnet'])
+# timm's VGG has hidden layers in its head, no gradient checkpointing, and no groups but its layers
+VGG = timm.list_models(module='se_vgg')
 # Tracing and compiling take a time that grows with the number of blocks, running one that grows with the parameters
 SHALLOW = ('se_resnet18', 'se_resnet50', 'se_resnet20_cifar')
 VARIANTS = [  # of what a basic block can be; the first of each argument's values is its default
@@ -25,10 +29,10 @@ VARIANTS = [  # of what a basic block can be; the first of each argument's value
 ]
 
 
-def over(quick):
-    """Parametrise over all names, those that are not `quick` as slow."""
+def over(names, quick):
+    """Parametrise over `names`, those that are not `quick` as slow."""
     return pytest.mark.parametrize(
-        'name', [pytest.param(name, marks=[] if quick(name) else [pytest.mark.slow]) for name in NAMES])
+        'name', [pytest.param(name, marks=[] if quick(name) else [pytest.mark.slow]) for name in names])
 
 
 # torch's own: script is deprecated and yet part of timm's contract, and it warns of torch's own GraphModule
@@ -37,8 +41,8 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:The TorchScript type system:UserWarning'),
 ]
 over_all_on_meta = pytest.mark.parametrize('name', NAMES)
-over_all = over(lambda name: NETWORKS[name].parameters < 30e6)
-over_all_compiled = over(lambda name: name in SHALLOW)
+over_all = over(NAMES, lambda name: NETWORKS[name].parameters < 30e6)
+over_all_compiled = over(NAMES, lambda name: name in SHALLOW)
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +70,32 @@ def images(name, batch=2, channels=3, size=None):
     return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
 
 
+# By module, where it is not as in timm's ResNet: how many feature maps a network offers, and the names of its blocks
+LEVELS = {'se_cifar': 4, 'se_preresnet': 4, 'se_shufflenet': 4, 'se_vgg': 6}
+BLOCKS = {'se_vgg': r'features\.\d+', 'se_mobilenet': r'blocks\.\d+\.\d+'}
+
+
+def of_module(table, name, default):
+    return table.get(timm.models.model_entrypoint(name).__module__.rpartition('.')[2], default)
+
+
 def levels(name):
-    return 4 if name in CIFAR else 5
+    return of_module(LEVELS, name, 5)
+
+
+def blocks_of(name, keys):
+    """Return the names of the blocks that have parameters, in the order of the network."""
+    matches = [re.match(of_module(BLOCKS, name, r'layer\d+\.\d+'), key) for key in keys]
+    return list(dict.fromkeys(match.group() for match in matches if match))
+
+
+def classifier_of(name):
+    return timm.get_pretrained_cfg(name).classifier
+
+
+def flat(key):
+    """Return a key that is the same where timm's features took a module out of a sequence."""
+    return key.replace('_', '.')
 
 
 def assert_all_equal(ours, theirs):
@@ -87,8 +115,11 @@ FORMS = {'list': '', 'dict': '', 'hook': 'body.', 'fx': 'graph_module.', 'getter
 def test_features_only_gives_the_intermediates_in_every_form(name, form):
     net = build(name)
     features = timm.create_model(name, features_only=True, feature_cls=form).eval()
-    kept = {FORMS[form] + key: value for key, value in net.state_dict().items() if not key.startswith('fc.')}
-    features.load_state_dict(kept, strict=True)
+    head = (f'{classifier_of(name)}.', 'pre_logits.')
+    kept = {flat(key): value for key, value in net.state_dict().items() if not key.startswith(head)}
+    keys = {flat(key.removeprefix(FORMS[form])): key for key in features.state_dict()}
+    assert keys.keys() == kept.keys()
+    features.load_state_dict({keys[key]: value for key, value in kept.items()}, strict=True)
     x = images(name)
     with torch.no_grad():
         outputs = features(x)
@@ -120,8 +151,9 @@ def test_last_intermediate_is_forward_features(name):
         assert torch.equal(final, taps[-1])
         assert_all_equal(net.forward_intermediates(x, indices=2, intermediates_only=True), taps[-2:])
         assert_all_equal(net.forward_intermediates(x, indices=[0, 2], intermediates_only=True), [taps[0], taps[2]])
-        net.set_grad_checkpointing()
-        assert_all_equal(net.forward_intermediates(x, intermediates_only=True), taps)
+        if name not in VGG:
+            net.set_grad_checkpointing()
+            assert_all_equal(net.forward_intermediates(x, intermediates_only=True), taps)
 
 
 @over_all
@@ -181,7 +213,7 @@ def test_classifier_is_reset_and_removed(name):
         net.reset_classifier(0)
         assert torch.equal(net(x), pooled)
         net.reset_classifier(0, '')
-        assert torch.equal(net(x), features)
+        assert torch.equal(net(x), net.pre_logits(features) if name in VGG else features)
 
 
 @pytest.mark.parametrize('pool', ['avg', 'max', 'avgmax', 'catavgmax'])
@@ -205,7 +237,8 @@ def test_resetting_keeps_device_dtype_mode_and_frozen_parameters(name):
     net.reset_classifier(3)
     assert {(p.device.type, p.dtype) for p in net.parameters()} == {('meta', torch.bfloat16)}
     assert all(module.training for module in net.modules())
-    assert {key for key, p in net.named_parameters() if p.requires_grad} == {'fc.weight', 'fc.bias'}
+    assert {key for key, p in net.named_parameters() if p.requires_grad} == {
+        f'{classifier_of(name)}.weight', f'{classifier_of(name)}.bias'}
 
 
 # Training
@@ -219,10 +252,9 @@ def test_layer_decay_takes_every_parameter_once_and_grows_towards_the_head(name)
     named = dict(net.named_parameters())
     assert sum(len(group['params']) for group in optimizer.param_groups) == len(named) == len(scale)
     scales = {key: scale[id(p)] for key, p in named.items()}
-    assert scales['fc.weight'] == 1 == scales['fc.bias']
-    assert min(scales, key=scales.get).startswith(('conv1', 'bn1'))
-    stages = [f'layer{index}' for index in range(1, levels(name))]
-    blocks = [f'{stage}.{index}' for stage in stages for index in range(len(net.get_submodule(stage)))]
+    assert scales[f'{classifier_of(name)}.weight'] == 1 == scales[f'{classifier_of(name)}.bias']
+    assert min(scales, key=scales.get).startswith(net.default_cfg['first_conv'])
+    blocks = blocks_of(name, scales)
     by_block = [{value for key, value in scales.items() if key.startswith(f'{block}.')} for block in blocks]
     assert all(len(values) == 1 for values in by_block)  # a block's SE learns at its block's rate
     assert [min(values) for values in by_block] == sorted(min(values) for values in by_block)
@@ -238,13 +270,14 @@ def test_biases_and_batch_norms_have_no_weight_decay(name):
         key for key, p in net.named_parameters() if p.ndim > 1}
 
 
-@over_all_on_meta
+@pytest.mark.parametrize('name', [name for name in NAMES if name not in VGG])
 def test_coarse_groups_are_the_stages(name):
     net = timm.create_model(name, device='meta')
     groups = timm.models.group_parameters(net, net.group_matcher(coarse=True), reverse=True)
-    stage = {value for key, value in groups.items() if key.startswith('layer1.')}
-    assert len(stage) == 1
-    assert len(set(groups.values())) == levels(name) + 1  # stem, stages, classifier
+    stages = {block.rpartition('.')[0] for block in blocks_of(name, groups)}
+    by_stage = [{value for key, value in groups.items() if key.startswith(f'{stage}.')} for stage in stages]
+    assert all(len(values) == 1 for values in by_stage)
+    assert len(stages) + 2 == len(set(groups.values()))  # stem, stages, classifier
 
 
 def gradients(net, x):
@@ -254,7 +287,7 @@ def gradients(net, x):
     return outputs.detach(), {key: parameter.grad for key, parameter in net.named_parameters()}
 
 
-@over_all
+@over([name for name in NAMES if name not in VGG], lambda name: NETWORKS[name].parameters < 30e6)
 def test_gradient_checkpointing_changes_neither_outputs_nor_gradients(name):
     net, again, x = build(name).train(), build(name).train(), images(name)
     outputs, expected = gradients(net, x)
@@ -368,13 +401,24 @@ def assert_scripts(net, x):
         torch.testing.assert_close(torch.jit.script(net)(x), net(x), rtol=1e-4, atol=1e-5)
 
 
+class Tracer(torch.fx.Tracer):
+    """Leaves whole what timm says cannot be traced: the hidden layers of VGG."""
+
+    def is_leaf_module(self, m, module_qualified_name):
+        return isinstance(m, tuple(get_notrace_modules())) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(net):
+    return torch.fx.GraphModule(net, Tracer().trace(net))
+
+
 def assert_traces(net, x):
     """Trace in both modes; the train mode's graph must give a gradient to every parameter."""
-    traced = torch.fx.symbolic_trace(net.eval())
+    traced = trace(net.eval())
     with torch.no_grad():
         assert torch.equal(traced(x), net(x))
         assert torch.equal(torch.jit.script(traced)(x), net(x))
-    assert_every_parameter_has_a_gradient(torch.fx.symbolic_trace(net.train()), x)
+    assert_every_parameter_has_a_gradient(trace(net.train()), x)
 
 
 def assert_exports(net, x):
