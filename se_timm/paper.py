@@ -116,7 +116,7 @@ IMAGENET = Table('v4', 2, 'single-crop errors on the ImageNet validation set', (
          Cost(4.24), Cost(4.25)),
     Pair('ResNeXt-101 (32x4d)', 'se_resnext101_32x4d', Errors(21.18, 5.57), Errors(20.70, 5.01), Errors(21.2, 5.6),
          Cost(7.99), Cost(8.00)),
-    Pair('VGG-16', '', Errors(27.02, 8.81), Errors(25.22, 7.70), Errors(), Cost(15.47), Cost(15.48)),
+    Pair('VGG-16', 'se_vgg16_bn', Errors(27.02, 8.81), Errors(25.22, 7.70), Errors(), Cost(15.47), Cost(15.48)),
     Pair('BN-Inception', '', Errors(25.38, 7.89), Errors(24.23, 7.14), Errors(25.2, 7.82), Cost(2.03), Cost(2.04)),
     # the original's errors are on a subset of the validation set
     Pair('Inception-ResNet-v2', '', Errors(20.37, 5.21), Errors(19.80, 4.79), Errors(19.9, 4.9), Cost(11.75),
@@ -124,12 +124,16 @@ IMAGENET = Table('v4', 2, 'single-crop errors on the ImageNet validation set', (
 ))
 
 MOBILE = Table('v4', 3, 'single-crop errors of mobile networks on the ImageNet validation set', (
-    Pair('MobileNet', '', Errors(28.4, 9.4), Errors(25.3, 7.7), Errors(29.4), Cost(0.569, 4.2), Cost(0.572, 4.7)),
-    Pair('ShuffleNet', '', Errors(32.6, 12.5), Errors(31.0, 11.1), Errors(32.6), Cost(0.140, 1.8), Cost(0.142, 2.4)),
+    Pair('MobileNet', '', Errors(28.4, 9.4), Errors(25.3, 7.7), Errors(29.4),
+         Cost(0.569, 4.2), Cost(0.572, 4.7)),
+    Pair('ShuffleNet', '', Errors(32.6, 12.5), Errors(31.0, 11.1), Errors(32.6),
+         Cost(0.140, 1.8), Cost(0.142, 2.4)),
 ))
 MOBILE_CVPR = Table('cvpr', 3, MOBILE.title, (
-    Pair('MobileNet', '', Errors(29.1, 10.1), Errors(25.3, 7.9), Errors(29.4), Cost(0.569, 4.2), Cost(0.572, 4.7)),
-    Pair('ShuffleNet', '', Errors(33.9, 13.6), Errors(31.7, 11.7), Errors(34.1), Cost(0.140, 1.8), Cost(0.142, 2.4)),
+    Pair('MobileNet', '', Errors(29.1, 10.1), Errors(25.3, 7.9), Errors(29.4),
+         Cost(0.569, 4.2), Cost(0.572, 4.7)),
+    Pair('ShuffleNet', '', Errors(33.9, 13.6), Errors(31.7, 11.7), Errors(34.1),
+         Cost(0.140, 1.8), Cost(0.142, 2.4)),
 ))
 
 CIFAR10 = Table('v4', 4, 'errors on CIFAR-10', (
@@ -337,7 +341,7 @@ class Network(NamedTuple):
 
     Attributes:
         parameters: Parameters with SE (r = 16, biases); those of the authors' prototxts where they released one.
-        gflops: Multiply-adds / 1e9 with SE at 224 px, from Table 2 of the paper (arXiv v4), where it is there.
+        gflops: Multiply-adds / 1e9 with SE at 224 px, from Tables 2 and 3 of the paper (arXiv v4), where it is there.
         plain_gflops: The same of the plain twin.
     """
 
@@ -356,6 +360,7 @@ _PARAMETERS = {
     'se_resnext101_32x4d': 48_955_416,
     'se_resnext101_64x4d': 88_232_984,
     'se_senet154': 115_088_984,
+    'se_vgg16_bn': 138_596_784,
     'se_resnet20_cifar': 274_847,
     'se_resnet32_cifar': 470_861,
     'se_resnet56_cifar': 862_889,
@@ -364,7 +369,8 @@ _PARAMETERS = {
     'se_preresnet164_cifar': 1_905_362,
     'se_wrn16_8_cifar': 11_049_290,
 }
-_PRINTED = {pair.name: (pair.se_cost.gflops, pair.plain_cost.gflops) for pair in IMAGENET.rows if pair.name}
+_PRINTED = {pair.name: (pair.se_cost.gflops, pair.plain_cost.gflops)
+            for table in (IMAGENET, MOBILE) for pair in table.rows if pair.name}
 NETWORKS: dict[str, Network] = {
     name: Network(parameters, *_PRINTED.get(name, ())) for name, parameters in _PARAMETERS.items()}
 

@@ -334,7 +334,8 @@ _BUILDER_ARGUMENTS = {
 
 def check_keywords(variant: str, given: dict[str, Any], *classes: type) -> None:
     """Raise `TypeError` for keywords that neither timm's builder nor the constructors of `classes` take."""
-    valid = {name for cls in classes for name in inspect.signature(cls).parameters} - {'resnet_args'}
+    parameters = [each for cls in classes for each in inspect.signature(cls).parameters.values()]
+    valid = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
     for name in given:
         if name not in valid | _BUILDER_ARGUMENTS:
             raise TypeError(unknown(f'argument of {variant}', name, valid - {'block', 'layers'}))

@@ -1,6 +1,7 @@
 """The Squeeze-and-Excitation block of Hu et al., https://arxiv.org/abs/1709.01507, with the paper's variants."""
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from .errors import message, unknown
 
-__all__ = ['SqueezeExcite']
+__all__ = ['SqueezeExcite', 'activation_and_se']
 
 SQUEEZES = ('avg', 'max', 'none')
 # timm's activations that are gates or were tried as one in the paper (Table 12). Others, such as 'gelu', are no gates:
@@ -72,6 +73,11 @@ class SqueezeExcite(nn.Module):
 
     def extra_repr(self) -> str:
         return f'squeeze={self.squeeze!r}'
+
+
+def activation_and_se(activation: nn.Module, se: SqueezeExcite) -> nn.Sequential:
+    """Return `se` after `activation`, to stand where `activation` does: all other keys of the network stay."""
+    return nn.Sequential(OrderedDict([('act', activation), ('se', se)]))
 
 
 def check_arguments(channels: int, reduction: int, squeeze: str, excitation: str) -> None:

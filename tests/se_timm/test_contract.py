@@ -15,7 +15,8 @@ from se_timm.paper import NETWORKS
 from se_timm.se_resnet import PLACEMENTS, SEBottleneck
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
-NAMES = timm.list_models(module=['se_resnet', 'se_cifar', 'se_preresnet'])
+NAMES = timm.list_models(
+    module=['se_resnet', 'se_cifar', 'se_preresnet', 'se_vgg'])
 CIFAR = timm.list_models(module=['se_cifar', 'se_preresnet'])
 # timm's VGG has hidden layers in its head, no gradient checkpointing, and no groups but its layers
 VGG = timm.list_models(module='se_vgg')

@@ -7,6 +7,10 @@ from se_timm.cost import cost
 from se_timm.paper import ABLATIONS, IMAGENET, MOBILE, NETWORKS, TABLES, extra_weights, printed_parameters
 
 ABLATED = {f'{table.version} {table.number} {row.variant}': row for table in ABLATIONS for row in table.rows}
+# places of SE and channels there, where they are not those of the feature maps
+PLACES = {
+    'se_vgg16_bn': [(2, 64), (2, 128), (3, 256), (6, 512)],
+}
 RESNET50 = [(3, 256), (4, 512), (6, 1024), (3, 2048)]  # blocks and channels of each stage, Table 1
 
 
@@ -46,8 +50,9 @@ def test_equation_5_counts_the_weights_of_resnet_50(reduction):
 def test_equation_5_counts_the_weights_of_every_network(name):
     net = on_meta(name)
     # of the feature maps, not of the SE blocks that are to be counted
-    stages = [(len(net.get_submodule(f'layer{index}')), info['num_chs'])
-              for index, info in enumerate(net.feature_info[1:], start=1)]
+    stages = PLACES.get(name) or [
+        (len(net.get_submodule(f'layer{index}')), info['num_chs'])
+        for index, info in enumerate(net.feature_info[1:], start=1)]
     blocks = [module for module in net.modules() if isinstance(module, SqueezeExcite)]
     assert sum(blocks for blocks, _ in stages) == len(blocks)
     assert sum(block.fc1.weight.numel() + block.fc2.weight.numel() for block in blocks) == extra_weights(stages, 16)
