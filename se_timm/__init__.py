@@ -7,6 +7,8 @@ from .fold import fold
 from .residual_tail import explain
 from .se_cifar import *
 from .se_cifar import SEResNetCifar
+from .se_mobilenet import *
+from .se_mobilenet import SEMobileNetV1
 from .se_preresnet import *
 from .se_preresnet import SEPreResNetCifar
 from .se_resnet import *
@@ -18,6 +20,6 @@ from .surgery import fuse
 
 __version__ = '0.1.0'
 __all__ = [
-    'SEVGG', 'SEPreResNetCifar', 'SEResNet', 'SEResNetCifar', 'SqueezeExcite',
+    'SEVGG', 'SEMobileNetV1', 'SEPreResNetCifar', 'SEResNet', 'SEResNetCifar', 'SqueezeExcite',
     '__version__', 'explain', 'fold', 'fuse',
 ]

@@ -16,12 +16,12 @@ from se_timm.se_resnet import PLACEMENTS, SEBottleneck
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
 NAMES = timm.list_models(
-    module=['se_resnet', 'se_cifar', 'se_preresnet', 'se_vgg'])
+    module=['se_resnet', 'se_cifar', 'se_preresnet', 'se_vgg', 'se_mobilenet'])
 CIFAR = timm.list_models(module=['se_cifar', 'se_preresnet'])
 # timm's VGG has hidden layers in its head, no gradient checkpointing, and no groups but its layers
 VGG = timm.list_models(module='se_vgg')
 # Tracing and compiling take a time that grows with the number of blocks, running one that grows with the parameters
-SHALLOW = ('se_resnet18', 'se_resnet50', 'se_resnet20_cifar')
+SHALLOW = ('se_resnet18', 'se_resnet50', 'se_resnet20_cifar', 'se_mobilenetv1_100')
 VARIANTS = [  # of what a basic block can be; the first of each argument's values is its default
     {}, *(dict(squeeze=squeeze) for squeeze in SQUEEZES[1:]),
     *(dict(excitation=excitation) for excitation in EXCITATIONS[1:]),

@@ -10,6 +10,7 @@ ABLATED = {f'{table.version} {table.number} {row.variant}': row for table in ABL
 # places of SE and channels there, where they are not those of the feature maps
 PLACES = {
     'se_vgg16_bn': [(2, 64), (2, 128), (3, 256), (6, 512)],
+    'se_mobilenetv1_100': [(1, 64), (2, 128), (2, 256), (6, 512), (2, 1024)],
 }
 RESNET50 = [(3, 256), (4, 512), (6, 1024), (3, 2048)]  # blocks and channels of each stage, Table 1
 

@@ -1,0 +1,100 @@
+"""SE-MobileNet (Table 3 of the paper), on timm's `EfficientNet`, of which its MobileNet v1 is one.
+
+The paper does not say where SE stands. It is here at the end of each of the 13 depthwise separable units, after the
+batch norm and the activation of the pointwise convolution, as it stands at the end of an Inception module and after the
+activations of VGG. What Table 3 prints agrees: 4,231,976 parameters (4.2 M there) become 4,718,044 (4.7 M), and 569 M
+multiply-adds become 572 M by the 0.48 M of SE's layers and the 2.71 M of the multiplication of the units' outputs.
+After the depthwise convolutions, where timm's block has a slot `se`, it would be 4.58 M parameters and 571 M.
+
+The plain twin is timm's network, with ReLU6 for the ReLU of Howard et al. (https://arxiv.org/abs/1704.04861), and takes
+its weights; they were trained on images of mean and deviation 0.5:
+
+    net = timm.create_model('se_mobilenetv1_100', se=False)
+    net.load_state_dict(timm.create_model('mobilenetv1_100', pretrained=True).state_dict())
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models.efficientnet import EfficientNet, decode_arch_def
+from torch import nn
+
+from .se_resnet import check_keywords, check_se_arguments, check_weights_exist
+from .squeeze_excite import SqueezeExcite, activation_and_se
+
+__all__ = ['SEMobileNetV1']
+
+STAGES = (1, 2, 3, 4, 5)
+# as in timm's factory, which takes no other class: depthwise separable with an activation at its end, repeats, kernel
+# size, stride, channels
+UNITS = [['dsa_r1_k3_s1_c64'], ['dsa_r2_k3_s2_c128'], ['dsa_r2_k3_s2_c256'], ['dsa_r6_k3_s2_c512'],
+         ['dsa_r2_k3_s2_c1024']]
+
+
+class SEMobileNetV1(EfficientNet):
+    """timm's MobileNet v1 with SE after the last activation of each unit: `blocks.i.j.bn2.act.se`.
+
+    Input `(N, in_chans, H, W)`, output `(N, num_classes)`. Everything of timm's contract is inherited. The activation
+    belongs to timm's batch norm, `bn2.act`, and becomes `bn2.act.act` and `bn2.act.se`; the slot `se` of timm's block,
+    which is before the pointwise convolution, stays empty.
+
+    Args:
+        se: False builds the plain twin, the other SE arguments then having no effect.
+        reduction: Reduction ratio r.
+        squeeze: As `excitation` and `bias`, see `SqueezeExcite`.
+        excitation: Last non-linearity of the gate.
+        bias: Biases in the two layers of the gate.
+        stages: The stages that carry SE, 1 to 5: the units that give maps of 112, 56, 28, 14 and 7 pixels.
+        **efficientnet_args: Arguments of `timm.models.EfficientNet`.
+
+    Raises:
+        ValueError: For an argument that the network cannot honour.
+    """
+
+    def __init__(
+            self,
+            *,
+            se: bool = True,
+            reduction: int = 16,
+            squeeze: str = 'avg',
+            excitation: str = 'sigmoid',
+            bias: bool = True,
+            stages: Sequence[int] = STAGES,
+            **efficientnet_args: Any,
+    ) -> None:
+        stages = check_se_arguments(se, 'standard', stages, STAGES)
+        super().__init__(**efficientnet_args)
+        if se:
+            make_se = partial(
+                SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias,
+                device=efficientnet_args.get('device'), dtype=efficientnet_args.get('dtype'))
+            for stage in stages:
+                for unit in self.blocks[stage - 1]:
+                    unit.bn2.act = activation_and_se(unit.bn2.act, make_se(unit.conv_pw.out_channels))
+
+
+default_cfgs = generate_default_cfgs({
+    'se_mobilenetv1_100.untrained': {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
+        'interpolation': 'bilinear', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv_stem', 'classifier': 'classifier', 'license': 'apache-2.0',
+        'paper_ids': 'arXiv:1709.01507',
+    },
+})
+
+
+@register_model
+def se_mobilenetv1_100(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SE-MobileNet 1.0 (Table 3): 4,718,044 parameters."""
+    check_keywords('se_mobilenetv1_100', kwargs, SEMobileNetV1, EfficientNet)
+    if pretrained:
+        check_weights_exist('se_mobilenetv1_100', resolve_pretrained_cfg(
+            'se_mobilenetv1_100', kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')))
+    defaults = dict(block_args=decode_arch_def(UNITS), num_features=0, act_layer='relu6')
+    return build_model_with_cfg(
+        SEMobileNetV1, 'se_mobilenetv1_100', pretrained, feature_cfg=dict(flatten_sequential=True),
+        **{**defaults, **kwargs})
