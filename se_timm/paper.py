@@ -126,13 +126,13 @@ IMAGENET = Table('v4', 2, 'single-crop errors on the ImageNet validation set', (
 MOBILE = Table('v4', 3, 'single-crop errors of mobile networks on the ImageNet validation set', (
     Pair('MobileNet', 'se_mobilenetv1_100', Errors(28.4, 9.4), Errors(25.3, 7.7), Errors(29.4),
          Cost(0.569, 4.2), Cost(0.572, 4.7)),
-    Pair('ShuffleNet', '', Errors(32.6, 12.5), Errors(31.0, 11.1), Errors(32.6),
+    Pair('ShuffleNet', 'se_shufflenetv1_g3', Errors(32.6, 12.5), Errors(31.0, 11.1), Errors(32.6),
          Cost(0.140, 1.8), Cost(0.142, 2.4)),
 ))
 MOBILE_CVPR = Table('cvpr', 3, MOBILE.title, (
     Pair('MobileNet', 'se_mobilenetv1_100', Errors(29.1, 10.1), Errors(25.3, 7.9), Errors(29.4),
          Cost(0.569, 4.2), Cost(0.572, 4.7)),
-    Pair('ShuffleNet', '', Errors(33.9, 13.6), Errors(31.7, 11.7), Errors(34.1),
+    Pair('ShuffleNet', 'se_shufflenetv1_g3', Errors(33.9, 13.6), Errors(31.7, 11.7), Errors(34.1),
          Cost(0.140, 1.8), Cost(0.142, 2.4)),
 ))
 
@@ -362,6 +362,7 @@ _PARAMETERS = {
     'se_senet154': 115_088_984,
     'se_vgg16_bn': 138_596_784,
     'se_mobilenetv1_100': 4_718_044,
+    'se_shufflenetv1_g3': 2_484_533,
     'se_resnet20_cifar': 274_847,
     'se_resnet32_cifar': 470_861,
     'se_resnet56_cifar': 862_889,

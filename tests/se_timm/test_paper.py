@@ -11,6 +11,7 @@ ABLATED = {f'{table.version} {table.number} {row.variant}': row for table in ABL
 PLACES = {
     'se_vgg16_bn': [(2, 64), (2, 128), (3, 256), (6, 512)],
     'se_mobilenetv1_100': [(1, 64), (2, 128), (2, 256), (6, 512), (2, 1024)],
+    'se_shufflenetv1_g3': [(1, 240 - 24), (3, 240), (1, 480 - 240), (7, 480), (1, 960 - 480), (3, 960)],
 }
 RESNET50 = [(3, 256), (4, 512), (6, 1024), (3, 2048)]  # blocks and channels of each stage, Table 1
 

@@ -30,7 +30,9 @@ def test_numbers_stand_beside_the_papers():
     assert set(entry.weights) == {name.split('.')[1] for name in timm.list_pretrained('se_resnet50.*')}
 
 
-@pytest.mark.parametrize('name', [name for name, network in NETWORKS.items() if network.gflops])
+# not ShuffleNet: 140 M are printed of all its variants, see se_timm.se_shufflenet
+@pytest.mark.parametrize(
+    'name', [name for name, network in NETWORKS.items() if network.gflops and name != 'se_shufflenetv1_g3'])
 def test_multiply_adds_are_within_one_per_cent_of_the_papers(name):
     (entry,) = zoo.entries([name])
     assert abs(entry.difference) < 0.01
