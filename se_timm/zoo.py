@@ -102,7 +102,7 @@ COLUMNS = (
 def cells(each: Entry) -> list[str]:
     """Return the line of a network."""
     def printed(value: float | None) -> str:
-        return '' if value is None else f'{value:.2f}'
+        return '' if value is None else f'{value:.{2 if value >= 1 else 3}f}'
 
     return [
         each.name, f'{each.parameters:,}', f'{each.se_parameters:,}', str(each.image), f'{each.gflops:.4f}',

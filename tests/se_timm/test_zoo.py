@@ -45,6 +45,12 @@ def test_cifar_networks_are_counted_on_their_images(capsys):
     assert 'weights:' not in out
 
 
+def test_table_has_the_digits_that_the_paper_prints(capsys):
+    assert zoo.main(['se_mobilenetv1_100', 'se_vgg16_bn']) == 0
+    assert re.search(r'0\.5692\s+0\.572\s+-0\.49 %\s+0\.5687\s+0\.569', out := capsys.readouterr().out)
+    assert re.search(r'15\.4705\s+15\.48\s+-0\.06 %\s+15\.4703\s+15\.47', out)
+
+
 def test_csv(tmp_path):
     assert zoo.main(['se_resnet18', 'se_resnet20*', '--csv', str(tmp_path / 'zoo.csv')]) == 0
     with (tmp_path / 'zoo.csv').open() as file:
