@@ -73,7 +73,7 @@ def fuse(net: nn.Module, backend: str = 'auto', recompute: bool = False) -> Fusi
     if not blocks:
         raise ValueError(message(
             f'fuse({type(net).__name__})', 'it has no residual block of a kind that is known',
-            "take a network of this package, or of timm's families resnet, senet (legacy) or regnet"))
+            "take an SE-ResNet or SE-ResNeXt, or a network of timm's families resnet, senet (legacy) or regnet"))
     replaced, left, kept = {}, {}, {}
     for name, block in blocks.items():
         if not isinstance(block, ResidualTail) and type(block) in FUSED:
