@@ -11,8 +11,13 @@ from .se_preresnet import *
 from .se_preresnet import SEPreResNetCifar
 from .se_resnet import *
 from .se_resnet import SEResNet
+from .se_shakeshake import *
+from .se_shakeshake import SEShakeShakeCifar
 from .squeeze_excite import SqueezeExcite
 from .surgery import fuse
 
 __version__ = '0.1.0'
-__all__ = ['SEPreResNetCifar', 'SEResNet', 'SEResNetCifar', 'SqueezeExcite', '__version__', 'explain', 'fold', 'fuse']
+__all__ = [
+    'SEPreResNetCifar', 'SEResNet', 'SEResNetCifar', 'SEShakeShakeCifar', 'SqueezeExcite', '__version__', 'explain',
+    'fold', 'fuse',
+]

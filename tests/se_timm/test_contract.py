@@ -13,8 +13,8 @@ from se_timm.paper import NETWORKS
 from se_timm.se_resnet import PLACEMENTS, SEBottleneck
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
-NAMES = timm.list_models(module=['se_resnet', 'se_cifar', 'se_preresnet'])
-CIFAR = timm.list_models(module=['se_cifar', 'se_preresnet'])
+CIFAR = timm.list_models(module=['se_cifar', 'se_preresnet', 'se_shakeshake'])
+NAMES = [*timm.list_models(module='se_resnet'), *CIFAR]
 # Tracing and compiling take a time that grows with the number of blocks, running one that grows with the parameters
 SHALLOW = ('se_resnet18', 'se_resnet50', 'se_resnet20_cifar')
 VARIANTS = [  # of what a basic block can be; the first of each argument's values is its default
