@@ -13,6 +13,8 @@ from .se_preresnet import *
 from .se_preresnet import SEPreResNetCifar
 from .se_resnet import *
 from .se_resnet import SEResNet
+from .se_shakeshake import *
+from .se_shakeshake import SEShakeShakeCifar
 from .se_shufflenet import *
 from .se_shufflenet import SEShuffleNetV1
 from .se_vgg import *
@@ -22,6 +24,6 @@ from .surgery import fuse
 
 __version__ = '0.1.0'
 __all__ = [
-    'SEVGG', 'SEMobileNetV1', 'SEPreResNetCifar', 'SEResNet', 'SEResNetCifar', 'SEShuffleNetV1', 'SqueezeExcite',
-    '__version__', 'explain', 'fold', 'fuse',
+    'SEVGG', 'SEMobileNetV1', 'SEPreResNetCifar', 'SEResNet', 'SEResNetCifar', 'SEShakeShakeCifar', 'SEShuffleNetV1',
+    'SqueezeExcite', '__version__', 'explain', 'fold', 'fuse',
 ]

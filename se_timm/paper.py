@@ -140,13 +140,13 @@ CIFAR10 = Table('v4', 4, 'errors on CIFAR-10', (
     Pair('ResNet-110', 'se_preresnet110_cifar', Errors(6.37), Errors(5.21)),
     Pair('ResNet-164', 'se_preresnet164_cifar', Errors(5.46), Errors(4.39)),
     Pair('WRN-16-8', 'se_wrn16_8_cifar', Errors(4.27), Errors(3.88)),
-    Pair('Shake-Shake 26 2x96d + Cutout', '', Errors(2.56), Errors(2.12)),
+    Pair('Shake-Shake 26 2x96d + Cutout', 'se_shakeshake26_2x96d_cifar', Errors(2.56), Errors(2.12)),
 ))
 CIFAR100 = Table('v4', 5, 'errors on CIFAR-100', (
     Pair('ResNet-110', 'se_preresnet110_cifar', Errors(26.88), Errors(23.85)),
     Pair('ResNet-164', 'se_preresnet164_cifar', Errors(24.33), Errors(21.31)),
     Pair('WRN-16-8', 'se_wrn16_8_cifar', Errors(20.43), Errors(19.14)),
-    Pair('Shake-Even 29 2x4x64d + Cutout', '', Errors(15.85), Errors(15.41)),
+    Pair('Shake-Even 29 2x4x64d + Cutout', 'se_shakeeven29_2x4x64d_cifar', Errors(15.85), Errors(15.41)),
 ))
 
 PLACES365 = Table('v4', 6, 'single-crop errors on the Places365 validation set', (
@@ -370,6 +370,8 @@ _PARAMETERS = {
     'se_preresnet110_cifar': 1_744_760,
     'se_preresnet164_cifar': 1_905_362,
     'se_wrn16_8_cifar': 11_049_290,
+    'se_shakeshake26_2x96d_cifar': 26_292_546,
+    'se_shakeeven29_2x4x64d_cifar': 34_921_002,
 }
 _PRINTED = {pair.name: (pair.se_cost.gflops, pair.plain_cost.gflops)
             for table in (IMAGENET, MOBILE) for pair in table.rows if pair.name}

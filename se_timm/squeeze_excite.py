@@ -17,6 +17,27 @@ SQUEEZES = ('avg', 'max', 'none')
 # timm takes them too, and so does `excitation`, but they are not what an error message should propose.
 EXCITATIONS = ('sigmoid', 'tanh', 'relu', 'hard_sigmoid')
 
+# excitation -> what makes it one at zero: shift of its argument, factor and summand of its value
+IDENTITY_GATES = {'sigmoid': (0., 2., 0.), 'tanh': (0., 1., 1.), 'relu': (1., 1., 0.)}
+
+
+class IdentityGate(nn.Module):
+    """A gate that is exactly one at zero: `2 sigmoid(t)`, `1 + tanh(t)` or `relu(1 + t)`.
+
+    Shapes: any.
+
+    Args:
+        excitation: `'sigmoid'`, `'tanh'` or `'relu'`.
+    """
+
+    def __init__(self, excitation: str) -> None:
+        super().__init__()
+        self.act = get_act_layer(excitation)()
+        self.shift, self.scale, self.offset = IDENTITY_GATES[excitation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.act(x + self.shift) + self.offset
+
 
 class SqueezeExcite(nn.Module):
     """Channel gates computed from the channels' means: `x * sigmoid(fc2(relu(fc1(mean_hw(x)))))`.
@@ -34,9 +55,13 @@ class SqueezeExcite(nn.Module):
         squeeze: `'avg'`; `'max'` (Table 11); `'none'`: no pooling, the 1x1 convolutions run on the full map (Table 16).
         excitation: Last non-linearity: `'sigmoid'`, `'tanh'`, `'relu'` (Table 12), or another of timm's activations.
         bias: Biases in both layers. The released networks have them, the paper's ablations do not (Sec. 6).
+        identity_start: Begin with gates of exactly one, for networks that are trained already: fc2 starts at zero, and
+            the gate is `2 sigmoid(t)`, `1 + tanh(t)` or `relu(1 + t)` (a sigmoid that saturates at one would have no
+            gradient). Not of the paper. fc1 has a gradient from the second step on.
 
     Raises:
-        ValueError: If `reduction` is not in 1..channels, or `squeeze` or `excitation` is unknown.
+        ValueError: If `reduction` is not in 1..channels, `squeeze` or `excitation` is unknown, or `identity_start` is
+            asked of another excitation than those three.
     """
 
     def __init__(
@@ -46,19 +71,28 @@ class SqueezeExcite(nn.Module):
             squeeze: str = 'avg',
             excitation: str = 'sigmoid',
             bias: bool = True,
+            identity_start: bool = False,
             device: Any = None,
             dtype: Any = None,
     ) -> None:
         super().__init__()
         check_arguments(channels, reduction, squeeze, excitation)
+        if identity_start and excitation not in IDENTITY_GATES:
+            raise ValueError(message(
+                f'identity_start=True with excitation={excitation!r}', 'it has no form here that is one at zero',
+                f'take one of {", ".join(IDENTITY_GATES)}'))
         dd = {'device': device, 'dtype': dtype}
         self.squeeze = squeeze
         self.fc1 = nn.Conv2d(channels, channels // reduction, kernel_size=1, bias=bias, **dd)
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(channels // reduction, channels, kernel_size=1, bias=bias, **dd)
-        self.gate = get_act_layer(excitation)()
+        self.gate: nn.Module = get_act_layer(excitation)()
         for layer in (self.fc1, self.fc2):
             nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu')
+        if identity_start:
+            self.gate = IdentityGate(excitation)
+            for parameter in self.fc2.parameters():
+                nn.init.zeros_(parameter)
 
     def excite(self, x: torch.Tensor) -> torch.Tensor:
         """Return the gates of `x (N, C, H, W)`: `(N, C, 1, 1)`, or `(N, C, H, W)` without squeeze."""

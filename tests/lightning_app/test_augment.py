@@ -50,7 +50,7 @@ def boxes(images):
 def test_defaults_are_the_paper_s():
     assert Augment() == Augment(
         crop='rrc', scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, vflip=0.0, color_jitter=0.0, auto_augment=None,
-        random_erasing=0.0)
+        random_erasing=0.0, cutout=0)
 
 
 def test_default_crops(ramp):
@@ -90,8 +90,9 @@ def test_defaults_do_not_change_colours():
 
 
 @pytest.mark.parametrize('option', [
-    {'color_jitter': 0.4}, {'auto_augment': 'rand-m9-mstd0.5'}, {'random_erasing': 1.0}, {'scale': (0.5, 0.6)},
-    {'ratio': (1.0, 1.1)}, {'vflip': 1.0}, {'hflip': 1.0}, {'crop': 'rkrc'}, {'crop': 'rkrr'}, {'crop': 'pad'},
+    {'color_jitter': 0.4}, {'auto_augment': 'rand-m9-mstd0.5'}, {'random_erasing': 1.0}, {'cutout': 8},
+    {'scale': (0.5, 0.6)}, {'ratio': (1.0, 1.1)}, {'vflip': 1.0}, {'hflip': 1.0}, {'crop': 'rkrc'}, {'crop': 'rkrr'},
+    {'crop': 'pad'},
 ])
 def test_each_setting_has_an_effect_and_is_reproducible(noise, option):
     image = noise(0, (50, 40))
@@ -144,6 +145,29 @@ def test_cifar_is_padded_by_zeros_cropped_and_flipped(noise):
     found = [possible[result.numpy().tobytes()] for result in results]  # a KeyError is another image
     assert len({place[:2] for place in found}) == 81
     assert 0.45 < np.mean([place[2] for place in found]) < 0.55
+
+
+def test_cutout_erases_a_square_around_any_pixel():
+    erased = draw(Augment(crop='pad', padding=0, hflip=0.0, cutout=16), Image.new('RGB', (32, 32), 'white'), 32)
+    assert set(erased.unique().tolist()) == {0., 1.}
+    assert torch.equal(erased.amin(1), erased.amax(1))  # in all channels
+    rows, columns = (erased[:, 0] == 0).any(2), (erased[:, 0] == 0).any(1)
+    assert torch.equal(erased[:, 0] == 0, rows[:, :, None] & columns[:, None, :])
+    for seen in (rows, columns):
+        starts, heights = seen.int().argmax(1), seen.sum(1)
+        centres = torch.where(starts > 0, starts + 8, heights - 8)
+        assert set(centres.tolist()) == set(range(32))  # each pixel of a side, and nothing else
+        assert torch.equal(heights, (centres + 8).clamp(max=32) - (centres - 8).clamp(min=0))
+
+
+def test_cutout_erases_to_the_mean():
+    image = training_transform(Augment(crop='pad', cutout=64), 32, **IMAGENET)(Image.new('RGB', (32, 32), 'white'))
+    assert not image.any()
+
+
+def test_negative_cutout(refused):
+    with refused('data.augment.cutout: -1', 'side of a square', '16 for CIFAR-10'):
+        training_transform(Augment(cutout=-1), 32, **PLAIN)
 
 
 # Evaluation

@@ -15,9 +15,8 @@ from se_timm.paper import NETWORKS
 from se_timm.se_resnet import PLACEMENTS, SEBottleneck
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
-NAMES = timm.list_models(
-    module=['se_resnet', 'se_cifar', 'se_preresnet', 'se_vgg', 'se_mobilenet', 'se_shufflenet'])
-CIFAR = timm.list_models(module=['se_cifar', 'se_preresnet'])
+NAMES = timm.list_models('se_*')
+CIFAR = timm.list_models('se_*_cifar')
 # timm's VGG has hidden layers in its head, no gradient checkpointing, and no groups but its layers
 VGG = timm.list_models(module='se_vgg')
 # Tracing and compiling take a time that grows with the number of blocks, running one that grows with the parameters
@@ -72,7 +71,7 @@ def images(name, batch=2, channels=3, size=None):
 
 
 # By module, where it is not as in timm's ResNet: how many feature maps a network offers, and the names of its blocks
-LEVELS = {'se_cifar': 4, 'se_preresnet': 4, 'se_shufflenet': 4, 'se_vgg': 6}
+LEVELS = {'se_cifar': 4, 'se_preresnet': 4, 'se_shakeshake': 4, 'se_shufflenet': 4, 'se_vgg': 6}
 BLOCKS = {'se_vgg': r'features\.\d+', 'se_mobilenet': r'blocks\.\d+\.\d+'}
 
 

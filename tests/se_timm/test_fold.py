@@ -18,9 +18,11 @@ from se_timm.paper import NETWORKS
 from se_timm.residual_blocks import block_of
 from se_timm.se_preresnet import PreActBlock
 from se_timm.se_resnet import PLACEMENTS, SEBasicBlock, SEBottleneck
+from se_timm.se_shakeshake import ShiftedShortcut
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
 NAMES = timm.list_models('se_*')
+RESIDUAL = timm.list_models(module=['se_resnet', 'se_cifar'])
 PRE_ACTIVATION = timm.list_models(module='se_preresnet')
 # their SE stands after an activation, or before a concatenation too
 WITHOUT_TAILS = timm.list_models(module=['se_vgg', 'se_mobilenet', 'se_shufflenet'])
@@ -119,8 +121,8 @@ def test_every_network_keeps_its_logits(name, randomise):
     assert_same(fold(net), net, images(net))
 
 
-@over([name for name in NAMES if name not in PRE_ACTIVATION + WITHOUT_TAILS], 30e6)
-def test_every_network_loses_all_batch_norms_and_all_full_size_gates(name):
+@over(RESIDUAL, 30e6)
+def test_residual_networks_lose_all_batch_norms_and_all_full_size_gates(name):
     net = timm.create_model(name, device='meta')
     blocks = [module for module in net.modules() if block_of(module)]
     folded = fold(net)
@@ -145,6 +147,11 @@ def test_networks_without_residual_tails_lose_their_batch_norms_and_keep_their_g
     folded = fold(net)
     assert of(folded, *NORMS) == of(folded, FoldedBlock, FoldedBottleneck) == []
     assert len(of(folded, SqueezeExcite)) == len(of(net, SqueezeExcite))
+
+
+def test_shake_shake_keeps_the_batch_norms_of_its_shortcuts():
+    folded = fold(timm.create_model('se_shakeshake26_2x96d_cifar', device='meta'))
+    assert len(of(folded, *NORMS)) == len(of(folded, ShiftedShortcut)) == 3  # each follows two convolutions
 
 
 @pytest.mark.parametrize('block', BLOCKS)

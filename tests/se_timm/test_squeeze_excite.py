@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 import torch
 from timm.layers import SEModule
+from torch.nn import functional as F
 
 from se_timm import SqueezeExcite
-from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
+from se_timm.squeeze_excite import EXCITATIONS, IDENTITY_GATES, SQUEEZES
 
 SQUEEZE = {
     'avg': lambda u: u.mean((2, 3), keepdims=True),
@@ -168,3 +169,43 @@ def test_excitation_that_is_no_name_is_an_error(excitation):
     with pytest.raises(ValueError, match='excitation') as error:
         SqueezeExcite(32, excitation=excitation)
     assert_names(error, repr(excitation), *EXCITATIONS)
+
+
+# Starting as an identity
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize('excitation', IDENTITY_GATES)
+def test_identity_start_is_an_identity_to_the_bit(excitation, dtype):
+    block = SqueezeExcite(32, 4, excitation=excitation, identity_start=True, dtype=dtype)
+    x = 100 * torch.randn(2, 32, 5, 5, dtype=dtype)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('excitation', IDENTITY_GATES)
+def test_identity_start_learns_from_fc2_on(excitation, bias):
+    block = SqueezeExcite(32, 4, excitation=excitation, bias=bias, identity_start=True)
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+    for step in (1, 2):
+        optimizer.zero_grad()
+        block(torch.randn(8, 32, 5, 5) + 1).square().mean().backward()
+        assert block.fc2.weight.grad.any()
+        assert bool(block.fc1.weight.grad.any()) == (step == 2)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(('excitation', 'gate'), [
+    ('sigmoid', lambda t: 2 * torch.sigmoid(t)), ('tanh', lambda t: 1 + torch.tanh(t)),
+    ('relu', lambda t: F.relu(1 + t))])
+def test_gates_of_the_identity_start(excitation, gate):
+    block = SqueezeExcite(32, 4, excitation=excitation, identity_start=True)
+    torch.nn.init.normal_(block.fc2.weight)
+    x = torch.randn(2, 32, 5, 5)
+    torch.testing.assert_close(block.excite(x), gate(block.fc2(F.relu(block.fc1(x.mean((2, 3), keepdim=True))))))
+
+
+def test_identity_start_of_another_excitation_is_refused():
+    with pytest.raises(ValueError, match='identity_start') as error:
+        SqueezeExcite(32, excitation='hard_sigmoid', identity_start=True)
+    assert_names(error, "excitation='hard_sigmoid'", 'take one of sigmoid, tanh, relu')

@@ -12,7 +12,7 @@ import timm
 
 import se_timm
 
-MODULES = ['se_resnet', 'se_cifar', 'se_preresnet', 'se_vgg', 'se_mobilenet', 'se_shufflenet']
+MODULES = [module for module in timm.list_modules() if module.startswith('se_')]
 NAMES = set(timm.list_models(module=MODULES))
 TAGGED = set(timm.list_models(module=MODULES, include_tags=True))
 KINDS = {
