@@ -334,7 +334,8 @@ _BUILDER_ARGUMENTS = {
 
 def check_keywords(variant: str, given: dict[str, Any], *classes: type) -> None:
     """Raise `TypeError` for keywords that neither timm's builder nor the constructors of `classes` take."""
-    valid = {name for cls in classes for name in inspect.signature(cls).parameters} - {'resnet_args'}
+    parameters = [parameter for cls in classes for parameter in inspect.signature(cls).parameters.values()]
+    valid = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
     for name in given:
         if name not in valid | _BUILDER_ARGUMENTS:
             raise TypeError(unknown(f'argument of {variant}', name, valid - {'block', 'layers'}))
