@@ -5,6 +5,8 @@
 """
 from .fold import fold
 from .residual_tail import explain
+from .se_bn_inception import *
+from .se_bn_inception import SEBNInception
 from .se_cifar import *
 from .se_cifar import SEResNetCifar
 from .se_preresnet import *
@@ -15,4 +17,14 @@ from .squeeze_excite import SqueezeExcite
 from .surgery import fuse
 
 __version__ = '0.1.0'
-__all__ = ['SEPreResNetCifar', 'SEResNet', 'SEResNetCifar', 'SqueezeExcite', '__version__', 'explain', 'fold', 'fuse']
+__all__ = [
+    'SEBNInception',
+    'SEPreResNetCifar',
+    'SEResNet',
+    'SEResNetCifar',
+    'SqueezeExcite',
+    '__version__',
+    'explain',
+    'fold',
+    'fuse',
+]

@@ -11,9 +11,9 @@ from timm.optim import create_optimizer_v2
 from se_timm import SEResNet, SEResNetCifar
 from se_timm.paper import NETWORKS
 from se_timm.se_resnet import PLACEMENTS, SEBottleneck
-from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
+from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES, SqueezeExcite
 
-NAMES = timm.list_models(module=['se_resnet', 'se_cifar', 'se_preresnet'])
+NAMES = timm.list_models(module=['se_resnet', 'se_cifar', 'se_preresnet', 'se_bn_inception'])
 CIFAR = timm.list_models(module=['se_cifar', 'se_preresnet'])
 # Tracing and compiling take a time that grows with the number of blocks, running one that grows with the parameters
 SHALLOW = ('se_resnet18', 'se_resnet50', 'se_resnet20_cifar')
@@ -70,6 +70,17 @@ def levels(name):
     return 4 if name in CIFAR else 5
 
 
+def classifier(net):
+    return [f'{net.default_cfg["classifier"]}.{key}' for key in ('weight', 'bias')]
+
+
+def assert_reduced(x, taps, reductions, short):
+    """Compare the sizes of feature maps with the rounded-up ones, of which they may be `short` pixels short."""
+    for tap, reduction in zip(taps, reductions, strict=True):
+        assert all(0 <= -(-side // reduction) - got <= short
+                   for side, got in zip(x.shape[2:], tap.shape[2:], strict=True))
+
+
 def assert_all_equal(ours, theirs):
     assert len(ours) == len(theirs)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -87,7 +98,7 @@ FORMS = {'list': '', 'dict': '', 'hook': 'body.', 'fx': 'graph_module.', 'getter
 def test_features_only_gives_the_intermediates_in_every_form(name, form):
     net = build(name)
     features = timm.create_model(name, features_only=True, feature_cls=form).eval()
-    kept = {FORMS[form] + key: value for key, value in net.state_dict().items() if not key.startswith('fc.')}
+    kept = {FORMS[form] + key: value for key, value in net.state_dict().items() if key not in classifier(net)}
     features.load_state_dict(kept, strict=True)
     x = images(name)
     with torch.no_grad():
@@ -97,7 +108,7 @@ def test_features_only_gives_the_intermediates_in_every_form(name, form):
     assert len(outputs) == levels(name)
     assert_all_equal(outputs, expected)
     assert features.feature_info.channels() == [output.shape[1] for output in outputs]
-    assert features.feature_info.reduction() == [x.shape[-1] // output.shape[-1] for output in outputs]
+    assert_reduced(x, outputs, features.feature_info.reduction(), 0)
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -205,7 +216,7 @@ def test_resetting_keeps_device_dtype_mode_and_frozen_parameters(name):
     net.reset_classifier(3)
     assert {(p.device.type, p.dtype) for p in net.parameters()} == {('meta', torch.bfloat16)}
     assert all(module.training for module in net.modules())
-    assert {key for key, p in net.named_parameters() if p.requires_grad} == {'fc.weight', 'fc.bias'}
+    assert {key for key, p in net.named_parameters() if p.requires_grad} == set(classifier(net))
 
 
 # Training
@@ -219,10 +230,9 @@ def test_layer_decay_takes_every_parameter_once_and_grows_towards_the_head(name)
     named = dict(net.named_parameters())
     assert sum(len(group['params']) for group in optimizer.param_groups) == len(named) == len(scale)
     scales = {key: scale[id(p)] for key, p in named.items()}
-    assert scales['fc.weight'] == 1 == scales['fc.bias']
-    assert min(scales, key=scales.get).startswith(('conv1', 'bn1'))
-    stages = [f'layer{index}' for index in range(1, levels(name))]
-    blocks = [f'{stage}.{index}' for stage in stages for index in range(len(net.get_submodule(stage)))]
+    assert [scales[key] for key in classifier(net)] == [1, 1]
+    assert scales[f'{net.default_cfg["first_conv"]}.weight'] == min(scales.values())
+    blocks = [key.rpartition('.')[0] for key, module in net.named_modules() if isinstance(module, SqueezeExcite)]
     by_block = [{value for key, value in scales.items() if key.startswith(f'{block}.')} for block in blocks]
     assert all(len(values) == 1 for values in by_block)  # a block's SE learns at its block's rate
     assert [min(values) for values in by_block] == sorted(min(values) for values in by_block)
@@ -242,7 +252,8 @@ def test_biases_and_batch_norms_have_no_weight_decay(name):
 def test_coarse_groups_are_the_stages(name):
     net = timm.create_model(name, device='meta')
     groups = timm.models.group_parameters(net, net.group_matcher(coarse=True), reverse=True)
-    stage = {value for key, value in groups.items() if key.startswith('layer1.')}
+    first = 'inception_3' if name == 'se_bn_inception' else 'layer1.'
+    stage = {value for key, value in groups.items() if key.startswith(first)}
     assert len(stage) == 1
     assert len(set(groups.values())) == levels(name) + 1  # stem, stages, classifier
 
@@ -320,7 +331,7 @@ def test_device_context_reaches_every_tensor(name):
 def test_input_channels_are_the_users(name, channels):
     net = timm.create_model(name, in_chans=channels, device='meta').eval()
     assert net.in_chans == channels
-    assert net(torch.empty(2, channels, 64, 64, device='meta')).shape == (2, net.num_classes)
+    assert net(torch.empty(2, channels, size_of(name), size_of(name), device='meta')).shape == (2, net.num_classes)
 
 
 @over_all_on_meta
@@ -330,9 +341,9 @@ def test_other_sizes_are_taken(name, size):
     x = torch.empty(1, 3, *size, device='meta')
     assert net(x).shape == (1, net.num_classes)
     reductions = [info['reduction'] for info in net.feature_info]
-    for tap, reduction in zip(net.forward_intermediates(x, intermediates_only=True), reductions, strict=True):
-        # the paper's max pool has no padding: in ceil mode it can be a pixel short of the rounded-up size
-        assert all(-(-side // reduction) - got in (0, 1) for side, got in zip(size, tap.shape[2:], strict=True))
+    # the paper's max pool has no padding: in ceil mode it can be a pixel short of the rounded-up size
+    taps = net.forward_intermediates(x, intermediates_only=True)
+    assert_reduced(x, taps, reductions, 1)
 
 
 @over_all
@@ -438,3 +449,12 @@ def test_every_variant_scripts_traces_exports_and_compiles(arguments, check):
 def test_place_inside_a_bottleneck_scripts_traces_exports_and_compiles(check):
     net = SEResNet(SEBottleneck, (1, 1, 1, 1), placement='3x3').eval()
     check(net, images('se_resnet50'))
+
+
+@pytest.mark.parametrize('check', COMPILERS)
+@pytest.mark.parametrize(('name', 'part'), [
+    ('se_bn_inception', 'inception_3a'), ('se_bn_inception', 'inception_3c'),
+])
+def test_part_of_a_deep_network_scripts_traces_exports_and_compiles(name, part, check):
+    module = build(name).get_submodule(part)
+    check(module, torch.randn(2, next(module.parameters()).shape[1], 8, 8))

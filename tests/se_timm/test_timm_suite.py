@@ -12,7 +12,7 @@ import timm
 
 import se_timm
 
-MODULES = ['se_resnet', 'se_cifar', 'se_preresnet']
+MODULES = ['se_resnet', 'se_cifar', 'se_preresnet', 'se_bn_inception']
 NAMES = set(timm.list_models(module=MODULES))
 TAGGED = set(timm.list_models(module=MODULES, include_tags=True))
 KINDS = {
