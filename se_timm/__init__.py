@@ -9,6 +9,8 @@ from .se_bn_inception import *
 from .se_bn_inception import SEBNInception
 from .se_cifar import *
 from .se_cifar import SEResNetCifar
+from .se_inception import *
+from .se_inception import SEInceptionResnetV2, SEInceptionV3
 from .se_preresnet import *
 from .se_preresnet import SEPreResNetCifar
 from .se_resnet import *
@@ -19,6 +21,8 @@ from .surgery import fuse
 __version__ = '0.1.0'
 __all__ = [
     'SEBNInception',
+    'SEInceptionResnetV2',
+    'SEInceptionV3',
     'SEPreResNetCifar',
     'SEResNet',
     'SEResNetCifar',

@@ -365,6 +365,8 @@ _PARAMETERS = {
     'se_preresnet164_cifar': 1_905_362,
     'se_wrn16_8_cifar': 11_049_290,
     'se_bn_inception': 11_931_622,
+    'se_inception_v3': 25_496_188,
+    'se_inception_resnet_v2': 64_387_444,
 }
 _PRINTED = {pair.name: (pair.se_cost.gflops, pair.plain_cost.gflops) for pair in IMAGENET.rows if pair.name}
 NETWORKS: dict[str, Network] = {

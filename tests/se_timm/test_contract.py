@@ -13,8 +13,14 @@ from se_timm.paper import NETWORKS
 from se_timm.se_resnet import PLACEMENTS, SEBottleneck
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES, SqueezeExcite
 
-NAMES = timm.list_models(module=['se_resnet', 'se_cifar', 'se_preresnet', 'se_bn_inception'])
+NAMES = timm.list_models(module=['se_resnet', 'se_cifar', 'se_preresnet', 'se_bn_inception', 'se_inception'])
 CIFAR = timm.list_models(module=['se_cifar', 'se_preresnet'])
+# timm's Inception networks: there is no checkpointing, and group_matcher gives the same groups whether they are to be
+# coarse or not; convolutions without padding make maps up to 5 pixels shorter, and need images of 75 pixels
+INCEPTION = timm.list_models(module='se_inception')
+SIZES = {**dict.fromkeys(CIFAR, 32), **dict.fromkeys(INCEPTION, 107)}  # of images, elsewhere 64; 107 ends in 2x2 pixels
+LEAST = dict.fromkeys(INCEPTION, 75)
+SHORT = dict.fromkeys(INCEPTION, 5)
 # Tracing and compiling take a time that grows with the number of blocks, running one that grows with the parameters
 SHALLOW = ('se_resnet18', 'se_resnet50', 'se_resnet20_cifar')
 VARIANTS = [  # of what a basic block can be; the first of each argument's values is its default
@@ -37,7 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:The TorchScript type system:UserWarning'),
 ]
 over_all_on_meta = pytest.mark.parametrize('name', NAMES)
-over_all = over(lambda name: NETWORKS[name].parameters < 30e6)
+over_all = over(lambda name: NETWORKS[name].parameters < 30e6 and name not in INCEPTION)
 over_all_compiled = over(lambda name: name in SHALLOW)
 
 
@@ -58,12 +64,16 @@ def build(name, **arguments):
 
 
 def size_of(name):
-    return 32 if name in CIFAR else 64
+    return SIZES.get(name, 64)
 
 
 def images(name, batch=2, channels=3, size=None):
     size = size or (size_of(name), size_of(name))
     return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+def at_least(name, size):
+    return tuple(max(side, LEAST.get(name, 1)) for side in size)
 
 
 def levels(name):
@@ -108,7 +118,7 @@ def test_features_only_gives_the_intermediates_in_every_form(name, form):
     assert len(outputs) == levels(name)
     assert_all_equal(outputs, expected)
     assert features.feature_info.channels() == [output.shape[1] for output in outputs]
-    assert_reduced(x, outputs, features.feature_info.reduction(), 0)
+    assert_reduced(x, outputs, features.feature_info.reduction(), SHORT.get(name, 0))
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -131,7 +141,7 @@ def test_last_intermediate_is_forward_features(name):
         assert torch.equal(final, taps[-1])
         assert_all_equal(net.forward_intermediates(x, indices=2, intermediates_only=True), taps[-2:])
         assert_all_equal(net.forward_intermediates(x, indices=[0, 2], intermediates_only=True), [taps[0], taps[2]])
-        net.set_grad_checkpointing()
+        net.set_grad_checkpointing(name not in INCEPTION)
         assert_all_equal(net.forward_intermediates(x, intermediates_only=True), taps)
 
 
@@ -248,7 +258,7 @@ def test_biases_and_batch_norms_have_no_weight_decay(name):
         key for key, p in net.named_parameters() if p.ndim > 1}
 
 
-@over_all_on_meta
+@pytest.mark.parametrize('name', [name for name in NAMES if name not in INCEPTION])
 def test_coarse_groups_are_the_stages(name):
     net = timm.create_model(name, device='meta')
     groups = timm.models.group_parameters(net, net.group_matcher(coarse=True), reverse=True)
@@ -265,8 +275,16 @@ def gradients(net, x):
     return outputs.detach(), {key: parameter.grad for key, parameter in net.named_parameters()}
 
 
+@pytest.mark.parametrize('name', INCEPTION)
+def test_gradient_checkpointing_is_refused_where_timm_has_none(name):
+    with pytest.raises(AssertionError, match='checkpointing not supported'):
+        timm.create_model(name, device='meta').set_grad_checkpointing()
+
+
 @over_all
 def test_gradient_checkpointing_changes_neither_outputs_nor_gradients(name):
+    if name in INCEPTION:
+        pytest.skip('timm has none there')
     net, again, x = build(name).train(), build(name).train(), images(name)
     outputs, expected = gradients(net, x)
     again.set_grad_checkpointing()
@@ -338,18 +356,18 @@ def test_input_channels_are_the_users(name, channels):
 @pytest.mark.parametrize('size', [(33, 47), (224, 193), (320, 320)])
 def test_other_sizes_are_taken(name, size):
     net = timm.create_model(name, device='meta').eval()
-    x = torch.empty(1, 3, *size, device='meta')
+    x = torch.empty(1, 3, *at_least(name, size), device='meta')
     assert net(x).shape == (1, net.num_classes)
     reductions = [info['reduction'] for info in net.feature_info]
     # the paper's max pool has no padding: in ceil mode it can be a pixel short of the rounded-up size
     taps = net.forward_intermediates(x, intermediates_only=True)
-    assert_reduced(x, taps, reductions, 1)
+    assert_reduced(x, taps, reductions, SHORT.get(name, 1))
 
 
 @over_all
 def test_one_channel_and_odd_size_run(name):
     with torch.no_grad():
-        logits = build(name, in_chans=1)(images(name, 2, 1, (65, 47)))
+        logits = build(name, in_chans=1)(images(name, 2, 1, at_least(name, (65, 47))))
     assert logits.shape == (2, 10 if name in CIFAR else 1000)
     assert logits.isfinite().all()
 
@@ -453,7 +471,8 @@ def test_place_inside_a_bottleneck_scripts_traces_exports_and_compiles(check):
 
 @pytest.mark.parametrize('check', COMPILERS)
 @pytest.mark.parametrize(('name', 'part'), [
-    ('se_bn_inception', 'inception_3a'), ('se_bn_inception', 'inception_3c'),
+    ('se_bn_inception', 'inception_3a'), ('se_bn_inception', 'inception_3c'), ('se_inception_v3', 'Mixed_6a'),
+    ('se_inception_resnet_v2', 'repeat.0'),
 ])
 def test_part_of_a_deep_network_scripts_traces_exports_and_compiles(name, part, check):
     module = build(name).get_submodule(part)
