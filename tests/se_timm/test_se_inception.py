@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from se_timm import SqueezeExcite
-from se_timm.paper import NETWORKS, extra_weights
+from se_timm.cost import cost
+from se_timm.paper import IMAGENET, NETWORKS, extra_weights
 from se_timm.se_inception import CHANNELS
 
 V3, RESNET = 'se_inception_v3', 'se_inception_resnet_v2'
@@ -193,6 +194,14 @@ def test_se_gates_each_of_the_forty_residual_branches():
     assert all(block.fc1.in_channels == BLOCKS[key.partition('.')[0]][1] for key, block in found.items())
     weights = extra_weights(list(BLOCKS.values()), 16)
     assert parameters(on_meta(RESNET, bias=False)) - parameters(on_meta(RESNET, se=False)) == weights == 8_495_360
+
+
+def test_cost_of_se_is_the_difference_of_the_papers_figures():
+    counted, plain = (cost(on_meta(RESNET, se=se), (3, 299, 299)) for se in (True, False))
+    (pair,) = [pair for pair in IMAGENET.rows if pair.name == RESNET]
+    assert round(plain.multiply_adds / 1e9, 2) == 13.16
+    added = (counted.multiply_adds - plain.multiply_adds) / 1e9
+    assert round(added, 2) == round(pair.se_cost.gflops - pair.plain_cost.gflops, 2) == 0.01
 
 
 @pytest.mark.parametrize('name', ['repeat.0', 'repeat_1.0', 'repeat_2.0', 'block8'])
