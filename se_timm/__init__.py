@@ -5,8 +5,12 @@
 """
 from .fold import fold
 from .residual_tail import explain
+from .se_bn_inception import *
+from .se_bn_inception import SEBNInception
 from .se_cifar import *
 from .se_cifar import SEResNetCifar
+from .se_inception import *
+from .se_inception import SEInceptionResnetV2, SEInceptionV3
 from .se_mobilenet import *
 from .se_mobilenet import SEMobileNetV1
 from .se_preresnet import *
@@ -24,6 +28,6 @@ from .surgery import fuse
 
 __version__ = '0.1.0'
 __all__ = [
-    'SEVGG', 'SEMobileNetV1', 'SEPreResNetCifar', 'SEResNet', 'SEResNetCifar', 'SEShakeShakeCifar', 'SEShuffleNetV1',
-    'SqueezeExcite', '__version__', 'explain', 'fold', 'fuse',
+    'SEVGG', 'SEBNInception', 'SEInceptionResnetV2', 'SEInceptionV3', 'SEMobileNetV1', 'SEPreResNetCifar', 'SEResNet',
+    'SEResNetCifar', 'SEShakeShakeCifar', 'SEShuffleNetV1', 'SqueezeExcite', '__version__', 'explain', 'fold', 'fuse',
 ]

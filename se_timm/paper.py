@@ -117,10 +117,11 @@ IMAGENET = Table('v4', 2, 'single-crop errors on the ImageNet validation set', (
     Pair('ResNeXt-101 (32x4d)', 'se_resnext101_32x4d', Errors(21.18, 5.57), Errors(20.70, 5.01), Errors(21.2, 5.6),
          Cost(7.99), Cost(8.00)),
     Pair('VGG-16', 'se_vgg16_bn', Errors(27.02, 8.81), Errors(25.22, 7.70), Errors(), Cost(15.47), Cost(15.48)),
-    Pair('BN-Inception', '', Errors(25.38, 7.89), Errors(24.23, 7.14), Errors(25.2, 7.82), Cost(2.03), Cost(2.04)),
+    Pair('BN-Inception', 'se_bn_inception', Errors(25.38, 7.89), Errors(24.23, 7.14), Errors(25.2, 7.82),
+         Cost(2.03), Cost(2.04)),
     # the original's errors are on a subset of the validation set
-    Pair('Inception-ResNet-v2', '', Errors(20.37, 5.21), Errors(19.80, 4.79), Errors(19.9, 4.9), Cost(11.75),
-         Cost(11.76)),
+    Pair('Inception-ResNet-v2', 'se_inception_resnet_v2', Errors(20.37, 5.21), Errors(19.80, 4.79), Errors(19.9, 4.9),
+         Cost(11.75), Cost(11.76)),
 ))
 
 MOBILE = Table('v4', 3, 'single-crop errors of mobile networks on the ImageNet validation set', (
@@ -279,7 +280,7 @@ ABLATIONS = (
 
 # networks that the authors trained longer and published; their errors are not the paper's
 RELEASE = Table('release', 'README', 'single-crop errors on the ImageNet validation set', (
-    Pair('SE-BN-Inception', '', Errors(), Errors(23.62, 7.04)),
+    Pair('SE-BN-Inception', 'se_bn_inception', Errors(), Errors(23.62, 7.04)),
     Pair('SE-ResNet-50', 'se_resnet50', Errors(), Errors(22.37, 6.36)),
     Pair('SE-ResNet-101', 'se_resnet101', Errors(), Errors(21.75, 5.72)),
     Pair('SE-ResNet-152', 'se_resnet152', Errors(), Errors(21.34, 5.54)),
@@ -341,13 +342,16 @@ class Network(NamedTuple):
 
     Attributes:
         parameters: Parameters with SE (r = 16, biases); those of the authors' prototxts where they released one.
-        gflops: Multiply-adds / 1e9 with SE at 224 px, from Tables 2 and 3 of the paper (arXiv v4), where it is there.
+        gflops: Multiply-adds / 1e9 with SE at 224 px (Inception-ResNet-v2: 299), from Tables 2 and 3 of the paper
+            (arXiv v4), where it is there.
         plain_gflops: The same of the plain twin.
+        why: Why our count is more than 1 % away from `gflops`; empty if it is not.
     """
 
     parameters: int
     gflops: float | None = None
     plain_gflops: float | None = None
+    why: str = ''
 
 
 _PARAMETERS = {
@@ -361,6 +365,9 @@ _PARAMETERS = {
     'se_resnext101_64x4d': 88_232_984,
     'se_senet154': 115_088_984,
     'se_vgg16_bn': 138_596_784,
+    'se_bn_inception': 11_931_622,
+    'se_inception_v3': 25_496_188,
+    'se_inception_resnet_v2': 64_387_444,
     'se_mobilenetv1_100': 4_718_044,
     'se_shufflenetv1_g3': 2_484_533,
     'se_resnet20_cifar': 274_847,
@@ -373,10 +380,15 @@ _PARAMETERS = {
     'se_shakeshake26_2x96d_cifar': 26_292_546,
     'se_shakeeven29_2x4x64d_cifar': 34_921_002,
 }
+_WHY = {
+    'se_shufflenetv1_g3': 'the printed numbers seem to be of ShuffleNet 1x in general, with other numbers of groups',
+    'se_inception_resnet_v2': "the network is timm's port of Google's; the paper's, another one, is not published",
+}
 _PRINTED = {pair.name: (pair.se_cost.gflops, pair.plain_cost.gflops)
             for table in (IMAGENET, MOBILE) for pair in table.rows if pair.name}
 NETWORKS: dict[str, Network] = {
-    name: Network(parameters, *_PRINTED.get(name, ())) for name, parameters in _PARAMETERS.items()}
+    name: Network(parameters, *_PRINTED.get(name, (None, None)), _WHY.get(name, ''))
+    for name, parameters in _PARAMETERS.items()}
 
 
 def extra_weights(stages: list[tuple[int, int]], reduction: int) -> int:

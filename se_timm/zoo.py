@@ -3,7 +3,8 @@
     python -m se_timm.zoo 'se_resnet*' --csv zoo.csv
 
 Parameters and multiply-adds are counted on the meta device, at the size of the network's images. `paper` is what Table
-2 or 3 prints, in billions of multiply-adds; where it prints nothing, the column is empty.
+2 or 3 prints, in billions of multiply-adds; where it prints nothing, the column is empty. Below the table stands why a
+network is more than 1 % away from it, and where weights come from.
 """
 from __future__ import annotations
 
@@ -41,6 +42,7 @@ class Entry(NamedTuple):
         plain_gflops: Without SE.
         paper_plain_gflops: As printed.
         weights: Tags of weights, and where timm finds them.
+        why: Why the multiply-adds are not the printed ones; empty if they are.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Entry(NamedTuple):
     plain_gflops: float
     paper_plain_gflops: float | None
     weights: dict[str, str]
+    why: str
 
     @property
     def difference(self) -> float | None:
@@ -71,7 +74,7 @@ def entry(name: str) -> Entry:
     counted, paper = cost(net, size), NETWORKS[name]
     return Entry(
         name, counted.parameters, se_parameters(net), size[-1], counted.multiply_adds / 1e9, paper.gflops,
-        cost(plain, size).multiply_adds / 1e9, paper.plain_gflops, weights(name))
+        cost(plain, size).multiply_adds / 1e9, paper.plain_gflops, weights(name), paper.why)
 
 
 def entries(wanted: Sequence[str] = ()) -> list[Entry]:
@@ -111,10 +114,13 @@ def cells(each: Entry) -> list[str]:
 
 
 def table(found: Sequence[Entry]) -> str:
-    """Return the networks as text, and where their weights come from."""
-    text = aligned([COLUMNS, *map(cells, found)], left=(0, len(COLUMNS) - 1))
-    sources = [f'{each.name}.{tag}: {source}' for each in found for tag, source in each.weights.items()]
-    return '\n'.join([text, *(['', 'weights:', *sources] if sources else [])])
+    """Return the networks as text, why some differ from the paper, and where weights come from."""
+    notes = {
+        'differences:': [f'{each.name}: {each.why}' for each in found if each.why],
+        'weights:': [f'{each.name}.{tag}: {source}' for each in found for tag, source in each.weights.items()],
+    }
+    below = [line for title, lines in notes.items() if lines for line in ('', title, *lines)]
+    return '\n'.join([aligned([COLUMNS, *map(cells, found)], left=(0, len(COLUMNS) - 1)), *below])
 
 
 def write_csv(path: Path, found: Sequence[Entry]) -> None:

@@ -17,8 +17,15 @@ from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
 NAMES = timm.list_models('se_*')
 CIFAR = timm.list_models('se_*_cifar')
-# timm's VGG has hidden layers in its head, no gradient checkpointing, and no groups but its layers
+# timm's VGG has hidden layers in its head, and no groups but its layers
 VGG = timm.list_models(module='se_vgg')
+# timm's Inception networks: group_matcher gives the same groups whether they are to be coarse or not; convolutions
+# without padding make maps up to 5 pixels shorter, and need images of 75 pixels
+INCEPTION = timm.list_models(module='se_inception')
+WITHOUT_CHECKPOINTING = [*VGG, *INCEPTION]
+SIZES = {**dict.fromkeys(CIFAR, 32), **dict.fromkeys(INCEPTION, 107)}  # of images, elsewhere 64; 107 ends in 2x2 pixels
+LEAST = dict.fromkeys(INCEPTION, 75)
+SHORT = dict.fromkeys(INCEPTION, 5)
 # Tracing and compiling take a time that grows with the number of blocks, running one that grows with the parameters
 SHALLOW = ('se_resnet18', 'se_resnet50', 'se_resnet20_cifar', 'se_mobilenetv1_100', 'se_shufflenetv1_g3')
 VARIANTS = [  # of what a basic block can be; the first of each argument's values is its default
@@ -27,6 +34,11 @@ VARIANTS = [  # of what a basic block can be; the first of each argument's value
     *(dict(placement=placement) for placement in PLACEMENTS[1:-1]), dict(stages=(2,)), dict(bias=False), dict(se=False),
     dict(shortcut='padding'), dict(drop_rate=0.1, drop_path_rate=0.1),
 ]
+
+
+def is_quick(name):
+    """Return whether a network runs fast enough for the tests that always run."""
+    return NETWORKS[name].parameters < 30e6 and name not in [*INCEPTION, 'se_shakeshake26_2x96d_cifar']
 
 
 def over(names, quick):
@@ -41,7 +53,7 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:The TorchScript type system:UserWarning'),
 ]
 over_all_on_meta = pytest.mark.parametrize('name', NAMES)
-over_all = over(NAMES, lambda name: NETWORKS[name].parameters < 30e6)
+over_all = over(NAMES, is_quick)
 over_all_compiled = over(NAMES, lambda name: name in SHALLOW)
 
 
@@ -62,7 +74,7 @@ def build(name, **arguments):
 
 
 def size_of(name):
-    return 32 if name in CIFAR else 64
+    return SIZES.get(name, 64)
 
 
 def images(name, batch=2, channels=3, size=None):
@@ -70,22 +82,30 @@ def images(name, batch=2, channels=3, size=None):
     return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
 
 
-# By module, where it is not as in timm's ResNet: how many feature maps a network offers, and the names of its blocks
+# By module, where it is not as in timm's ResNet: how many feature maps a network offers, the names of its blocks and of
+# its stages, and how many groups there are beside the stages
 LEVELS = {'se_cifar': 4, 'se_preresnet': 4, 'se_shakeshake': 4, 'se_shufflenet': 4, 'se_vgg': 6}
-BLOCKS = {'se_vgg': r'features\.\d+', 'se_mobilenet': r'blocks\.\d+\.\d+'}
+BLOCKS = {'se_vgg': r'features\.\d+', 'se_mobilenet': r'blocks\.\d+\.\d+', 'se_bn_inception': r'inception_\d\w',
+          'se_inception': r'Mixed_\d\w|repeat(?:_\d)?\.\d+|block8'}
+STAGES = {'se_mobilenet': r'blocks\.\d+', 'se_bn_inception': r'inception_\d'}
+OTHERS = {'se_bn_inception': 3}  # stem, second convolution and classifier
 
 
 def of_module(table, name, default):
     return table.get(timm.models.model_entrypoint(name).__module__.rpartition('.')[2], default)
 
 
+def at_least(name, size):
+    return tuple(max(side, LEAST.get(name, 1)) for side in size)
+
+
 def levels(name):
     return of_module(LEVELS, name, 5)
 
 
-def blocks_of(name, keys):
-    """Return the names of the blocks that have parameters, in the order of the network."""
-    matches = [re.match(of_module(BLOCKS, name, r'layer\d+\.\d+'), key) for key in keys]
+def named(pattern, keys):
+    """Return the modules that have parameters and whose names begin with `pattern`, in the order of the network."""
+    matches = [re.match(pattern, key) for key in keys]
     return list(dict.fromkeys(match.group() for match in matches if match))
 
 
@@ -96,6 +116,13 @@ def classifier_of(name):
 def flat(key):
     """Return a key that is the same where timm's features took a module out of a sequence."""
     return key.replace('_', '.')
+
+
+def assert_reduced(x, taps, reductions, short):
+    """Compare the sizes of feature maps with the rounded-up ones, of which they may be `short` pixels short."""
+    for tap, reduction in zip(taps, reductions, strict=True):
+        assert all(0 <= -(-side // reduction) - got <= short
+                   for side, got in zip(x.shape[2:], tap.shape[2:], strict=True))
 
 
 def assert_all_equal(ours, theirs):
@@ -128,7 +155,7 @@ def test_features_only_gives_the_intermediates_in_every_form(name, form):
     assert len(outputs) == levels(name)
     assert_all_equal(outputs, expected)
     assert features.feature_info.channels() == [output.shape[1] for output in outputs]
-    assert features.feature_info.reduction() == [x.shape[-1] // output.shape[-1] for output in outputs]
+    assert_reduced(x, outputs, features.feature_info.reduction(), SHORT.get(name, 0))
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -151,9 +178,8 @@ def test_last_intermediate_is_forward_features(name):
         assert torch.equal(final, taps[-1])
         assert_all_equal(net.forward_intermediates(x, indices=2, intermediates_only=True), taps[-2:])
         assert_all_equal(net.forward_intermediates(x, indices=[0, 2], intermediates_only=True), [taps[0], taps[2]])
-        if name not in VGG:
-            net.set_grad_checkpointing()
-            assert_all_equal(net.forward_intermediates(x, intermediates_only=True), taps)
+        net.set_grad_checkpointing(name not in WITHOUT_CHECKPOINTING)
+        assert_all_equal(net.forward_intermediates(x, intermediates_only=True), taps)
 
 
 @over_all
@@ -249,12 +275,12 @@ def test_layer_decay_takes_every_parameter_once_and_grows_towards_the_head(name)
     net = timm.create_model(name, device='meta')
     optimizer = create_optimizer_v2(net, opt='sgd', lr=1.0, momentum=0.9, weight_decay=1e-4, layer_decay=0.75)
     scale = {id(p): group['lr_scale'] for group in optimizer.param_groups for p in group['params']}
-    named = dict(net.named_parameters())
-    assert sum(len(group['params']) for group in optimizer.param_groups) == len(named) == len(scale)
-    scales = {key: scale[id(p)] for key, p in named.items()}
+    parameters = dict(net.named_parameters())
+    assert sum(len(group['params']) for group in optimizer.param_groups) == len(parameters) == len(scale)
+    scales = {key: scale[id(p)] for key, p in parameters.items()}
     assert scales[f'{classifier_of(name)}.weight'] == 1 == scales[f'{classifier_of(name)}.bias']
-    assert min(scales, key=scales.get).startswith(net.default_cfg['first_conv'])
-    blocks = blocks_of(name, scales)
+    assert scales[f'{net.default_cfg["first_conv"]}.weight'] == min(scales.values())
+    blocks = named(of_module(BLOCKS, name, r'layer\d+\.\d+'), scales)
     by_block = [{value for key, value in scales.items() if key.startswith(f'{block}.')} for block in blocks]
     assert all(len(values) == 1 for values in by_block)  # a block's SE learns at its block's rate
     assert [min(values) for values in by_block] == sorted(min(values) for values in by_block)
@@ -270,14 +296,14 @@ def test_biases_and_batch_norms_have_no_weight_decay(name):
         key for key, p in net.named_parameters() if p.ndim > 1}
 
 
-@pytest.mark.parametrize('name', [name for name in NAMES if name not in VGG])
+@pytest.mark.parametrize('name', [name for name in NAMES if name not in [*VGG, *INCEPTION]])
 def test_coarse_groups_are_the_stages(name):
     net = timm.create_model(name, device='meta')
     groups = timm.models.group_parameters(net, net.group_matcher(coarse=True), reverse=True)
-    stages = {block.rpartition('.')[0] for block in blocks_of(name, groups)}
-    by_stage = [{value for key, value in groups.items() if key.startswith(f'{stage}.')} for stage in stages]
+    stages = named(of_module(STAGES, name, r'layer\d+'), groups)
+    by_stage = [{value for key, value in groups.items() if key.startswith(stage)} for stage in stages]
     assert all(len(values) == 1 for values in by_stage)
-    assert len(stages) + 2 == len(set(groups.values()))  # stem, stages, classifier
+    assert len(set(groups.values())) == len(stages) + of_module(OTHERS, name, 2)  # stem and classifier
 
 
 def gradients(net, x):
@@ -287,7 +313,13 @@ def gradients(net, x):
     return outputs.detach(), {key: parameter.grad for key, parameter in net.named_parameters()}
 
 
-@over([name for name in NAMES if name not in VGG], lambda name: NETWORKS[name].parameters < 30e6)
+@pytest.mark.parametrize('name', WITHOUT_CHECKPOINTING)
+def test_gradient_checkpointing_is_refused_where_timm_has_none(name):
+    with pytest.raises(AssertionError, match='checkpointing not supported'):
+        timm.create_model(name, device='meta').set_grad_checkpointing()
+
+
+@over([name for name in NAMES if name not in WITHOUT_CHECKPOINTING], is_quick)
 def test_gradient_checkpointing_changes_neither_outputs_nor_gradients(name):
     net, again, x = build(name).train(), build(name).train(), images(name)
     outputs, expected = gradients(net, x)
@@ -353,25 +385,25 @@ def test_device_context_reaches_every_tensor(name):
 def test_input_channels_are_the_users(name, channels):
     net = timm.create_model(name, in_chans=channels, device='meta').eval()
     assert net.in_chans == channels
-    assert net(torch.empty(2, channels, 64, 64, device='meta')).shape == (2, net.num_classes)
+    assert net(torch.empty(2, channels, size_of(name), size_of(name), device='meta')).shape == (2, net.num_classes)
 
 
 @over_all_on_meta
 @pytest.mark.parametrize('size', [(33, 47), (224, 193), (320, 320)])
 def test_other_sizes_are_taken(name, size):
     net = timm.create_model(name, device='meta').eval()
-    x = torch.empty(1, 3, *size, device='meta')
+    x = torch.empty(1, 3, *at_least(name, size), device='meta')
     assert net(x).shape == (1, net.num_classes)
     reductions = [info['reduction'] for info in net.feature_info]
-    for tap, reduction in zip(net.forward_intermediates(x, intermediates_only=True), reductions, strict=True):
-        # the paper's max pool has no padding: in ceil mode it can be a pixel short of the rounded-up size
-        assert all(-(-side // reduction) - got in (0, 1) for side, got in zip(size, tap.shape[2:], strict=True))
+    # the paper's max pool has no padding: in ceil mode it can be a pixel short of the rounded-up size
+    taps = net.forward_intermediates(x, intermediates_only=True)
+    assert_reduced(x, taps, reductions, SHORT.get(name, 1))
 
 
 @over_all
 def test_one_channel_and_odd_size_run(name):
     with torch.no_grad():
-        logits = build(name, in_chans=1)(images(name, 2, 1, (65, 47)))
+        logits = build(name, in_chans=1)(images(name, 2, 1, at_least(name, (65, 47))))
     assert logits.shape == (2, 10 if name in CIFAR else 1000)
     assert logits.isfinite().all()
 
@@ -482,3 +514,13 @@ def test_every_variant_scripts_traces_exports_and_compiles(arguments, check):
 def test_place_inside_a_bottleneck_scripts_traces_exports_and_compiles(check):
     net = SEResNet(SEBottleneck, (1, 1, 1, 1), placement='3x3').eval()
     check(net, images('se_resnet50'))
+
+
+@pytest.mark.parametrize('check', COMPILERS)
+@pytest.mark.parametrize(('name', 'part'), [
+    ('se_bn_inception', 'inception_3a'), ('se_bn_inception', 'inception_3c'), ('se_inception_v3', 'Mixed_6a'),
+    ('se_inception_resnet_v2', 'repeat.0'),
+])
+def test_part_of_a_deep_network_scripts_traces_exports_and_compiles(name, part, check):
+    module = build(name).get_submodule(part)
+    check(module, torch.randn(2, next(module.parameters()).shape[1], 8, 8))

@@ -24,8 +24,8 @@ from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 NAMES = timm.list_models('se_*')
 RESIDUAL = timm.list_models(module=['se_resnet', 'se_cifar'])
 PRE_ACTIVATION = timm.list_models(module='se_preresnet')
-# their SE stands after an activation, or before a concatenation too
-WITHOUT_TAILS = timm.list_models(module=['se_vgg', 'se_mobilenet', 'se_shufflenet'])
+# their SE stands after an activation or a concatenation, or before one too
+WITHOUT_TAILS = timm.list_models(module=['se_vgg', 'se_mobilenet', 'se_shufflenet', 'se_bn_inception', 'se_inception'])
 # With random statistics the activations of these explode. Measured on 64 px: float32 is 1.6e-3 and 4.0e-1 away from
 # float64 without any folding (3.7e-3 and 3.7e-1 with it), so that nothing can be said of them in float32.
 ILL_CONDITIONED = ('se_resnet101', 'se_resnet152')
@@ -118,7 +118,7 @@ def test_every_network_keeps_its_logits(name, randomise):
     if name in ILL_CONDITIONED:
         assert_same(fold(net.double()), net, images(net).double())
         damp(net.float())
-    assert_same(fold(net), net, images(net))
+    assert_same(fold(net), net, images(net, 107 if 'inception' in name else 64))  # of 75 pixels at least, some of these
 
 
 @over(RESIDUAL, 30e6)
@@ -146,7 +146,7 @@ def test_networks_without_residual_tails_lose_their_batch_norms_and_keep_their_g
     net = timm.create_model(name, device='meta')
     folded = fold(net)
     assert of(folded, *NORMS) == of(folded, FoldedBlock, FoldedBottleneck) == []
-    assert len(of(folded, SqueezeExcite)) == len(of(net, SqueezeExcite))
+    assert len(of(folded, SqueezeExcite)) == len(of(net, SqueezeExcite)) > 0
 
 
 def test_shake_shake_keeps_the_batch_norms_of_its_shortcuts():

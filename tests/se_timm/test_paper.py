@@ -9,6 +9,9 @@ from se_timm.paper import ABLATIONS, IMAGENET, MOBILE, NETWORKS, TABLES, extra_w
 ABLATED = {f'{table.version} {table.number} {row.variant}': row for table in ABLATIONS for row in table.rows}
 # places of SE and channels there, where they are not those of the feature maps
 PLACES = {
+    'se_bn_inception': [(1, 256), (1, 320), (3, 576), (2, 608), (1, 1056), (2, 1024)],
+    'se_inception_v3': [(1, 256), (2, 288), (5, 768), (1, 1280), (2, 2048)],
+    'se_inception_resnet_v2': [(10, 320), (20, 1088), (10, 2080)],
     'se_vgg16_bn': [(2, 64), (2, 128), (3, 256), (6, 512)],
     'se_mobilenetv1_100': [(1, 64), (2, 128), (2, 256), (6, 512), (2, 1024)],
     'se_shufflenetv1_g3': [(1, 240 - 24), (3, 240), (1, 480 - 240), (7, 480), (1, 960 - 480), (3, 960)],

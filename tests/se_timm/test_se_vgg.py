@@ -113,11 +113,6 @@ def test_weights_with_the_names_of_torchvision_load():
     assert torch.equal(ours.eval()(images()), theirs.eval()(images()))
 
 
-def test_gradient_checkpointing_is_refused_as_by_timm():
-    with pytest.raises(AssertionError, match='not supported'):
-        on_meta().set_grad_checkpointing()
-
-
 @pytest.mark.parametrize(('arguments', 'error', 'given', 'remedy'), [
     (dict(stages=(6,)), ValueError, 'stages: \\[6\\]', 'name some of \\[1, 2, 3, 4, 5\\]'),
     (dict(se=1), ValueError, 'se: 1', 'False for the plain twin'),
