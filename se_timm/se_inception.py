@@ -18,32 +18,34 @@ from timm.models.inception_v3 import InceptionA, InceptionB, InceptionC, Incepti
 from torch import nn
 
 from .errors import message
-from .se_resnet import check_keywords, check_se_arguments, check_weights_exist
+from .se_resnet import PlacedSE, check_keywords, check_se_arguments, check_weights_exist
 from .squeeze_excite import SqueezeExcite
 
 __all__ = ['SEInceptionResnetV2', 'SEInceptionV3']
 
 STAGES = (5, 6, 7)
+PLACEMENTS = ('standard', 'pre')  # of Inception-v3
+STEM_WIDTH = 192  # of Inception-v3: channels of the input of its first module
 
 
-def excite(module: nn.Module, classes: dict[type, type], se: SqueezeExcite) -> None:
+def excite(module: Any, classes: dict[type, type], se: SqueezeExcite, placement: str = 'standard') -> None:
     """Give `module`, one of timm's, an SE block; its class becomes the one of `classes` that applies the block.
 
     The module stays the object that timm built, so that its parameters keep their keys and initial values.
     """
     module.__class__ = classes[type(module)]
     module.se = se
+    module.placement = placement
 
 
-class ConcatSE:
-    """Mixed into a module of Inception-v3: SE on the concatenation of its branches."""
+class ConcatSE(PlacedSE):
+    """Mixed into a module of Inception-v3: SE on the concatenation of its branches, or on its input."""
 
     if TYPE_CHECKING:  # TorchScript reads annotations of the class, and does not know these
-        se: nn.Module
         _forward: Any
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.se(torch.cat(self._forward(x), 1))
+        return self.excite_at('standard', torch.cat(self._forward(self.excite_at('pre', x)), 1))
 
 
 class SEInceptionA(ConcatSE, InceptionA):
@@ -96,12 +98,11 @@ class SEInceptionV3(InceptionV3):
     being the auxiliary classifier's. Everything of timm's contract is inherited.
 
     The paper has no Inception-v3 with SE, but says for all Inception networks that SE acts on the output of a module.
-    https://github.com/moskomule/senet.pytorch has one, senet/se_inception.py, whose SE layers are of other sizes and do
-    nothing: each is added to a module as a child, which the module's forward method does not call, and has the channels
-    of the module's input, from 192 to 2048, without biases. Its 24,965,832 parameters (28,366,256 with the auxiliary
-    classifier, which has such a layer too) are these 1,131,264 (1,204,992) and the 23,834,568 (27,161,264) of the plain
-    network. The gates here, of the outputs, have 1,650,944 weights: with `bias=False` there are 25,485,512 (28,812,208)
-    parameters in all. The plain networks agree.
+    https://github.com/moskomule/senet.pytorch has one, senet/se_inception.py: each module gets an SE layer without
+    biases as a child, which the module's forward method does not call, and which has the channels of the module's
+    input. `placement='pre', bias=False` is that network with its layers at work: it has its 24,965,832 parameters, of
+    which 1,131,264 are of SE. (With `aux_logits` theirs has a further layer, of 73,728, at the auxiliary classifier.)
+    But for the two ends that is one network: the input of a module is the output of the one before.
 
     Args:
         se: False builds the plain twin, timm's network, the other SE arguments then having no effect.
@@ -109,6 +110,7 @@ class SEInceptionV3(InceptionV3):
         squeeze: As `excitation` and `bias`, see `SqueezeExcite`.
         excitation: Last non-linearity of the gate.
         bias: Biases in the two layers of the gate.
+        placement: `'standard'`, on the output of each module, or `'pre'`, on its input.
         stages: The stages that carry SE, 5 to 7 as the modules are named.
         **timm_args: Arguments of `timm.models.InceptionV3`.
 
@@ -123,15 +125,21 @@ class SEInceptionV3(InceptionV3):
             squeeze: str = 'avg',
             excitation: str = 'sigmoid',
             bias: bool = True,
+            placement: str = 'standard',
             stages: Sequence[int] = STAGES,
             **timm_args: Any,
     ) -> None:
-        stages = check_se_arguments(se, 'standard', stages, STAGES)
+        stages = check_se_arguments(se, placement, stages, STAGES)
+        if placement not in PLACEMENTS:
+            raise ValueError(message(
+                f'placement: {placement!r}', 'it is a place in a residual unit (Tables 14 and 15), and this network is '
+                'made of Inception modules', f'take one of {", ".join(PLACEMENTS)}'))
         super().__init__(**timm_args)
         make_se = se_maker(reduction, squeeze, excitation, bias, timm_args)
-        for name, channels in CHANNELS.items():
+        inputs = dict(zip(CHANNELS, (STEM_WIDTH, *CHANNELS.values()), strict=False))
+        for name, channels in (inputs if placement == 'pre' else CHANNELS).items():
             if se and int(name[-2]) in stages:
-                excite(self.get_submodule(name), MODULES, make_se(channels))
+                excite(self.get_submodule(name), MODULES, make_se(channels), placement)
 
 
 class SEInceptionResnetV2(InceptionResnetV2):

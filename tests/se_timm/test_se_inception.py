@@ -142,19 +142,25 @@ def test_modules_of_inception_v3_are_gated_after_the_concatenation(randomise):
         torch.testing.assert_close(module(x), u * gates[:, :, None, None])
 
 
-@pytest.mark.parametrize(('aux_logits', 'plain', 'theirs', 'ours'), [
-    (False, 23_834_568, 24_965_832, 25_485_512), (True, 27_161_264, 28_366_256, 28_812_208),
-])
-def test_size_beside_moskomules(aux_logits, plain, theirs, ours):
-    """Its SE layers, which it does not apply, have the channels of the inputs, and no biases."""
-    net = on_meta(V3, se=False, aux_logits=aux_logits)
-    inputs = [next(module.parameters()).shape[1] for name, module in net.named_children()
-              if name.startswith(('Mixed', 'Aux'))]
-    assert inputs == [192, 256, 288, 288, 768, 768, 768, 768, *([768] if aux_logits else []), 768, 1280, 2048]
-    assert parameters(net) == plain
-    assert parameters(net) + extra_weights([(1, channels) for channels in inputs], 16) == theirs
-    assert parameters(on_meta(V3, bias=False, aux_logits=aux_logits)) == ours
-    assert ours - plain == extra_weights([(1, channels) for channels in CHANNELS.values()], 16) == 1_650_944
+def test_size_is_moskomules():
+    """Its SE layers have the channels of the modules' inputs, and no biases."""
+    net, plain = on_meta(V3, placement='pre', bias=False), on_meta(V3, se=False)
+    assert [block.fc1.in_channels for block in blocks(net).values()] == [
+        192, 256, 288, 288, 768, 768, 768, 768, 768, 1280, 2048]
+    assert parameters(net) == 24_965_832
+    assert parameters(net) - parameters(plain) == 1_131_264
+    assert parameters(on_meta(V3, placement='pre', bias=False, aux_logits=True)) == 28_366_256 - 73_728
+    assert extra_weights([(1, 768)], 16) == 73_728  # of the layer at its auxiliary classifier
+
+
+def test_modules_of_inception_v3_are_gated_before_their_branches(randomise):
+    net = randomise(timm.create_model(V3, placement='pre')).double()
+    theirs = timm.create_model(TIMM[V3]).double().eval()
+    theirs.load_state_dict({key: value for key, value in net.state_dict().items() if '.se.' not in key})
+    for name in CHANNELS:
+        module, plain = net.get_submodule(name), theirs.get_submodule(name)
+        x = torch.randn(2, next(module.parameters()).shape[1], 9, 9, dtype=torch.float64)
+        torch.testing.assert_close(module(x), plain(module.se(x)))
 
 
 def test_auxiliary_classifier_sees_the_gated_output_of_stage_6(randomise):
@@ -250,6 +256,8 @@ def test_timms_arguments_are_taken(name):
 @pytest.mark.parametrize(('name', 'arguments', 'error', 'given', 'remedy'), [
     (V3, dict(stages=(4,)), ValueError, 'stages: \\[4\\]', 'name some of \\[5, 6, 7\\]'),
     (RESNET, dict(stages=()), ValueError, 'stages: \\[\\]', 'name some of'),
+    (V3, dict(placement='post'), ValueError, "placement: 'post'", 'take one of standard, pre'),
+    (V3, dict(placement='before'), ValueError, "placement: 'before'", 'valid'),
     (V3, dict(se='no'), ValueError, "se: 'no'", 'True for SE'),
     (RESNET, dict(reduction=1000), ValueError, 'reduction: 1000', 'whole number'),
     (V3, dict(squeeze='mean'), ValueError, "squeeze: 'mean'", 'valid'),
