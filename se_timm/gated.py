@@ -1,0 +1,86 @@
+"""A gate put before or after a module of a network that is there already, without changing the network's keys."""
+# no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ['LAYOUTS', 'Gated', 'GatedCall']
+
+# where the channels are -> what the dimensions are
+LAYOUTS = ('NCHW', 'NHWC', 'NLC')
+
+
+class Gated(nn.Module):
+    """A module and the gate `se` of its input or its output.
+
+    It stands in the place of `inner`, and reads and writes state dicts under the keys that `inner` had there; only the
+    gate's, `se.*`, are new. In `named_modules` and `named_parameters` both are what they are: `inner` and `se`. (A gate
+    by a forward hook, or by a subclass of the module's class, would be lost without a word where the module is replaced
+    by one of another class, as by `convert_sync_batchnorm`.) What else `inner` has is found here too.
+
+    Shapes: those of `inner`, whose input or output is gated by `se`, which sees `(N, C, H, W)`.
+
+    Args:
+        inner: The module.
+        se: The gate.
+        before: Gate the input, else the output.
+        layout: What is gated, one of `LAYOUTS`: maps with the channels first or last, or tokens.
+    """
+
+    def __init__(self, inner: nn.Module, se: nn.Module, before: bool = False, layout: str = 'NCHW') -> None:
+        super().__init__()
+        self.inner = inner
+        self.se = se
+        self.before = before
+        self.layout = layout
+        self.train(inner.training)
+
+    def excite(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x`, gated."""
+        if self.layout == 'NHWC':
+            return self.se(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.layout == 'NLC':
+            return self.se(x.transpose(1, 2).unsqueeze(3)).squeeze(3).transpose(1, 2)
+        return self.se(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output of the module, gated, or that of the gated input."""
+        if self.before:
+            return self.inner(self.excite(x))
+        return self.excite(self.inner(x))
+
+    @torch.jit.ignore
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the state of the module under its old keys, and that of the gate under `se.`."""
+        options = {**dict(zip(('destination', 'prefix', 'keep_vars'), args, strict=False)), **kwargs}
+        state = self.inner.state_dict(**options)
+        return self.se.state_dict(**{**options, 'destination': state, 'prefix': f'{options.get("prefix", "")}se.'})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(f'{prefix}se.')]:
+            state_dict[f'{prefix}inner.{key[len(prefix):]}'] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith('_'):  # TorchScript and copy ask for names of their own
+                raise
+            return getattr(super().__getattr__('inner'), name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.inner[key]  # type: ignore[index]  # of a container
+
+    def extra_repr(self) -> str:
+        """Return where the gate is."""
+        return f'before={self.before}, layout={self.layout!r}'
+
+
+class GatedCall(Gated):
+    """A module that is called with more than one tensor, and the gate of its output; TorchScript cannot read it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the output of the module, gated."""
+        return self.excite(self.inner(*args, **kwargs))

@@ -1,0 +1,157 @@
+"""Where SE goes in networks that were made without it."""
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .errors import message, nearest
+
+__all__ = ['KNOWN', 'Point', 'known_points', 'named_points']
+
+
+class Point(NamedTuple):
+    """A place for a gate.
+
+    Attributes:
+        block: Name of the module whose child it is.
+        child: Name of that child.
+        kind: `'slot'`: the child itself, made for attention and empty; `'before'` or `'after'` the child.
+    """
+
+    block: str
+    child: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f'{self.block}.{self.child}' if self.block else self.child
+
+
+class End(NamedTuple):
+    """The end of the residual branch of the blocks of one class.
+
+    Attributes:
+        child: What computes it last, or the place for attention.
+        kind: See `Point`.
+        only_if: Attribute that is true where the block has a shortcut.
+    """
+
+    child: str
+    kind: str = 'after'
+    only_if: str = ''
+
+
+_SE = End('se', 'slot')
+# by exact class: a subclass may do anything else in `forward`
+KNOWN: dict[str, End] = {
+    'timm.models.resnet.BasicBlock': _SE,
+    'timm.models.resnet.Bottleneck': _SE,
+    'timm.models.res2net.Bottle2neck': _SE,
+    'timm.models.sknet.SelectiveKernelBasic': _SE,
+    'timm.models.sknet.SelectiveKernelBottleneck': _SE,
+    'se_timm.se_resnet.SEBasicBlock': _SE,
+    'se_timm.se_resnet.SEBottleneck': _SE,
+    'se_timm.se_preresnet.PreActBasicBlock': _SE,
+    'se_timm.se_preresnet.PreActBottleneck': _SE,
+    'se_timm.se_shakeshake.ShakeBlock': _SE,
+    'se_timm.fused_blocks.FusedBasicBlock': _SE,
+    'se_timm.fused_blocks.FusedBottleneck': _SE,
+    'timm.models.convmixer.Residual': End('fn'),
+    'timm.models.densenet.DenseLayer': End('conv2'),  # before the concatenation
+    'timm.models.dla.DlaBasic': End('bn2'),
+    'timm.models.dla.DlaBottleneck': End('bn3'),
+    'timm.models.dla.DlaBottle2neck': End('bn3'),
+    'timm.models.efficientvit_mit.ResidualBlock': End('main', only_if='shortcut'),
+    'timm.models.efficientvit_msra.ResidualDrop': End('m'),
+    'timm.models.ghostnet.GhostBottleneck': End('ghost2'),
+    'timm.models.inception_resnet_v2.Block35': End('conv2d'),
+    'timm.models.inception_resnet_v2.Block17': End('conv2d'),
+    'timm.models.inception_resnet_v2.Block8': End('conv2d'),
+    'timm.models.repvit.RepViTBlock': End('channel_mixer'),
+    'timm.models.shvit.Residual': End('m'),
+    'timm.models.xception.Block': End('rep'),
+    'torchvision.models.densenet._DenseLayer': End('conv2'),
+    'torchvision.models.mnasnet._InvertedResidual': End('layers', only_if='apply_residual'),
+    'torchvision.models.mobilenetv2.InvertedResidual': End('conv', only_if='use_res_connect'),
+    'torchvision.models.mobilenetv3.InvertedResidual': End('block', only_if='use_res_connect'),
+    'torchvision.models.regnet.ResBottleneckBlock': End('f'),
+    'torchvision.models.resnet.BasicBlock': End('bn2'),
+    'torchvision.models.resnet.Bottleneck': End('bn3'),
+    'torchvision.models.shufflenetv2.InvertedResidual': End('branch2'),  # before the concatenation
+}
+# Stochastic depth drops residual branches, so that its module stands at the end of one, after everything that the
+# branch computes. Networks have it under these names, as an identity or None where the rate is zero.
+DROP_PATHS = ('drop_path*', 'stochastic_depth')
+DROP_PATH_CLASSES = ('DropPath', 'StochasticDepth', 'Identity')
+
+
+def path_of(cls: type) -> str:
+    """Return module and name of a class."""
+    return f'{cls.__module__}.{cls.__qualname__}'
+
+
+def drop_paths(block: nn.Module) -> Iterator[str]:
+    """Return the names under which a block has stochastic depth."""
+    for name, value in {**vars(block), **block._modules}.items():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in DROP_PATHS) and (
+                value is None or type(value).__name__ in DROP_PATH_CLASSES):
+            yield name
+
+
+def points_of(name: str, block: nn.Module) -> list[Point]:
+    """Return the ends of the residual branches of a block; none if it is not one that is known."""
+    end = KNOWN.get(path_of(type(block)))
+    if end is None:
+        return [Point(name, child, 'before') for child in drop_paths(block)]
+    if end.only_if and not getattr(block, end.only_if):
+        return []
+    return [Point(name, end.child, end.kind)]
+
+
+def known_points(net: nn.Module) -> list[Point]:
+    """Return the ends of all residual branches that are known."""
+    return [point for name, block in net.named_modules() for point in points_of(name, block)]
+
+
+def matches(pattern: str | type[nn.Module], name: str, module: nn.Module) -> bool:
+    """Return whether a module is meant by `pattern`: its class, the name of that, or its own name.
+
+    A `*` stands for a part of a name between two dots.
+    """
+    if not isinstance(pattern, str):
+        return type(module) is pattern
+    wanted, parts = pattern.split('.'), name.split('.')
+    is_named = len(wanted) == len(parts) and all(map(fnmatch.fnmatchcase, parts, wanted))
+    return is_named or type(module).__name__ == pattern
+
+
+def named_points(net: nn.Module, at: Sequence[str | type[nn.Module]]) -> list[Point]:
+    """Return the places that the user names: the ends of blocks that are known, the outputs of other modules.
+
+    Raises:
+        ValueError: If nothing is meant by a pattern, or the network itself.
+    """
+    modules = {name: module for name, module in net.named_modules() if name}
+    points: dict[Point, None] = {}
+    for pattern in at:
+        found = {name: module for name, module in modules.items() if matches(pattern, name, module)}
+        if not found:
+            raise ValueError(_nothing(net, pattern, modules))
+        for name, module in found.items():
+            block, _, child = name.rpartition('.')
+            points.update(dict.fromkeys(points_of(name, module) or [Point(block, child, 'after')]))
+    return list(points)
+
+
+def _nothing(net: nn.Module, pattern: Any, modules: dict[str, nn.Module]) -> str:
+    shown = pattern if isinstance(pattern, str) else path_of(pattern)
+    if matches(pattern, '', net):
+        return message(f'at: {shown!r}', 'it is the network itself', 'name modules within it, such as its stages')
+    classes = {type(module).__name__ for module in modules.values()}
+    close = nearest(shown.rpartition('.')[2] if not isinstance(pattern, str) else shown, [*modules, *classes])
+    return message(
+        f'at: {shown!r}', f'no module of {type(net).__name__} has such a name or class',
+        (f'did you mean {" or ".join(close)}? ' if close else '')
+        + "give names as of named_modules(), in which a * stands for one part ('layer*.*'), or classes")

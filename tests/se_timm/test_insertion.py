@@ -1,0 +1,641 @@
+"""SE put into networks that are there already, and taken out again."""
+import copy
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import torchvision
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+from torch import nn
+from torch.nn import functional as F
+
+import se_timm
+from se_timm import SqueezeExcite, add_se, remove_se
+from se_timm.gated import Gated, GatedCall
+from se_timm.insertion import KINDS, added
+from se_timm.insertion_points import KNOWN
+
+TORCHVISION = {
+    'resnet18': ('layer1.0.bn2', 8), 'resnet50': ('layer1.0.bn3', 16), 'mobilenet_v2': ('features.3.conv', 10),
+    'densenet121': ('features.denseblock1.denselayer1.conv2', 58),
+    'regnet_x_400mf': ('trunk_output.block1.block1-0.f', 22),
+    'shufflenet_v2_x0_5': ('stage2.0.branch2', 16), 'convnext_tiny': ('features.1.0.stochastic_depth', 18),
+    'mnasnet0_5': ('layers.8.1.layers', 10),
+}
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:.torch.jit:FutureWarning'),
+    pytest.mark.filterwarnings('ignore:The TorchScript type system:UserWarning'),  # torch's own GraphModule
+]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def images(size=64, batch=2, channels=3):
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def build(name='test_resnet', **arguments):
+    """A small network with random weights, zeros included: behind a branch that begins with zero nothing is seen."""
+    net = timm.create_model(name, **arguments).eval()
+    for parameter in net.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return net
+
+
+def close(net):
+    """Set every added gate to zero."""
+    for gate in added(net).values():
+        nn.init.zeros_(gate.fc2.weight)
+        nn.init.constant_(gate.fc2.bias, -1000.)
+
+
+class Tiny(nn.Module):
+    """A network of one's own: two blocks whose branch is a function of the module, not a module."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.first = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+        self.unused = nn.Conv2d(width, width, 1)
+        self.pairs = nn.ModuleList([nn.Identity()])
+        self.fc = nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.first(x)
+        x = x + self.second(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def shape_of(net):
+    """What must be as it was after an error."""
+    return [(name, type(module)) for name, module in net.named_modules()], list(net.state_dict()), net.training
+
+
+# Networks that are known
+
+
+@pytest.mark.parametrize('name', TORCHVISION)
+def test_networks_of_torchvision(name):
+    net = torchvision.models.get_model(name).eval()
+    for parameter in net.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    keys, x = list(net.state_dict()), images(224, 1)
+    with torch.no_grad():
+        expected = net(x)
+        report = add_se(net, reduction=4, identity_start=True)
+        assert (next(iter(report.places)), len(report.places)) == TORCHVISION[name]
+        assert torch.equal(net(x), expected)
+        assert [key for key in net.state_dict() if '.se.' not in key] == keys
+        close(net)
+        assert not torch.allclose(net(x), expected)
+        remove_se(net)
+        assert torch.equal(net(x), expected)
+    assert list(net.state_dict()) == keys
+
+
+def test_classes_that_are_known_exist():
+    for path in KNOWN:
+        module, _, name = path.rpartition('.')
+        __import__(module)
+        assert isinstance(getattr(sys.modules[module], name), type)
+
+
+def test_residual_networks_of_timm_become_the_paper_s():
+    net = timm.create_model('resnet50', zero_init_last=False)
+    add_se(net)
+    ours = timm.create_model('se_resnet50', topology='v1.5')
+    net.load_state_dict(ours.state_dict(), strict=True)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(images()), ours.eval()(images()))
+
+
+def test_gate_stands_at_the_end_of_the_branch(randomise):
+    net = randomise(timm.create_model('convnext_atto'))
+    block = net.stages[0].blocks[0]
+    add_se(net, reduction=2)
+    x = torch.randn(2, 40, 8, 8)
+    branch = block.mlp(block.norm(block.conv_dw(x))) * block.gamma.view(-1, 1, 1)
+    gate = block.drop_path.se
+    torch.testing.assert_close(block(x), x + branch * gate.excite(branch))
+    torch.testing.assert_close(gate.excite(branch), torch.sigmoid(
+        gate.fc2(F.relu(gate.fc1(branch.mean((2, 3), keepdim=True))))))
+
+
+def test_gate_stands_before_stochastic_depth():
+    net = build('test_convnext', drop_path_rate=0.9).train()
+    add_se(net, reduction=4)
+    block = net.stages[-1].blocks[-1]
+    seen = []
+    block.drop_path.se.register_forward_hook(lambda module, args, output: seen.append(output))
+    torch.manual_seed(1)
+    y = block.drop_path(x := torch.randn(64, block.drop_path.se.fc1.in_channels, 2, 2))
+    assert torch.equal(seen[0], block.drop_path.se(x))
+    dropped = (y == 0).flatten(1).all(1)
+    assert 0 < dropped.sum() < 64
+    torch.testing.assert_close(y[~dropped], seen[0][~dropped] / (1 - block.drop_path.drop_prob))
+
+
+def test_dense_layer_is_gated_before_the_concatenation():
+    net = build('densenet121')
+    layer = net.features.denseblock1.denselayer1
+    x = torch.randn(2, 64, 8, 8)
+    with torch.no_grad():
+        plain = layer([x])
+        add_se(net, reduction=4)
+        torch.testing.assert_close(layer([x]), plain * layer.conv2.se.excite(plain))
+
+
+@pytest.mark.parametrize('name', ['seresnet18', 'regnety_002', 'efficientnet_b0', 'se_resnet18'])
+def test_blocks_with_attention_of_their_own_are_left(name):
+    net = timm.create_model(name, device='meta')
+    with pytest.raises(ValueError, match=r'none of its .* can have one: its block has channel attention of its own'):
+        add_se(net)
+
+
+def test_what_is_left_is_told():
+    report = add_se(timm.create_model('mobilenetv2_035'), reduction=4)
+    assert report.left['blocks.0.0.drop_path'] == 'its block adds no shortcut'
+    assert 'left: blocks.0.0.drop_path: its block adds no shortcut' in str(report)
+
+
+# What it says
+
+
+def test_report_counts_the_gates():
+    net = build()
+    before = sum(p.numel() for p in net.parameters())
+    report = add_se(net)
+    parameters = sum(p.numel() for p in net.parameters())
+    assert report.net is net
+    assert report.parameters == parameters - before == sum(place.parameters for place in report.places.values())
+    assert report.share == report.parameters / parameters
+    channels = [place.channels for place in report.places.values()]
+    assert [place.parameters for place in report.places.values()] == [
+        2 * c * (c // 16) + c + c // 16 for c in channels]
+    lines = str(report).splitlines()
+    assert lines[0] == (f'se: {len(channels)} gates, {report.parameters:,} parameters, {100 * report.share:.2f} % '
+                        'of the whole')
+    assert re.match(rf'layer1.0.se: slot, {channels[0]} channels \(NCHW\), [\d,]+ parameters$', lines[1])
+    assert len(lines) == 1 + len(channels)
+
+
+def test_config_makes_the_same_in_a_new_process(tmp_path):
+    net = timm.create_model('test_convnext')
+    report = add_se(net, 'stages.*.blocks.*', reduction=4, excitation='tanh', bias=False, identity_start=True)
+    for gate in added(net).values():
+        nn.init.normal_(gate.fc2.weight)
+    x = images()
+    torch.save({'config': report.config, 'state': net.state_dict(), 'x': x, 'y': net.eval()(x)}, tmp_path / 'net.pt')
+    code = '''if True:
+        import sys, timm, torch
+        from se_timm import add_se
+        saved = torch.load(sys.argv[1], weights_only=True)
+        net = add_se(timm.create_model('test_convnext'), **saved['config']).net
+        net.load_state_dict(saved['state'], strict=True)
+        assert torch.equal(net.eval()(saved['x']), saved['y'])
+    '''
+    subprocess.run([sys.executable, '-c', code, tmp_path / 'net.pt'], check=True, timeout=120)
+
+
+def test_config_names_classes_and_size():
+    report = add_se(Tiny(), [nn.Sequential, 'stem'], input_size=(3, 16, 16), reduction=2)
+    assert report.config == {
+        'at': ['Sequential', 'stem'], 'input_size': [3, 16, 16], 'kind': 'se', 'reduction': 2}
+    assert add_se(Tiny(), **report.config).places == report.places
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(('arguments', 'expected'), [
+    (dict(reduction=2), dict(reduction=2)), (dict(squeeze='max'), dict(squeeze='max')),
+    (dict(squeeze='none'), dict(squeeze='none')), (dict(excitation='tanh'), dict(excitation='tanh')),
+    (dict(bias=False), dict(bias=False)),
+])
+def test_arguments_of_the_block_reach_it(arguments, expected):
+    net = build()
+    add_se(net, **arguments)
+    for gate in added(net).values():
+        torch.manual_seed(0)
+        block = SqueezeExcite(gate.fc1.in_channels, **expected)
+        assert repr(gate) == repr(block)
+
+
+@pytest.mark.parametrize('excitation', ['sigmoid', 'tanh', 'relu'])
+@pytest.mark.parametrize('squeeze', ['avg', 'max', 'none'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_identity_start_keeps_every_bit(excitation, squeeze, dtype):
+    net, x = build().to(dtype), images().to(dtype)
+    with torch.no_grad():
+        expected = net(x)
+        add_se(net, identity_start=True, excitation=excitation, squeeze=squeeze, bias=False)
+        assert torch.equal(net(x), expected)
+
+
+def test_other_attention_goes_through_the_same_door():
+    assert {'se', 'eca', 'ge', 'cbam'} <= set(KINDS)
+    for kind in KINDS:
+        net = build()
+        with torch.no_grad():
+            expected = net(images())
+            report = add_se(net, kind=kind)
+            assert len(report.places) == sum(place.where == 'slot' for place in report.places.values()) == 4
+            assert net(images()).shape == expected.shape
+            assert (kind == 'se') == all(type(gate) is SqueezeExcite for gate in added(net).values())
+            remove_se(net)
+            assert torch.equal(net(images()), expected)
+
+
+def test_other_attention_takes_its_own_arguments():
+    net = build()
+    add_se(net, kind='ecam', rd_channels=5)
+    assert {gate.conv.out_channels for gate in added(net).values()} == {5}
+
+
+@pytest.mark.parametrize(('at', 'places'), [
+    ('stem', ['stem']), (['first', 'second'], ['first', 'second']), ('first.*', ['first.0', 'first.1']),
+    ('Sequential', ['first', 'second']), (nn.ReLU, ['first.1', 'second.1']), ('*.1', ['first.1', 'second.1']),
+    (['Sequential', 'first'], ['first', 'second']),
+])
+def test_modules_are_named_by_pattern_or_type(at, places):
+    net = Tiny()
+    x, y = images(16), None
+    report = add_se(net, at, reduction=2)
+    assert list(report.places) == places
+    assert {place.where for place in report.places.values()} == {'after'}
+    for place in places:
+        gated = net.get_submodule(place)
+        with torch.no_grad():
+            y = gated.inner(x if place == 'stem' else torch.randn(2, 8, 16, 16))
+            assert torch.equal(gated.excite(y), gated.se(y))
+
+
+def test_blocks_that_are_known_can_be_chosen_by_pattern():
+    net = build('resnet18')
+    assert list(add_se(net, 'layer[34].*').places) == ['layer3.0.se', 'layer3.1.se', 'layer4.0.se', 'layer4.1.se']
+
+
+@pytest.mark.parametrize(('layout', 'module'), [
+    ('NHWC', nn.LayerNorm(8)), ('NLC', nn.Sequential(nn.Flatten(1, 2), nn.LayerNorm(8)))])
+def test_channels_may_be_last(layout, module):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.norm = copy.deepcopy(module)
+
+        def forward(self, x):
+            return self.norm(self.stem(x).permute(0, 2, 3, 1))
+
+    net, x = Last(), torch.randn(2, 3, 6, 5)
+    with torch.no_grad():
+        y = net(x)
+        [place] = add_se(net, 'norm', reduction=2, input_size=(3, 6, 5)).places.values()
+        assert (place.layout, place.channels) == (layout, 8)
+        gate = net.norm.se
+        s = torch.sigmoid(gate.fc2(F.relu(gate.fc1(y.flatten(1, -2).mean(1)[:, :, None, None]))))[:, :, 0, 0]
+        torch.testing.assert_close(net(x), y * s.view(2, *(1,) * (y.ndim - 2), 8))
+
+
+def test_module_that_is_called_with_more_than_a_tensor():
+    class Sum(nn.Module):
+        def forward(self, x, *, other):
+            return x + other
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.sum = nn.Conv2d(3, 8, 1), Sum()
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.sum(x, other=x)
+
+    net = Net()
+    add_se(net, 'sum', reduction=2, input_size=(3, 8, 8))
+    assert type(net.sum) is GatedCall
+    y = 2 * net.stem(images(8))
+    torch.testing.assert_close(net(images(8)), net.sum.se(y))
+
+
+def test_channels_of_the_images_are_the_network_s():
+    net = timm.create_model('test_resnet', in_chans=1)
+    add_se(net)
+    assert net(images(32, channels=1)).shape == (2, 1000)
+
+
+def test_gates_within_gates():
+    net, x = Tiny().eval(), images(16)
+    keys = list(net.state_dict())
+    with torch.no_grad():
+        expected = net(x)
+        report = add_se(net, ['first', 'first.0'], reduction=2)
+        first = net.first.inner
+        inner = first[0].se(first[0].inner(x := torch.randn(2, 8, 16, 16)))
+        assert torch.equal(net.first(x), net.first.se(F.relu(inner)))
+        again = add_se(Tiny(), **report.config).net.eval()
+        again.load_state_dict(net.state_dict(), strict=True)
+        assert torch.equal(again.first(x), net.first(x))
+        assert len(remove_se(net)) == 2
+        assert torch.equal(net(images(16)), expected)
+    assert list(net.state_dict()) == keys
+
+
+# The network stays what it was
+
+
+def test_copy_leaves_the_network_alone():
+    net = build()
+    before, x = shape_of(net), images()
+    report = add_se(net, inplace=False, identity_start=True)
+    assert shape_of(net) == before
+    assert report.net is not net
+    assert len(added(report.net)) == 4
+    with torch.no_grad():
+        assert torch.equal(report.net(x), net(x))
+    assert {p.data_ptr() for p in net.parameters()}.isdisjoint(p.data_ptr() for p in report.net.parameters())
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext', 'resnest14d', 'densenet121'])
+def test_removal_is_the_inverse(name):
+    net = build(name)
+    before, modules = shape_of(net), dict(net.named_modules())
+    places = add_se(net, reduction=4).places
+    assert remove_se(net) == list(places)
+    assert shape_of(net) == before
+    after = dict(net.named_modules())
+    assert all(after[key] is module for key, module in modules.items())
+    assert [vars(module).keys() for module in modules.values()] == [vars(module).keys() for module in after.values()]
+    add_se(net, reduction=4)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'densenet121'])
+def test_state_of_the_plain_network_loads_and_so_does_its_own(name):
+    plain, net = build(name), build(name)
+    add_se(net, reduction=4, identity_start=True)
+    result = net.load_state_dict(plain.state_dict(), strict=False)
+    assert result.unexpected_keys == []
+    assert all('.se.' in key for key in result.missing_keys)
+    with torch.no_grad():
+        assert torch.equal(net(images()), plain(images()))
+    other = build(name)
+    add_se(other, reduction=4, identity_start=True)
+    other.load_state_dict(net.state_dict(), strict=True)
+    with torch.no_grad():
+        assert torch.equal(other(images()), net(images()))
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*\.foo"'):
+        other.load_state_dict({**net.state_dict(), list(net.state_dict())[-4] + '.foo': torch.zeros(1)}, strict=True)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'densenet121'])
+@pytest.mark.parametrize('way', [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_network_is_copied_and_pickled(name, way):
+    net = build(name)
+    places = add_se(net, reduction=4).places
+    again = way(net)
+    with torch.no_grad():
+        assert torch.equal(again(images()), net(images()))
+    assert remove_se(again) == list(places)
+    assert len(added(net)) == len(places)
+
+
+@pytest.mark.parametrize('convert', [
+    convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm, freeze_batch_norm_2d])
+def test_gates_outlive_what_replaces_batch_norms(convert):
+    net = torchvision.models.resnet18().eval()
+    add_se(net)
+    before = len(added(net))
+    assert isinstance(net.layer1[0].bn2, Gated)
+    expected = net(images())
+    net = convert(net).eval()
+    assert len(added(net)) == before == 8
+    assert type(net.layer1[0].bn2.inner) is not nn.BatchNorm2d
+    if convert is freeze_batch_norm_2d:  # synchronised ones run on GPUs
+        torch.testing.assert_close(net(images()), expected)
+
+
+def test_what_the_module_has_is_found_at_the_gated_one():
+    net = torchvision.models.resnet18()
+    add_se(net)
+    assert net.layer1[0].bn2.num_features == 64
+    assert net.layer1[0].bn2.weight is net.layer1[0].bn2.inner.weight
+    with pytest.raises(AttributeError):
+        _ = net.layer1[0].bn2.foo
+    tiny = Tiny()
+    add_se(tiny, 'first', reduction=2)
+    assert tiny.first[0] is tiny.first.inner[0]
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_mode_device_and_dtype_are_the_network_s(training):
+    net = timm.create_model('test_resnet', device='meta', dtype=torch.bfloat16).train(training)
+    add_se(net)
+    assert {module.training for module in net.modules()} == {training}
+    assert {(p.device.type, p.dtype) for p in net.parameters()} == {('meta', torch.bfloat16)}
+    net.to(torch.float64)
+    assert {p.dtype for p in net.parameters()} == {torch.float64}
+
+
+def test_network_that_does_not_run_on_the_meta_device():
+    class Net(Tiny):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > -1 else x
+
+    assert list(add_se(Net(), 'first', reduction=2).places) == ['first']
+
+
+def test_the_dry_run_leaves_buffers_and_random_numbers_alone():
+    net = build().train()
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    add_se(net, identity_start=True)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items() if key in state)
+
+
+# Everything else goes on working
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext', 'dla46_c'])
+def test_compiles_exports_and_traces(name):
+    net = build(name)
+    add_se(net, reduction=4)
+    x = images()
+    with torch.no_grad():
+        expected = net(x)
+        torch.compiler.reset()
+        compiled = torch.compile(net, fullgraph=True, backend='eager')
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+        torch.compiler.reset()
+        torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(torch.fx.symbolic_trace(net)(x), expected)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'resnet18', 'test_convnext'])
+def test_networks_with_a_place_for_attention_script(name):
+    net = build(name)
+    add_se(net, reduction=4)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(net)(images()), net(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_networks_with_a_place_for_attention_get_the_fused_tail():
+    net = build('resnet18')
+    add_se(net)
+    assert len(se_timm.fuse(net, 'fused').replaced) == 8
+    assert {choice.fused for choice in se_timm.explain(net.train()).values()} == {True}
+
+
+def test_se_goes_into_networks_that_are_fused():
+    net = timm.create_model('resnet18')
+    se_timm.fuse(net)
+    assert len(add_se(net).places) == 8
+    assert len(remove_se(net)) == 8
+
+
+@pytest.mark.parametrize(('name', 'arguments'), [
+    ('se_resnet18', {}), ('se_resnet20_cifar', {}), ('se_wrn16_8_cifar', {}), ('se_preresnet164_cifar', {}),
+    ('se_shakeshake26_2x96d_cifar', {'width': 16})])
+def test_plain_twins_of_this_package_become_its_networks(name, arguments):
+    net, plain = timm.create_model(name, **arguments), timm.create_model(name, se=False, **arguments)
+    add_se(plain)
+    plain.load_state_dict(net.state_dict(), strict=True)
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(images()), net.eval()(images()))
+
+
+@pytest.mark.parametrize('make', [
+    lambda: build('test_resnet'), lambda: build('dla46_c'), lambda: torchvision.models.resnet18()])
+def test_folds(make, randomise):
+    net = randomise(make()).eval()
+    add_se(net, reduction=4)
+    with torch.no_grad():
+        torch.testing.assert_close(se_timm.fold(net)(images()), net(images()), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings('ignore:Grad strides do not match bucket view strides')  # of 1x1 convolutions
+def test_trains_under_ddp(tmp_path):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/ddp', rank=0, world_size=1)
+    try:
+        net = build('test_convnext').train()
+        add_se(net, reduction=4, identity_start=True)
+        parallel = nn.parallel.DistributedDataParallel(net)
+        optimizer = torch.optim.SGD(parallel.parameters(), lr=0.01)
+        for _ in range(2):  # DDP refuses the second step if a parameter took no part in the first
+            optimizer.zero_grad()
+            parallel(images()).square().mean().backward()
+            optimizer.step()
+        assert all(gate.fc2.weight.any() for gate in added(net).values())
+        with pytest.raises(ValueError, match='why: its parameters are spread'):
+            add_se(parallel)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# Bad input
+
+
+class Shared(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.second = self.first
+
+
+class Broken(Tiny):
+    def forward(self, x):
+        raise RuntimeError('no such thing')
+
+
+class Pairs(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Module()
+        self.first.forward = lambda x: (x, x)
+
+    def forward(self, x):
+        return super().forward(x) if False else self.first(self.stem(x))
+
+
+class OfItsOwn(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.first.se = nn.Identity()
+
+
+@pytest.mark.parametrize(('make', 'arguments', 'given', 'why', 'do'), [
+    (Tiny, dict(), 'add_se(Tiny)', 'it has no residual block of a kind that is known', 'name the modules'),
+    (Tiny, dict(at='fisrt'), "at: 'fisrt'", 'no module of Tiny has such a name or class', 'did you mean first'),
+    (Tiny, dict(at='Sequental'), "at: 'Sequental'", 'no module', 'did you mean Sequential'),
+    (Tiny, dict(at=nn.BatchNorm2d), "at: 'torch.nn.modules.batchnorm.BatchNorm2d'", 'no module', 'or classes'),
+    (Tiny, dict(at=['first', 'third']), "at: 'third'", 'no module', 'names as of named_modules()'),
+    (Tiny, dict(at=[]), 'add_se(Tiny)', 'no residual block', 'name the modules'),
+    (Tiny, dict(at=Tiny), 'Tiny', 'it is the network itself', 'name modules within it'),
+    (Tiny, dict(at='first'), 'reduction: 16 at first', 'a block of 8 channels', 'from 1 to 8'),
+    (lambda: timm.create_model('ghostnet_050'), dict(), 'reduction: 16 at blocks.0.0.ghost2', '8 channels', 'to 8'),
+    (Shared, dict(at='first'), 'at: first', 'it runs 2 times in a forward pass', 'name other modules'),
+    (Tiny, dict(at=['first', 'unused']), 'at: unused', 'it does not run in a forward pass', 'name other modules'),
+    (Pairs, dict(at='first'), 'at: first', 'it gives a tuple, not a tensor', 'name other modules'),
+    (Tiny, dict(at='fc'), 'at: fc', 'it gives (1, 4): neither maps', 'name other modules'),
+    (OfItsOwn, dict(at='first', reduction=2), 'at: first', 'it has a child called se', 'name other modules'),
+    (Broken, dict(at='first'), 'add_se(Broken)', 'it does not run on an image of (3, 224, 224) (RuntimeError: no such',
+     'say input_size='),
+    (Tiny, dict(at='first', input_size=(1, 8, 8)), 'add_se(Tiny)', 'not run on an image of (1, 8, 8)', 'input_size'),
+    (Tiny, dict(at='first', input_size=(3, 8)), 'input_size: (3, 8)', 'not channels, height and', '(3, 224, 224)'),
+    (Tiny, dict(at='first', input_size='big'), "input_size: 'big'", 'not channels, height and', '(3, 224, 224)'),
+    (lambda: torch.jit.script(Tiny()), dict(at='first'), 'add_se(', 'TorchScript cannot be changed', 'before torch'),
+    (lambda: torch.compile(Tiny()), dict(at='first'), 'add_se(OptimizedModule)', 'compiled', 'before torch'),
+    (lambda: nn.DataParallel(Tiny()), dict(at='first'), 'add_se(DataParallel)', 'spread over', 'before that'),
+    (Tiny, dict(at='first', kind='cbm'), "kind: 'cbm'", 'there is no such kind', 'did you mean cbam'),
+    (Tiny, dict(at='first', reductoin=2), "argument of add_se: 'reductoin'", 'no such', 'did you mean reduction'),
+    (Tiny, dict(at='first', kind='eca', identity_start=True), "identity_start=True with kind='eca'", 'do not begin',
+     "take kind='se'"),
+    (Tiny, dict(at='first', reduction=2, identity_start=True, excitation='hard_sigmoid'),
+     "identity_start=True with excitation='hard_sigmoid'", 'no form', 'take one of sigmoid, tanh, relu'),
+    (Tiny, dict(at='first', kind='eca', kernel=3), 'eca at first', 'timm cannot make it', 'correct its arguments'),
+    (Tiny, dict(at='first', reduction=2, squeeze='average'), "squeeze: 'average'", 'no such squeeze', 'did you mean'),
+])
+def test_what_cannot_be_is_said_and_changes_nothing(make, arguments, given, why, do):
+    net = make()
+    before = shape_of(net)
+    with pytest.raises(ValueError, match='\n  why: ') as caught:
+        add_se(net, **arguments)
+    first, second, third = str(caught.value).split('\n')
+    assert given in first
+    assert why in second
+    assert do in third
+    assert shape_of(net) == before
+
+
+def test_compiled_in_place_is_refused():
+    net = Tiny()
+    net.compile()
+    with pytest.raises(ValueError, match='it is compiled'):
+        add_se(net, 'first')
+
+
+def test_something_else_than_a_network_is_refused():
+    with pytest.raises(ValueError, match=r"add_se\('resnet18'\)\n  why: it is a str, not an nn.Module"):
+        add_se('resnet18')
+
+
+def test_adding_twice_is_refused():
+    net = build()
+    add_se(net)
+    before = shape_of(net)
+    with pytest.raises(ValueError, match='why: it has 4 added gates already\n  do:  call remove_se first'):
+        add_se(net)
+    assert shape_of(net) == before
+
+
+def test_removing_from_a_network_without_is_refused():
+    with pytest.raises(ValueError, match=r'why: add_se put nothing into it\n  do:  .*se=False'):
+        remove_se(timm.create_model('se_resnet20_cifar'))
