@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 from itertools import zip_longest
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from se_timm import add_se as insert_se
 from se_timm import fuse  # the import registers the SE networks
 from se_timm.errors import InputError, message, unknown
 from se_timm.residual_tail import BACKENDS
@@ -43,6 +46,8 @@ class ImageClassifier(LightningModule):
         network: Arguments of `timm.create_model`, such as `reduction: 8` or `pretrained: true`.
         plain: Build the plain twin, the same network without SE. An argument of its own, since a later config replaces
             the whole of `network`.
+        add_se: Put SE into the network, after its initial weights are loaded: arguments of `se_timm.add_se`, such as
+            `identity_start: true`, or `{}` for its defaults. The plain twin goes without.
         optim: The optimiser.
         schedule: The learning rate over the epochs.
         loss: The training loss.
@@ -65,6 +70,7 @@ class ImageClassifier(LightningModule):
             num_classes: int | None = None,
             network: dict[str, Any] | None = None,
             plain: bool = False,
+            add_se: dict[str, Any] | None = None,
             optim: Optim = Optim(),  # noqa: B008  (frozen)
             schedule: Schedule = Schedule(),  # noqa: B008  (frozen)
             loss: Loss = Loss(),  # noqa: B008  (frozen)
@@ -80,8 +86,10 @@ class ImageClassifier(LightningModule):
         self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
         self.loss = Loss(**loss) if isinstance(loss, dict) else loss
         check_optimizer(self.optim)
-        twin = {'se': False} if plain else {}
+        twin = {'se': False} if plain and add_se is None else {}
         self.net = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
+        if add_se is not None and not plain:
+            add_se_to(self.net, add_se)
         fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
@@ -92,7 +100,7 @@ class ImageClassifier(LightningModule):
         # plain types only: a checkpoint with other objects cannot be loaded with weights_only=True
         self.save_hyperparameters({
             'name': name, 'num_classes': self.net.num_classes, 'network': architecture(network), 'plain': plain,
-            'optim': dataclasses.asdict(self.optim), 'schedule': dataclasses.asdict(self.schedule),
+            'add_se': add_se, 'optim': dataclasses.asdict(self.optim), 'schedule': dataclasses.asdict(self.schedule),
             'loss': dataclasses.asdict(self.loss), 'fused': fused, 'recompute': recompute,
             'compile': compile, 'channels_last': channels_last, 'max_nonfinite_steps': max_nonfinite_steps,
         }, logger=False)
@@ -356,6 +364,32 @@ def fuse_network(net: nn.Module, backend: str, recompute: bool = False) -> None:
             'leave model.fused out, or take a network of se_timm or of timm\'s family resnet'))
 
 
+def add_se_to(net: nn.Module, arguments: dict[str, Any]) -> None:
+    """Put SE into `net`.
+
+    Raises:
+        InputError: If that cannot be, with the message of `se_timm.add_se`.
+    """
+    try:
+        report = insert_se(net, **arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f'model.add_se: {error}' if '\n  why: ' in str(error) else message(
+            f'model.add_se: {arguments}', str(error), 'give the arguments of se_timm.add_se')) from error
+    rank_zero_info(str(report).splitlines()[0])
+
+
+def own_weights(path: str) -> dict[str, Tensor] | None:
+    """Return the network's weights of a checkpoint of this program; None for any other file, which timm reads."""
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        return None
+    if not isinstance(checkpoint, dict) or 'pytorch-lightning_version' not in checkpoint:
+        return None
+    return {key.removeprefix('net.'): value for key, value in checkpoint['state_dict'].items()
+            if key.startswith('net.')}
+
+
 def create_network(name: str, **arguments: Any) -> nn.Module:
     """Return `timm.create_model(name, **arguments)`, with messages for users.
 
@@ -367,8 +401,13 @@ def create_network(name: str, **arguments: Any) -> nn.Module:
         raise InputError(message(
             f'model.network.checkpoint_path: {path}', 'there is no such file',
             'name a file with weights of the network, or leave it out'))
+    weights = own_weights(path) if path else None
     try:
-        return timm.create_model(name, **arguments)
+        if weights is None:
+            return timm.create_model(name, **arguments)
+        net = timm.create_model(name, **{**arguments, 'checkpoint_path': ''})
+        net.load_state_dict(weights)
+        return net
     except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if '\n  why: ' in str(error):  # one of our own networks: the message is complete
             raise InputError(str(error)) from error

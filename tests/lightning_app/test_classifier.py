@@ -17,6 +17,7 @@ from lightning_app.optim import Loss, Optim, Schedule
 from se_timm import explain
 from se_timm.errors import InputError
 from se_timm.fused import operators
+from se_timm.insertion import added
 
 METRICS = {'train/loss', 'lr', 'val/loss', 'val/top1', 'val/top5'}
 
@@ -287,6 +288,48 @@ def test_fused_that_cannot_be_is_refused(arguments, why):
         classifier(**arguments)
 
 
+# SE in other networks
+
+
+def test_se_is_added_to_any_network():
+    plain = classifier(name='test_convnext')
+    model = classifier(name='test_convnext', add_se={'reduction': 4, 'identity_start': True})
+    assert len(added(model.net)) == 9
+    assert model.hparams['add_se'] == {'reduction': 4, 'identity_start': True}
+    result = model.load_state_dict(plain.state_dict(), strict=False)
+    assert all('.se.' in key for key in result.missing_keys)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model.eval()(images), plain.eval()(images))
+
+
+def test_plain_twin_goes_without_added_se():
+    assert added(classifier(add_se={}, plain=True).net) == {}
+    assert len(added(classifier(add_se={}).net)) == 4
+
+
+def test_network_with_added_se_is_trained_saved_and_evaluated(make_trainer, photo_data, tmp_path):
+    model = classifier(name='test_convnext', add_se={'reduction': 4, 'kind': 'se'})
+    callback = ModelCheckpoint(dirpath=tmp_path, filename='best')
+    trainer = make_trainer(enable_checkpointing=True, callbacks=[callback])
+    trainer.fit(model, photo_data())
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / 'best.ckpt')
+    assert len(added(loaded.net)) == 9
+    given = make_trainer().validate(loaded, photo_data(), verbose=False)[0]
+    assert given['val/loss'] == float(trainer.callback_metrics['val/loss'])
+
+
+@pytest.mark.parametrize(('arguments', 'given', 'remedy'), [
+    (dict(add_se={'reductoin': 4}), "model.add_se: argument of add_se: 'reductoin'", 'did you mean reduction'),
+    (dict(add_se={'at': 'layr1'}), "model.add_se: at: 'layr1'", 'did you mean layer1'),
+    (dict(add_se={}, name='vgg11'), r'model.add_se: add_se\(VGG\)', 'name the modules'),
+    (dict(add_se={}, name='se_resnet20_cifar'), r'model.add_se: add_se\(SEResNetCifar\)', 'name the modules'),
+    (dict(add_se={'at': 3}), "model.add_se: {'at': 3}", 'give the arguments of se_timm.add_se'),
+])
+def test_se_that_cannot_be_added_is_said(arguments, given, remedy):
+    with pytest.raises(InputError, match=f'{given}[^\n]*\n  why: .*\n  do:  .*{remedy}'):
+        classifier(**arguments)
+
+
 @pytest.mark.slow  # the compiler takes a minute or two
 def test_compiled_network_keeps_its_keys_and_trains(make_trainer, photo_data, tmp_path):
     keys = list(classifier().state_dict())
@@ -333,6 +376,16 @@ def test_checkpoint_loads_into_the_bare_network(checkpoint):
     bare.load_state_dict({key.removeprefix('net.'): value for key, value in state.items()}, strict=True)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(bare.eval()(images), model.eval()(images))
+
+
+def test_checkpoint_of_a_training_gives_initial_weights(checkpoint):
+    path, model = checkpoint
+    again = classifier(network={'checkpoint_path': str(path)}, add_se={'identity_start': True})
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again.eval()(images), model.eval()(images))
+    assert again.hparams['network'] == {}
+    with pytest.raises(InputError, match=r'model: test_convnext with .*\n  why: Error\(s\) in loading state_dict'):
+        classifier(name='test_convnext', network={'checkpoint_path': str(path)})
 
 
 @pytest.mark.filterwarnings('ignore:Be aware that when using `ckpt_path`:UserWarning')

@@ -298,6 +298,7 @@ def test_output_that_is_a_folder(refused, on_photos, weights, photos):
 
 @pytest.mark.parametrize(('options', 'given', 'why'), [
     (['--model.network.checkpoint_path=nope.pth'], 'checkpoint_path: nope.pth', 'no such file'),
+    (['--model.add_se={reductoin: 4}'], "model.add_se: argument of add_se: 'reductoin'", 'no such'),
     (['--model.optim.name=adahessian'], 'adahessian', 'second derivatives'),
     (['--model.loss.smoothing=1'], 'model.loss.smoothing: 1', 'share'),
     (['--model.optim.lr_scaling=linear', '--model.optim.lr_batch=0'], 'lr_batch: 0', ''),
