@@ -16,9 +16,9 @@ from .fused.inductor import COMPILED, compiled
 from .fused.operators import OPERATORS, TRITON, backend_passes
 from .fused.recompute import Convolution, norm_relu_conv
 from .fused.vector_kernels import VECTORS, track
-from .fused.vectors import EXCITATIONS, PLAIN, Vectors
+from .fused.vectors import PLAIN, Vectors
 from .residual_blocks import Step, Tail, is_hooked, is_identity
-from .squeeze_excite import SqueezeExcite
+from .squeeze_excite import EXCITATIONS, IdentityGate, SqueezeExcite
 
 __all__ = ['BACKENDS', 'Choice', 'ResidualTail', 'choose', 'explain', 'residual_tail']
 
@@ -178,7 +178,7 @@ def gate_problem(se: nn.Module | None) -> str:
     if any(type(layer) is not nn.Conv2d or layer.kernel_size != (1, 1) or layer.groups != 1
            for layer in (block.fc1, block.fc2)):
         return 'its layers are not 1x1 convolutions'
-    if type(last_of(block)) not in EXCITATION_OF:
+    if not excitation_of(block):
         return f'its excitation is {type(last_of(block)).__name__}'
     return ''
 
@@ -186,6 +186,14 @@ def gate_problem(se: nn.Module | None) -> str:
 def last_of(se: Any) -> nn.Module:
     """Return the last non-linearity of an SE block."""
     return se.sigmoid if type(se) is senet.SEModule else se.gate
+
+
+def excitation_of(se: Any) -> str:
+    """Return the last non-linearity of an SE block, a key of `fused.vectors.EXCITATIONS`; else an empty text."""
+    gate = last_of(se)
+    if isinstance(gate, IdentityGate):
+        return f'identity_{gate.excitation}'
+    return EXCITATION_OF.get(type(gate), '')
 
 
 def is_synchronised(norm: nn.Module) -> bool:
@@ -305,7 +313,7 @@ def gate_of(se: Any) -> Gate | None:
     if se is None:
         return None
     return Gate(se.fc1.weight.flatten(1), se.fc1.bias, se.fc2.weight.flatten(1), se.fc2.bias,
-                EXCITATION_OF[type(last_of(se))])
+                excitation_of(se))
 
 
 def drawn(drop_path: Any, x: Tensor) -> Tensor | None:

@@ -32,6 +32,7 @@ class IdentityGate(nn.Module):
 
     def __init__(self, excitation: str) -> None:
         super().__init__()
+        self.excitation = excitation
         self.act = get_act_layer(excitation)()
         self.shift, self.scale, self.offset = IDENTITY_GATES[excitation]
 

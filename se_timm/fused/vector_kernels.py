@@ -35,19 +35,30 @@ LARGEST_HIDDEN = 128  # of a hidden layer that stays in registers; beyond it tor
 
 
 @jit
+def _tanh(x: tl.tensor) -> Any:
+    away = tl.exp(-2 * tl.abs(x))
+    value = (1 - away) / (1 + away)
+    square = x * x  # near zero that cancels; there the series
+    series = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
+    return tl.where(tl.abs(x) < 0.1, series, tl.where(x < 0, -value, value))
+
+
+@jit
 def _gate(logits: tl.tensor, EXCITATION: tl.constexpr) -> Any:
     """Return the last non-linearity of the gate; NaN stays."""
     if EXCITATION == 'sigmoid':
         return 1 / (1 + tl.exp(-logits))
+    if EXCITATION == 'identity_sigmoid':
+        return 2 / (1 + tl.exp(-logits))
     if EXCITATION == 'tanh':
-        away = tl.exp(-2 * tl.abs(logits))
-        value = (1 - away) / (1 + away)
-        square = logits * logits  # near zero that cancels; there the series
-        series = logits * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
-        return tl.where(tl.abs(logits) < 0.1, series, tl.where(logits < 0, -value, value))
+        return _tanh(logits)
+    if EXCITATION == 'identity_tanh':
+        return 1 + _tanh(logits)
     if EXCITATION == 'hard_sigmoid':
         value = logits / 6 + 0.5
         return tl.where(value < 0, 0.0, tl.where(value > 1, 1.0, value))
+    if EXCITATION == 'identity_relu':
+        logits += 1
     return tl.where(logits < 0, 0.0, logits)
 
 
@@ -56,8 +67,12 @@ def _slope(gates: tl.tensor, EXCITATION: tl.constexpr) -> Any:
     """Return the derivative of the last non-linearity, from its value."""
     if EXCITATION == 'sigmoid':
         return gates * (1 - gates)
+    if EXCITATION == 'identity_sigmoid':
+        return gates * (1 - gates / 2)
     if EXCITATION == 'tanh':
         return 1 - gates * gates
+    if EXCITATION == 'identity_tanh':
+        return 1 - (gates - 1) * (gates - 1)
     if EXCITATION == 'hard_sigmoid':
         return tl.where((gates > 0) & (gates < 1), 1.0 / 6, 0.0)
     return tl.where(gates > 0, 1.0, 0.0)

@@ -25,6 +25,10 @@ EXCITATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     'tanh': (torch.tanh, lambda s: 1 - s * s),
     'relu': (torch.relu, lambda s: (s > 0).to(s.dtype)),
     'hard_sigmoid': (F.hardsigmoid, lambda s: ((s > 0) & (s < 1)).to(s.dtype) / 6),
+    # those of `se_timm.squeeze_excite.IdentityGate`
+    'identity_sigmoid': (lambda t: 2 * torch.sigmoid(t), lambda s: s * (1 - s / 2)),
+    'identity_tanh': (lambda t: 1 + torch.tanh(t), lambda s: 1 - (s - 1) * (s - 1)),
+    'identity_relu': (lambda t: torch.relu(1 + t), lambda s: (s > 0).to(s.dtype)),
 }
 
 

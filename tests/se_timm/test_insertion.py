@@ -490,7 +490,7 @@ def test_networks_with_a_place_for_attention_script(name):
 
 def test_networks_with_a_place_for_attention_get_the_fused_tail():
     net = build('resnet18')
-    add_se(net)
+    add_se(net, identity_start=True)
     assert len(se_timm.fuse(net, 'fused').replaced) == 8
     assert {choice.fused for choice in se_timm.explain(net.train()).values()} == {True}
 

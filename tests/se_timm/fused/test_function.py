@@ -20,10 +20,12 @@ class Tail(nn.Module):
         self.bn = nn.BatchNorm2d(C, affine=affine).train(train)
         self.bn.running_mean.normal_()
         self.bn.running_var.uniform_(0.5, 2)
-        self.se = SqueezeExcite(C, 4, excitation=excitation, bias=bias) if excitation else None
+        self.se = excitation and SqueezeExcite(
+            C, 4, excitation=excitation.removeprefix('identity_'), bias=bias,
+            identity_start=excitation.startswith('identity_'))
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.7)
-        self.relu, self.keep = relu, keep
+        self.relu, self.keep, self.excitation = relu, keep, excitation
 
     def reference(self, x, shortcut=None):
         x = self.bn(x)
@@ -39,8 +41,7 @@ class Tail(nn.Module):
         gate = None
         if self.se is not None:
             fc1, fc2 = self.se.fc1, self.se.fc2
-            name = next(name for name in EXCITATIONS if type(self.se.gate).__name__.lower() == name.replace('_', ''))
-            gate = Gate(fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias, name)
+            gate = Gate(fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias, self.excitation)
         statistics = None if self.bn.training else (self.bn.running_mean, self.bn.running_var)
         norm = Norm(self.bn.weight, self.bn.bias, statistics, self.bn.eps)
         self.result = fused_tail(x, shortcut, norm, gate=gate, keep=self.keep, relu=self.relu, **options)

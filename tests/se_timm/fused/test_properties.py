@@ -46,8 +46,12 @@ def tails(draw):
     }
     norm = build_norm(channels, options['affine'], options['training'])
     other = build_norm(channels, options['affine'], options['training']) if options['shortcut'] == 'norm' else None
-    se = options['excitation'] and SqueezeExcite(
-        channels, draw(st.integers(1, channels)), excitation=options['excitation'], bias=options['bias']).double()
+    kind = options['excitation']
+    se = kind and SqueezeExcite(
+        channels, draw(st.integers(1, channels)), excitation=kind.removeprefix('identity_'), bias=options['bias'],
+        identity_start=kind.startswith('identity_')).double()
+    if kind and kind.startswith('identity_'):
+        nn.init.normal_(se.fc2.weight)
     memory_format = torch.channels_last if options['last'] else torch.contiguous_format
     x, shortcut, dy = (torch.randn(shape).to(options['dtype']).contiguous(memory_format=memory_format)
                        for _ in range(3))
@@ -92,7 +96,7 @@ def test_as_the_modules_in_float64(case):
     values = [each for each in wide if each is not None]
     expected = torch.autograd.grad(expected_y, [*values, *parameters], dy.double(), allow_unused=True)
     found = torch.autograd.grad(y, [*(each for each in narrow if each is not None), *parameters], dy, allow_unused=True)
-    if options['excitation'] in ('relu', 'hard_sigmoid') and x.dtype != torch.float64:
+    if options['excitation'] in ('relu', 'identity_relu', 'hard_sigmoid') and x.dtype != torch.float64:
         found, expected = [], []  # kinks of the gates, which rounding moves for a whole channel
     for value, wanted in zip((y, *found), (expected_y, *expected), strict=True):
         tolerance = TOLERANCE[x.dtype] if options['excitation'] != 'hard_sigmoid' else max(TOLERANCE[x.dtype], 1e-6)
