@@ -338,12 +338,14 @@ def end_of(net: nn.Module, point: Point, calls: list[tuple[Any, bool]], size: tu
 
 
 def layout_of(seen: torch.Tensor, size: tuple[int, ...]) -> str:
-    """Return where the channels of `seen` are; of maps, height and width are as those of the image."""
+    """Return where the channels of `seen` are; of maps, height and width are in the proportion of the image's."""
     if seen.ndim != 4:
         return 'NLC' if seen.ndim == 3 else ''
+    slack = 0 if size[1] == size[2] else max(size[1:])  # a pixel, for what was rounded
     first, second, third = seen.shape[1:]
-    is_first = first * size[2] == second * size[1]
-    return 'NHWC' if is_first and second * size[2] != third * size[1] else 'NCHW'
+    if abs(second * size[2] - third * size[1]) <= slack:
+        return 'NCHW'  # if all three are the same, too
+    return 'NHWC' if abs(first * size[2] - second * size[1]) <= slack else ''
 
 
 def check_ends(net: nn.Module, patterns: Sequence[Any] | None, ends: dict[Point, End]) -> None:

@@ -70,6 +70,11 @@ KNOWN: dict[str, End] = {
     'timm.models.inception_resnet_v2.Block17': End('conv2d'),
     'timm.models.inception_resnet_v2.Block8': End('conv2d'),
     'timm.models.repvit.RepViTBlock': End('channel_mixer'),
+    'timm.models.resnest.ResNestBottleneck': End('bn3'),  # its stochastic depth acts on the shortcut
+    'timm.models.senet.SEBottleneck': End('bn3'),
+    'timm.models.senet.SEResNetBlock': End('bn2'),
+    'timm.models.senet.SEResNetBottleneck': End('bn3'),
+    'timm.models.senet.SEResNeXtBottleneck': End('bn3'),
     'timm.models.shvit.Residual': End('m'),
     'timm.models.xception.Block': End('rep'),
     'torchvision.models.densenet._DenseLayer': End('conv2'),
@@ -83,7 +88,7 @@ KNOWN: dict[str, End] = {
 }
 # Stochastic depth drops residual branches, so that its module stands at the end of one, after everything that the
 # branch computes. Networks have it under these names, as an identity or None where the rate is zero.
-DROP_PATHS = ('drop_path*', 'stochastic_depth')
+DROP_PATHS = ('drop_path*', '*path_dropout', 'stochastic_depth')
 DROP_PATH_CLASSES = ('DropPath', 'StochasticDepth', 'Identity')
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import se_timm
 from se_timm import SqueezeExcite, add_se, remove_se
 from se_timm.gated import Gated, GatedCall
-from se_timm.insertion import KINDS, added
+from se_timm.insertion import KINDS, added, layout_of
 from se_timm.insertion_points import KNOWN
 
 TORCHVISION = {
@@ -306,6 +306,17 @@ def test_channels_may_be_last(layout, module):
         gate = net.norm.se
         s = torch.sigmoid(gate.fc2(F.relu(gate.fc1(y.flatten(1, -2).mean(1)[:, :, None, None]))))[:, :, 0, 0]
         torch.testing.assert_close(net(x), y * s.view(2, *(1,) * (y.ndim - 2), 8))
+
+
+@pytest.mark.parametrize(('shape', 'size', 'layout'), [
+    ((1, 24, 7, 7), (3, 224, 224), 'NCHW'), ((1, 7, 7, 24), (3, 224, 224), 'NHWC'), ((1, 7, 7, 7), (3, 64, 64), 'NCHW'),
+    ((1, 49, 24), (3, 224, 224), 'NLC'), ((1, 16, 196, 24), (3, 224, 224), ''), ((1, 24), (3, 224, 224), ''),
+    ((1, 24, 8, 7), (3, 224, 224), ''), ((1, 24, 7, 10), (3, 224, 320), 'NCHW'),
+    ((1, 7, 10, 24), (3, 224, 320), 'NHWC'),
+    ((1, 24, 7, 7), (3, 224, 193), 'NCHW'), ((1, 4, 7, 7, 24), (3, 224, 224), ''),
+])
+def test_layout_is_that_of_the_image(shape, size, layout):
+    assert layout_of(torch.empty(shape), size) == layout
 
 
 def test_module_that_is_called_with_more_than_a_tensor():
