@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ConvNormAct, create_classifier, get_device_dtype
-from timm.models import (
-    build_model_with_cfg,
-    checkpoint,
-    checkpoint_seq,
-    generate_default_cfgs,
-    register_model,
-    resolve_pretrained_cfg,
-)
+from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 from torch.nn import functional as F
 
-from .se_resnet import check_keywords, check_se_arguments, check_weights_exist
+from .entry_points import create
+from .placement import check_se_arguments
 from .squeeze_excite import SqueezeExcite
 
 __all__ = ['SEBNInception']
@@ -329,9 +323,4 @@ default_cfgs = generate_default_cfgs({
 @register_model
 def se_bn_inception(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """SE-BN-Inception (Table 2): 11,931,622 parameters."""
-    name = 'se_bn_inception'
-    check_keywords(name, kwargs, SEBNInception)
-    if pretrained:
-        check_weights_exist(name, resolve_pretrained_cfg(
-            name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')))
-    return build_model_with_cfg(SEBNInception, name, pretrained, **kwargs)
+    return create(SEBNInception, 'se_bn_inception', pretrained, kwargs)

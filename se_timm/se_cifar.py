@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 from torch.nn import functional as F
 
+from .entry_points import create
 from .errors import unknown
-from .se_resnet import SEBasicBlock, check_keywords, check_se_arguments, check_weights_exist
+from .placement import check_se_arguments
+from .se_resnet import SEBasicBlock
 from .squeeze_excite import SqueezeExcite
 from .staged_network import STAGES, StagedNetwork
 from .weights import checkpoint_filter_fn
@@ -145,13 +147,9 @@ default_cfgs = generate_default_cfgs({
 
 
 def _create(variant: str, pretrained: bool, blocks: int, kwargs: dict[str, Any]) -> nn.Module:
-    check_keywords(variant, kwargs, SEResNetCifar)
-    if pretrained:
-        check_weights_exist(variant, resolve_pretrained_cfg(
-            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')))
-    return build_model_with_cfg(
-        SEResNetCifar, variant, pretrained, layers=(blocks, blocks, blocks),
-        feature_cfg=dict(out_indices=(0, 1, 2, 3)), pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+    return create(
+        SEResNetCifar, variant, pretrained, kwargs, dict(layers=(blocks, blocks, blocks)),
+        feature_cfg=dict(out_indices=(0, 1, 2, 3)), pretrained_filter_fn=checkpoint_filter_fn)
 
 
 @register_model

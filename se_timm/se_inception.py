@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, register_model
 from timm.models.inception_resnet_v2 import Block8, Block17, Block35, InceptionResnetV2
 from timm.models.inception_v3 import InceptionA, InceptionB, InceptionC, InceptionD, InceptionE, InceptionV3
 from torch import nn
 
+from .entry_points import create
 from .errors import message
-from .se_resnet import PlacedSE, check_keywords, check_se_arguments, check_weights_exist
+from .placement import PlacedSE, check_se_arguments
 from .squeeze_excite import SqueezeExcite
 
 __all__ = ['SEInceptionResnetV2', 'SEInceptionV3']
@@ -210,17 +211,13 @@ default_cfgs = generate_default_cfgs({
 
 
 def _create(variant: str, pretrained: bool, cls: type, timm_cls: type, kwargs: dict[str, Any]) -> nn.Module:
-    check_keywords(variant, kwargs, cls, timm_cls)
-    if pretrained:
-        check_weights_exist(variant, resolve_pretrained_cfg(
-            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')))
     if kwargs.get('aux_logits') and kwargs.get('features_only'):
         raise ValueError(message(
             f'aux_logits=True with features_only=True for {variant}',
             'feature maps end before a classifier, also before the auxiliary one',
             'leave one of the two out',
         ))
-    return build_model_with_cfg(cls, variant, pretrained, **kwargs)
+    return create(cls, variant, pretrained, kwargs, bases=(timm_cls,))
 
 
 @register_model

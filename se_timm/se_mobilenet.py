@@ -19,11 +19,12 @@ from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, register_model
 from timm.models.efficientnet import EfficientNet, decode_arch_def
 from torch import nn
 
-from .se_resnet import check_keywords, check_se_arguments, check_weights_exist
+from .entry_points import create
+from .placement import check_se_arguments
 from .squeeze_excite import SqueezeExcite, activation_and_se
 
 __all__ = ['SEMobileNetV1']
@@ -90,11 +91,7 @@ default_cfgs = generate_default_cfgs({
 @register_model
 def se_mobilenetv1_100(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """SE-MobileNet 1.0 (Table 3): 4,718,044 parameters."""
-    check_keywords('se_mobilenetv1_100', kwargs, SEMobileNetV1, EfficientNet)
-    if pretrained:
-        check_weights_exist('se_mobilenetv1_100', resolve_pretrained_cfg(
-            'se_mobilenetv1_100', kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')))
-    defaults = dict(block_args=decode_arch_def(UNITS), num_features=0, act_layer='relu6')
-    return build_model_with_cfg(
-        SEMobileNetV1, 'se_mobilenetv1_100', pretrained, feature_cfg=dict(flatten_sequential=True),
-        **{**defaults, **kwargs})
+    return create(
+        SEMobileNetV1, 'se_mobilenetv1_100', pretrained, kwargs,
+        dict(block_args=decode_arch_def(UNITS), num_features=0, act_layer='relu6'), bases=(EfficientNet,),
+        feature_cfg=dict(flatten_sequential=True))

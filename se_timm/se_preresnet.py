@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from .entry_points import create
 from .errors import message
+from .placement import PlacedSE, check_se_arguments
 from .se_cifar import cifar_cfg
-from .se_resnet import PlacedSE, check_keywords, check_se_arguments, check_weights_exist
 from .squeeze_excite import SqueezeExcite
 from .staged_network import STAGES, StagedNetwork
 
@@ -199,12 +200,8 @@ default_cfgs = generate_default_cfgs({
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> nn.Module:
-    check_keywords(variant, kwargs, SEPreResNetCifar)
-    if pretrained:
-        check_weights_exist(variant, resolve_pretrained_cfg(
-            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')))
-    return build_model_with_cfg(
-        SEPreResNetCifar, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **{**defaults, **kwargs})
+    return create(
+        SEPreResNetCifar, variant, pretrained, kwargs, defaults, feature_cfg=dict(out_indices=(0, 1, 2, 3)))
 
 
 @register_model

@@ -11,7 +11,6 @@ Two topologies, chosen by the tag of the model's name:
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,15 +21,16 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from .entry_points import check_keywords, check_weights_exist
 from .errors import message, unknown
-from .residual_blocks import BLOCKS, Step, Tail, is_identity
+from .placement import PLACEMENTS, PlacedSE, check_se_arguments
+from .residual_blocks import BLOCKS, Step, Tail
 from .residual_tail import ResidualTail
 from .squeeze_excite import SqueezeExcite
 from .weights import checkpoint_filter_fn
 
 __all__ = ['SEBasicBlock', 'SEBottleneck', 'SEResNet']
 
-PLACEMENTS = ('standard', 'pre', 'post', 'identity', '3x3')
 TOPOLOGIES = ('auto', 'paper', 'v1.5')
 STAGES = (2, 3, 4, 5)
 # The arguments that make the block what the released networks have: weights cannot be had for any other.
@@ -38,31 +38,6 @@ SE_DEFAULTS: dict[str, Any] = {
     'se': True, 'reduction': 16, 'squeeze': 'avg', 'excitation': 'sigmoid', 'bias': True, 'placement': 'standard',
     'stages': STAGES,
 }
-
-
-class PlacedSE:
-    """What the residual blocks share: an SE block `se` (or an identity), and the place at which it acts."""
-
-    if TYPE_CHECKING:  # TorchScript reads annotations of the class, and does not know these
-        se: nn.Module
-        placement: str
-
-    def excite_at(self, place: str, x: torch.Tensor) -> torch.Tensor:
-        """Return `x`, gated if this block has its SE at `place`."""
-        return self.se(x) if self.placement == place else x
-
-    @torch.jit.unused
-    def tail_se(self) -> tuple[nn.Module | None, str]:
-        """Return the SE block at the end of the residual branch, or in words why the end is no `Tail`."""
-        if is_identity(self.se) or self.se_of_body():
-            return None, ''
-        return self.se, '' if self.placement == 'standard' else f'its SE has the placement {self.placement!r}'
-
-    @torch.jit.unused
-    def se_of_body(self) -> str:
-        """Return in words that the SE block acts before the last convolution, or an empty text."""
-        before = self.placement in ('pre', '3x3') and not is_identity(self.se)
-        return f'its SE has the placement {self.placement!r}' if before else ''
 
 
 class SEBasicBlock(ResidualTail, PlacedSE, BasicBlock):
@@ -261,24 +236,6 @@ class SEResNet(ResNet):
                     module.stride_in_1x1()
 
 
-def check_se_arguments(se: bool, placement: str, stages: Sequence[int], valid_stages: tuple[int, ...]) -> list[int]:
-    """Raise `ValueError` for network-level SE arguments that name nothing."""
-    if not isinstance(se, bool):
-        raise ValueError(message(f'se: {se!r}', 'it is a switch', 'say True for SE or False for the plain twin'))
-    if placement not in PLACEMENTS:
-        raise ValueError(unknown('placement', placement, PLACEMENTS))
-    stages = [stages] if isinstance(stages, (int, str)) else list(stages)
-    wrong = [stage for stage in stages if stage not in valid_stages]
-    if wrong or not stages:
-        raise ValueError(message(
-            f'stages: {stages!r}',
-            f'{wrong or "an empty list"} is not among the stages that can carry SE',
-            f'name some of {list(valid_stages)}, as in stages=({valid_stages[0]}, {valid_stages[1]}); '
-            'for none at all say se=False',
-        ))
-    return stages
-
-
 # Our network -> timm's name of it in the paper's topology and in v1.5 (None where timm has none).
 TIMM_NAMES: dict[str, tuple[str | None, str]] = {
     'se_resnet18': ('legacy_seresnet18', 'seresnet18'),
@@ -326,32 +283,6 @@ def _default_cfgs() -> dict[str, dict[str, Any]]:
 
 
 default_cfgs = generate_default_cfgs(_default_cfgs())
-
-_BUILDER_ARGUMENTS = {
-    *inspect.signature(build_model_with_cfg).parameters, 'features_only', 'out_indices', 'feature_cls', 'pruned',
-}
-
-
-def check_keywords(variant: str, given: dict[str, Any], *classes: type) -> None:
-    """Raise `TypeError` for keywords that neither timm's builder nor the constructors of `classes` take."""
-    parameters = [each for cls in classes for each in inspect.signature(cls).parameters.values()]
-    valid = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
-    for name in given:
-        if name not in valid | _BUILDER_ARGUMENTS:
-            raise TypeError(unknown(f'argument of {variant}', name, valid - {'block', 'layers'}))
-
-
-def check_weights_exist(variant: str, cfg: Any) -> None:
-    """Raise `ValueError` if `cfg` names no weights, with the tags that do."""
-    if cfg.state_dict or cfg.file or cfg.url or cfg.hf_hub_id:
-        return
-    tags = timm.list_pretrained(f'{variant}.*')
-    raise ValueError(message(
-        f'pretrained=True for {variant}.{cfg.tag}' if cfg.tag else f'pretrained=True for {variant}',
-        'there are no weights for this network',
-        f'take {" or ".join(tags)}' if tags else 'train it, or pass checkpoint_path=... with weights of your own',
-    ))
-
 
 def check_weights_fit(variant: str, given: dict[str, Any], trained_with: dict[str, Any] = SE_DEFAULTS) -> None:
     """Raise `ValueError` if an argument contradicts what the weights of `variant` were trained with."""

@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from .entry_points import create
 from .errors import message
-from .se_resnet import PlacedSE, check_keywords, check_se_arguments, check_weights_exist
+from .placement import PlacedSE, check_se_arguments
 from .squeeze_excite import SqueezeExcite
 from .staged_network import STAGES, StagedNetwork
 
@@ -178,10 +179,6 @@ default_cfgs = generate_default_cfgs({
 @register_model
 def se_shufflenetv1_g3(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """SE-ShuffleNet v1 1x, g = 3 (Table 3): 2,484,533 parameters."""
-    check_keywords('se_shufflenetv1_g3', kwargs, SEShuffleNetV1)
-    if pretrained:
-        check_weights_exist('se_shufflenetv1_g3', resolve_pretrained_cfg(
-            'se_shufflenetv1_g3', kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')))
-    return build_model_with_cfg(
-        SEShuffleNetV1, 'se_shufflenetv1_g3', pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)),
-        **{'groups': 3, 'channels': (240, 480, 960), **kwargs})
+    return create(
+        SEShuffleNetV1, 'se_shufflenetv1_g3', pretrained, kwargs, dict(groups=3, channels=(240, 480, 960)),
+        feature_cfg=dict(out_indices=(0, 1, 2, 3)))

@@ -15,11 +15,12 @@ from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vgg import VGG, _filter_fn, cfgs
 from torch import nn
 
-from .se_resnet import check_keywords, check_se_arguments, check_weights_exist
+from .entry_points import create
+from .placement import check_se_arguments
 from .squeeze_excite import SqueezeExcite, activation_and_se
 
 __all__ = ['SEVGG']
@@ -90,12 +91,8 @@ default_cfgs = generate_default_cfgs({
 @register_model
 def se_vgg16_bn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """SE-VGG-16 with batch norm (Table 2): 138,596,784 parameters."""
-    check_keywords('se_vgg16_bn', kwargs, SEVGG, VGG)
-    if pretrained:
-        check_weights_exist('se_vgg16_bn', resolve_pretrained_cfg(
-            'se_vgg16_bn', kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')))
     # as timm's own factory does, which takes no other class; its filter renames torchvision's parameters
-    return build_model_with_cfg(
-        SEVGG, 'se_vgg16_bn', pretrained, model_cfg=cfgs['vgg16'], pretrained_filter_fn=_filter_fn,
-        feature_cfg=dict(flatten_sequential=True, out_indices=(0, 1, 2, 3, 4, 5)),
-        **{'norm_layer': nn.BatchNorm2d, **kwargs})
+    return create(
+        SEVGG, 'se_vgg16_bn', pretrained, kwargs, dict(norm_layer=nn.BatchNorm2d), bases=(VGG,),
+        model_cfg=cfgs['vgg16'], pretrained_filter_fn=_filter_fn,
+        feature_cfg=dict(flatten_sequential=True, out_indices=(0, 1, 2, 3, 4, 5)))

@@ -1,0 +1,58 @@
+"""Where SE acts within a residual block: Fig. 5 and Tables 14 and 15 of the paper."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from .errors import message, unknown
+from .residual_blocks import is_identity
+
+__all__ = ['PLACEMENTS', 'PlacedSE', 'check_se_arguments']
+
+PLACEMENTS = ('standard', 'pre', 'post', 'identity', '3x3')
+
+
+class PlacedSE:
+    """What the residual blocks share: an SE block `se` (or an identity), and the place at which it acts."""
+
+    if TYPE_CHECKING:  # TorchScript reads annotations of the class, and does not know these
+        se: nn.Module
+        placement: str
+
+    def excite_at(self, place: str, x: torch.Tensor) -> torch.Tensor:
+        """Return `x`, gated if this block has its SE at `place`."""
+        return self.se(x) if self.placement == place else x
+
+    @torch.jit.unused
+    def tail_se(self) -> tuple[nn.Module | None, str]:
+        """Return the SE block at the end of the residual branch, or in words why the end is no `Tail`."""
+        if is_identity(self.se) or self.se_of_body():
+            return None, ''
+        return self.se, '' if self.placement == 'standard' else f'its SE has the placement {self.placement!r}'
+
+    @torch.jit.unused
+    def se_of_body(self) -> str:
+        """Return in words that the SE block acts before the last convolution, or an empty text."""
+        before = self.placement in ('pre', '3x3') and not is_identity(self.se)
+        return f'its SE has the placement {self.placement!r}' if before else ''
+
+
+def check_se_arguments(se: bool, placement: str, stages: Sequence[int], valid_stages: tuple[int, ...]) -> list[int]:
+    """Raise `ValueError` for network-level SE arguments that name nothing."""
+    if not isinstance(se, bool):
+        raise ValueError(message(f'se: {se!r}', 'it is a switch', 'say True for SE or False for the plain twin'))
+    if placement not in PLACEMENTS:
+        raise ValueError(unknown('placement', placement, PLACEMENTS))
+    stages = [stages] if isinstance(stages, (int, str)) else list(stages)
+    wrong = [stage for stage in stages if stage not in valid_stages]
+    if wrong or not stages:
+        raise ValueError(message(
+            f'stages: {stages!r}',
+            f'{wrong or "an empty list"} is not among the stages that can carry SE',
+            f'name some of {list(valid_stages)}, as in stages=({valid_stages[0]}, {valid_stages[1]}); '
+            'for none at all say se=False',
+        ))
+    return stages
