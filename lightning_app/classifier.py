@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import struct
 from itertools import zip_longest
 from typing import Any
 
@@ -89,7 +90,7 @@ class ImageClassifier(LightningModule):
         twin = {'se': False} if plain and add_se is None else {}
         self.net = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
         if add_se is not None and not plain:
-            add_se_to(self.net, add_se)
+            self.net = with_se(self.net, add_se)
         fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
@@ -364,8 +365,8 @@ def fuse_network(net: nn.Module, backend: str, recompute: bool = False) -> None:
             'leave model.fused out, or take a network of se_timm or of timm\'s family resnet'))
 
 
-def add_se_to(net: nn.Module, arguments: dict[str, Any]) -> None:
-    """Put SE into `net`.
+def with_se(net: nn.Module, arguments: dict[str, Any]) -> nn.Module:
+    """Return `net` with SE.
 
     Raises:
         InputError: If that cannot be, with the message of `se_timm.add_se`.
@@ -376,13 +377,14 @@ def add_se_to(net: nn.Module, arguments: dict[str, Any]) -> None:
         raise InputError(f'model.add_se: {error}' if '\n  why: ' in str(error) else message(
             f'model.add_se: {arguments}', str(error), 'give the arguments of se_timm.add_se')) from error
     rank_zero_info(str(report).splitlines()[0])
+    return report.net
 
 
 def own_weights(path: str) -> dict[str, Tensor] | None:
     """Return the network's weights of a checkpoint of this program; None for any other file, which timm reads."""
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except Exception:  # whatever such a file makes the unpickler do
         return None
     if not isinstance(checkpoint, dict) or 'pytorch-lightning_version' not in checkpoint:
         return None
@@ -408,7 +410,8 @@ def create_network(name: str, **arguments: Any) -> nn.Module:
         net = timm.create_model(name, **{**arguments, 'checkpoint_path': ''})
         net.load_state_dict(weights)
         return net
-    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
+            struct.error) as error:
         if '\n  why: ' in str(error):  # one of our own networks: the message is complete
             raise InputError(str(error)) from error
         raise InputError(message(

@@ -307,6 +307,10 @@ def test_plain_twin_goes_without_added_se():
     assert len(added(classifier(add_se={}).net)) == 4
 
 
+def test_se_on_a_copy_is_the_network_s_too():
+    assert len(added(classifier(add_se={'inplace': False}).net)) == 4
+
+
 def test_network_with_added_se_is_trained_saved_and_evaluated(make_trainer, photo_data, tmp_path):
     model = classifier(name='test_convnext', add_se={'reduction': 4, 'kind': 'se'})
     callback = ModelCheckpoint(dirpath=tmp_path, filename='best')
@@ -323,7 +327,8 @@ def test_network_with_added_se_is_trained_saved_and_evaluated(make_trainer, phot
     (dict(add_se={'at': 'layr1'}), "model.add_se: at: 'layr1'", 'did you mean layer1'),
     (dict(add_se={}, name='vgg11'), r'model.add_se: add_se\(VGG\)', 'name the modules'),
     (dict(add_se={}, name='se_resnet20_cifar'), r'model.add_se: add_se\(SEResNetCifar\)', 'name the modules'),
-    (dict(add_se={'at': 3}), "model.add_se: {'at': 3}", 'give the arguments of se_timm.add_se'),
+    (dict(add_se={'at': 3}), 'model.add_se: at: 3', 'give names of modules'),
+    (dict(add_se={1: 3}), "model.add_se: {1: 3}", 'give the arguments of se_timm.add_se'),
 ])
 def test_se_that_cannot_be_added_is_said(arguments, given, remedy):
     with pytest.raises(InputError, match=f'{given}[^\n]*\n  why: .*\n  do:  .*{remedy}'):
@@ -386,6 +391,13 @@ def test_checkpoint_of_a_training_gives_initial_weights(checkpoint):
     assert again.hparams['network'] == {}
     with pytest.raises(InputError, match=r'model: test_convnext with .*\n  why: Error\(s\) in loading state_dict'):
         classifier(name='test_convnext', network={'checkpoint_path': str(path)})
+
+
+@pytest.mark.parametrize('content', [b'hello world', b'GIF89a', b'}u.', b''])
+def test_file_that_is_no_checkpoint(content, tmp_path):
+    (tmp_path / 'weights.pth').write_bytes(content)
+    with pytest.raises(InputError, match=r'model: test_resnet with .*\n  why: '):
+        classifier(network={'checkpoint_path': str(tmp_path / 'weights.pth')})
 
 
 @pytest.mark.filterwarnings('ignore:Be aware that when using `ckpt_path`:UserWarning')
