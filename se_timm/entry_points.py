@@ -17,10 +17,13 @@ _BUILDER_ARGUMENTS = {
 }
 
 
-def check_keywords(variant: str, given: dict[str, Any], *classes: type) -> None:
-    """Raise `TypeError` for keywords that neither timm's builder nor the constructors of `classes` take."""
+def check_keywords(variant: str, given: dict[str, Any], *classes: type, fixed: tuple[str, ...] = ()) -> None:
+    """Raise `TypeError` for keywords that neither timm's builder nor the constructors of `classes` take.
+
+    `fixed` are those of the constructors that the builder gives.
+    """
     parameters = [each for cls in classes for each in inspect.signature(cls).parameters.values()]
-    valid = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
+    valid = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}.difference(fixed)
     for name in given:
         if name not in valid | _BUILDER_ARGUMENTS:
             raise TypeError(unknown(f'argument of {variant}', name, valid - {'block', 'layers'}))
@@ -57,7 +60,7 @@ def create(
         TypeError: For a keyword that nothing takes.
         ValueError: If there are no weights.
     """
-    check_keywords(variant, given, cls, *bases)
+    check_keywords(variant, given, cls, *bases, fixed=('cfg',) if 'model_cfg' in builder else ())
     if pretrained:
         check_weights_exist(variant, resolve_pretrained_cfg(
             variant, given.get('pretrained_cfg'), given.get('pretrained_cfg_overlay')))

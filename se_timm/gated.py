@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ['LAYOUTS', 'Gated', 'GatedCall']
+__all__ = ['LAYOUTS', 'REPARAMETERISE', 'Gated', 'GatedCall']
 
 # where the channels are -> what the dimensions are
 LAYOUTS = ('NCHW', 'NHWC', 'NLC')
+# methods by which timm's `reparameterize_model` makes one layer of several; in that a gate would be lost
+REPARAMETERISE = ('fuse', 'reparameterize', 'switch_to_deploy')
 
 
 class Gated(nn.Module):
@@ -17,7 +19,7 @@ class Gated(nn.Module):
     It stands in the place of `inner`, and reads and writes state dicts under the keys that `inner` had there; only the
     gate's, `se.*`, are new. In `named_modules` and `named_parameters` both are what they are: `inner` and `se`. (A gate
     by a forward hook, or by a subclass of the module's class, would be lost without a word where the module is replaced
-    by one of another class, as by `convert_sync_batchnorm`.) What else `inner` has is found here too.
+    by one of another class, as by `convert_sync_batchnorm`.) Other attributes are those of `inner`.
 
     Shapes: those of `inner`, whose input or output is gated by `se`, which sees `(N, C, H, W)`.
 
@@ -30,11 +32,12 @@ class Gated(nn.Module):
 
     def __init__(self, inner: nn.Module, se: nn.Module, before: bool = False, layout: str = 'NCHW') -> None:
         super().__init__()
-        self.inner = inner
-        self.se = se
         self.before = before
         self.layout = layout
-        self.train(inner.training)
+        self.se = se
+        self.inner = inner
+        self.training = inner.training
+        self.register_load_state_dict_post_hook(_tell_the_old_names)
 
     def excite(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x`, gated."""
@@ -61,21 +64,34 @@ class Gated(nn.Module):
         for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(f'{prefix}se.')]:
             state_dict[f'{prefix}inner.{key[len(prefix):]}'] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        vars(self)['_prefix'] = prefix
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith('_'):  # TorchScript and copy ask for names of their own
+            # TorchScript and copy ask for names of their own
+            if name.startswith('_') or name in REPARAMETERISE:
                 raise
             return getattr(super().__getattr__('inner'), name)
 
-    def __getitem__(self, key: Any) -> Any:
-        return self.inner[key]  # type: ignore[index]  # of a container
+    def __setattr__(self, name: str, value: Any) -> None:
+        inner = self.__dict__.get('_modules', {}).get('inner')
+        if inner is None or name in self.__dict__ or name in self._modules or not hasattr(inner, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(inner, name, value)
 
     def extra_repr(self) -> str:
         """Return where the gate is."""
         return f'before={self.before}, layout={self.layout!r}'
+
+
+def _tell_the_old_names(gated: nn.Module, incompatible: Any) -> None:
+    """Let the messages of `load_state_dict` name the keys of the state dict."""
+    prefix = vars(gated).pop('_prefix')
+    for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
+        keys[:] = [key.replace(f'{prefix}inner.', prefix, 1) if key.startswith(prefix) else key for key in keys]
 
 
 class GatedCall(Gated):

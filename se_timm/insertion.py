@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,8 +11,9 @@ import torch
 from timm.layers import ConvMlp, GatherExcite, create_attn
 from torch import nn
 
+from .dry_run import NO_SHORTCUT, End, observe
 from .errors import message, unknown
-from .gated import Gated, GatedCall
+from .gated import REPARAMETERISE, Gated, GatedCall
 from .insertion_points import Point, known_points, named_points
 from .residual_blocks import is_identity
 from .squeeze_excite import SqueezeExcite
@@ -26,8 +27,9 @@ GATES = (
     'SEModule', 'SqueezeExcite', 'SqueezeExcitation', 'SqueezeExciteCl', 'EffectiveSEModule', 'EcaModule', 'CecaModule',
     'GatherExcite', 'GlobalContext', 'CbamModule', 'LightCbamModule', 'CoordAttn', 'SimpleCoordAttn',
     'EfficientLocalAttn', 'StripAttn')
-FOR_NONE = 'stands_for_none'  # attribute of what was put in: there was None before, else a module
-NOT_RUN = {True: 'its block adds no shortcut', False: 'it does not run in a forward pass'}
+# attribute of what was put in: the module or None that was there, or that it holds it, or that there was nothing
+REPLACED = '_se_timm_replaced'
+INNER, NOTHING = 'inner', 'nothing'
 OWN_ARGUMENTS = ('at', 'kind', 'identity_start', 'input_size', 'inplace')
 SE_ARGUMENTS = tuple(
     name for name in inspect.signature(SqueezeExcite).parameters
@@ -38,7 +40,8 @@ class Place(NamedTuple):
     """A gate that was added.
 
     Attributes:
-        where: `'slot'`: in the block's place for attention; `'before'` or `'after'` the module of this name.
+        where: `'slot'`: in the block's place for attention; `'before'` or `'after'` the module of this name; `'end'`:
+            the last of a sequence.
         channels: C.
         layout: `'NCHW'`, `'NHWC'` or `'NLC'`.
         parameters: Of the gate.
@@ -121,12 +124,12 @@ def add_se(
         ValueError: If nothing can be added, or not what was asked for. The network is then as it was.
     """
     check_network(net)
-    arguments = check_arguments(kind, arguments, identity_start)
-    patterns = [at] if isinstance(at, (str, type)) else at if at is None else list(at)
-    ends = observe(net, *choose_points(net, patterns), size_of(net, input_size))
+    arguments = check_arguments(kind, arguments, identity_start, inplace)
+    patterns = patterns_of(at)
+    points, left = choose_points(net, patterns)
+    ends = {**left, **observe(net, points, size_of(net, input_size))}
     check_ends(net, patterns, ends)
-    gates = {point: make_gate(net, point, end.channels, kind, arguments)
-             for point, end in ends.items() if not end.problem}
+    gates = {point: make_gate(net, point, end, kind, arguments) for point, end in ends.items() if not end.problem}
     if not inplace:
         net = copy.deepcopy(net)
     for point in sorted(gates, key=lambda point: -str(point).count('.')):  # the inner ones first: they change no names
@@ -153,20 +156,19 @@ def remove_se(net: nn.Module) -> list[str]:
         raise ValueError(message(
             f'remove_se({type(net).__name__})', 'add_se put nothing into it', 'SE that a network was made with is left '
             "out where it is made: se=False for this package's networks"))
+    names = [plain_name(net, name) for name in gates]
     for name in reversed(gates):  # the inner ones first
-        parent, _, child = name.rpartition('.')
-        block, gate = net.get_submodule(parent), net.get_submodule(name)
-        was_none = getattr(gate, FOR_NONE)
-        if was_none:
-            delattr(block, child)
-        setattr(block, child, None if was_none else gate.inner if isinstance(gate, Gated) else nn.Identity())
-    return list(gates)
+        take_out(net, net.get_submodule(name))
+    for module in net.modules():
+        for method in REPARAMETERISE:
+            vars(module).pop(method, None)
+    return names
 
 
 def added(net: nn.Module) -> dict[str, nn.Module]:
     """Return the gates that `add_se` put in, by the names of the modules that hold or are them."""
-    return {name: module.se if isinstance(module, Gated) else module for name, module in net.named_modules()
-            if isinstance(module, Gated) or hasattr(module, FOR_NONE)}
+    return {name: module.se if isinstance(module, Gated) else module
+            for name, module in net.named_modules() if REPLACED in vars(module)}
 
 
 # What is given
@@ -192,7 +194,25 @@ def check_network(net: Any) -> None:
             raise ValueError(message(f'add_se({type(net).__name__})', reason, remedy))
 
 
-def check_arguments(kind: str, arguments: dict[str, Any], identity_start: bool) -> dict[str, Any]:
+def patterns_of(at: Any) -> list[str | type[nn.Module]] | None:
+    """Return the patterns of `at`.
+
+    Raises:
+        ValueError: For what is neither names nor classes.
+    """
+    if at is None:
+        return None
+    patterns: list[Any] = (
+        [at] if isinstance(at, (str, type, nn.Module)) or not isinstance(at, Iterable) else list(at))
+    for each in patterns:
+        if not isinstance(each, str) and not (isinstance(each, type) and issubclass(each, nn.Module)):
+            raise ValueError(message(
+                f'at: {each!r:.60}', f'it is a {type(each).__name__}', "give names of modules, as in at='layer4.*', or "
+                'classes'))
+    return patterns
+
+
+def check_arguments(kind: str, arguments: dict[str, Any], identity_start: bool, inplace: bool) -> dict[str, Any]:
     """Return the arguments of the gate.
 
     Raises:
@@ -200,16 +220,20 @@ def check_arguments(kind: str, arguments: dict[str, Any], identity_start: bool) 
     """
     if kind not in KINDS:
         raise ValueError(unknown('kind', kind, KINDS))
+    switches = {'identity_start': identity_start, 'inplace': inplace}
     if kind == 'se':
         for name in arguments:
             if name not in SE_ARGUMENTS:
                 raise ValueError(unknown('argument of add_se', name, [*SE_ARGUMENTS, *OWN_ARGUMENTS]))
-        return {**arguments, **({'identity_start': True} if identity_start else {})}
-    if identity_start:
+        switches['bias'] = arguments.get('bias', True)
+    elif identity_start:
         raise ValueError(message(
             f'identity_start=True with kind={kind!r}', "the gates of timm's attention do not begin with one",
             "take kind='se', or leave identity_start out"))
-    return arguments
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(message(f'{name}: {value!r}', 'it is a switch', 'say True or False'))
+    return {**arguments, **({'identity_start': True} if identity_start else {})}
 
 
 def size_of(net: nn.Module, input_size: Sequence[int] | None) -> tuple[int, ...]:
@@ -222,7 +246,7 @@ def size_of(net: nn.Module, input_size: Sequence[int] | None) -> tuple[int, ...]
         cfg = getattr(net, 'default_cfg', None)
         channels, *pixels = (isinstance(cfg, dict) and cfg.get('input_size')) or (3, 224, 224)
         return (getattr(net, 'in_chans', channels), *pixels)
-    if isinstance(input_size, str) or len(input_size) != 3 or not all(
+    if not isinstance(input_size, (list, tuple)) or len(input_size) != 3 or not all(
             isinstance(each, int) and each > 0 for each in input_size):
         raise ValueError(message(
             f'input_size: {input_size!r}', 'it is not channels, height and width', 'give them as in (3, 224, 224)'))
@@ -242,22 +266,6 @@ def config_of(
 # Where
 
 
-class End(NamedTuple):
-    """What a forward pass showed of a point.
-
-    Attributes:
-        problem: Why there can be no gate, or an empty text.
-        channels: C.
-        layout: One of `LAYOUTS`.
-        is_plain: The module is called with one tensor.
-    """
-
-    problem: str
-    channels: int = 0
-    layout: str = ''
-    is_plain: bool = True
-
-
 def choose_points(net: nn.Module, patterns: Sequence[Any] | None) -> tuple[list[Point], dict[Point, End]]:
     """Return the points that may get gates, and those that do not, with the reason."""
     points = known_points(net) if patterns is None else named_points(net, patterns)
@@ -267,92 +275,20 @@ def choose_points(net: nn.Module, patterns: Sequence[Any] | None) -> tuple[list[
         has_gate = patterns is None and any(type(module).__name__ in GATES for module in block.modules())
         if has_gate or (point.kind == 'slot' and not is_identity(getattr(block, point.child))):
             left[point] = End('its block has channel attention of its own')
+        elif not point.has_shortcut:
+            left[point] = End(NO_SHORTCUT)
     return [point for point in points if point not in left], left
 
 
-def observe(
-        net: nn.Module, points: list[Point], left: dict[Point, End], size: tuple[int, ...]) -> dict[Point, End]:
-    """Return what a forward pass of a copy shows of `points`, after those that are left.
-
-    Raises:
-        ValueError: If the network does not run.
-    """
-    for copied in (meta_copy, copy.deepcopy):  # not every network runs without values
-        try:
-            calls = record(copied(net).eval(), points, size)
-            break
-        except Exception as exception:
-            error = exception
-    else:
-        raise ValueError(message(
-            f'add_se({type(net).__name__})',
-            f'it does not run on an image of {size} ({type(error).__name__}: {error})',
-            'say input_size=(channels, height, width) of its images')) from error
-    return {**left, **{point: end_of(net, point, calls[point], size) for point in points}}
-
-
-def meta_copy(net: nn.Module) -> nn.Module:
-    """Return a copy on the meta device, for which nothing is allocated."""
-    tensors: dict[int, Any] = {id(buffer): buffer.to('meta') for buffer in net.buffers()}
-    tensors |= {id(weight): nn.Parameter(weight.detach().to('meta'), False) for weight in net.parameters()}
-    return copy.deepcopy(net, tensors)
-
-
-def record(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[Point, list[tuple[Any, bool]]]:
-    """Run `net` once; return of each point what was seen there in each call, and whether it was called with one tensor.
-    """
-    calls: dict[Point, list[tuple[Any, bool]]] = {point: [] for point in points}
-
-    def hook(point: Point) -> Callable[..., None]:
-        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            calls[point].append((output if point.kind == 'after' else args[0], len(args) == 1 and not kwargs))
-        return see
-
-    for point in points:
-        block = net.get_submodule(point.block)
-        if getattr(block, point.child) is None:
-            setattr(block, point.child, nn.Identity())
-        getattr(block, point.child).register_forward_hook(hook(point), with_kwargs=True)
-    weight = next(net.parameters(), torch.empty(()))
-    with torch.no_grad():
-        net(torch.zeros(1, *size, device=weight.device, dtype=weight.dtype))
-    return calls
-
-
-def end_of(net: nn.Module, point: Point, calls: list[tuple[Any, bool]], size: tuple[int, ...]) -> End:
-    """Return what the calls show of a point."""
-    if len(calls) != 1:
-        return End(f'it runs {len(calls)} times in a forward pass, which would share a gate' if calls else
-                   NOT_RUN[point.kind == 'before'])
-    seen, is_plain = calls[0]
-    if not isinstance(seen, torch.Tensor):
-        return End(f'it gives a {type(seen).__name__}, not a tensor')
-    if point.kind == 'before' and not is_plain:
-        return End('it is called with more than a tensor')
-    if point.kind == 'after' and hasattr(net.get_submodule(str(point)), 'se'):
-        return End('it has a child called se')
-    layout = layout_of(seen, size)
-    if not layout:
-        return End(f'it gives {tuple(seen.shape)}: neither maps (N, C, H, W), (N, H, W, C) nor tokens (N, L, C)')
-    return End('', seen.shape[1 if layout == 'NCHW' else -1], layout, is_plain)
-
-
-def layout_of(seen: torch.Tensor, size: tuple[int, ...]) -> str:
-    """Return where the channels of `seen` are; of maps, height and width are in the proportion of the image's."""
-    if seen.ndim != 4:
-        return 'NLC' if seen.ndim == 3 else ''
-    slack = 0 if size[1] == size[2] else max(size[1:])  # a pixel, for what was rounded
-    first, second, third = seen.shape[1:]
-    if abs(second * size[2] - third * size[1]) <= slack:
-        return 'NCHW'  # if all three are the same, too
-    return 'NHWC' if abs(first * size[2] - second * size[1]) <= slack else ''
-
-
 def check_ends(net: nn.Module, patterns: Sequence[Any] | None, ends: dict[Point, End]) -> None:
-    """Raise `ValueError` if no gate is left, or one that was named."""
+    """Raise `ValueError` if no gate is left, or one that was named cannot be.
+
+    Of blocks that were named, those without a shortcut are left.
+    """
     problems = {point: end.problem for point, end in ends.items() if end.problem}
-    if patterns is not None and problems:
-        point, problem = next(iter(problems.items()))
+    impossible = {point: problem for point, problem in problems.items() if problem != NO_SHORTCUT}
+    if patterns is not None and (impossible or (problems and len(problems) == len(ends))):
+        point, problem = next(iter((impossible or problems).items()))
         more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
         raise ValueError(message(f'at: {point}{more}', problem, 'name other modules'))
     if len(problems) < len(ends):
@@ -367,24 +303,24 @@ def check_ends(net: nn.Module, patterns: Sequence[Any] | None, ends: dict[Point,
 # The gates
 
 
-def make_gate(net: nn.Module, point: Point, channels: int, kind: str, arguments: dict[str, Any]) -> nn.Module:
-    """Return the gate of `channels` for a point, on the device and in the dtype of its block.
+def make_gate(net: nn.Module, point: Point, end: End, kind: str, arguments: dict[str, Any]) -> nn.Module:
+    """Return the gate for a point, on the device of its block.
 
     Raises:
         ValueError: If it cannot be made.
     """
     block = net.get_submodule(point.block)
-    weight = next((w for module in (block, net) for w in module.parameters() if w.is_floating_point()), None)
-    dd: dict[str, Any] = {} if weight is None else {'device': weight.device, 'dtype': weight.dtype}
+    weight = next((weight for module in (block, net) for weight in module.parameters()), torch.empty(()))
+    dd: dict[str, Any] = {'device': weight.device, 'dtype': end.dtype}
     try:
         if kind == 'se':
-            return SqueezeExcite(channels, **arguments, **dd)
+            return SqueezeExcite(end.channels, **arguments, **dd)
         make = gather_excite if kind == 'ge' else partial(create_attn, kind)
-        return make(channels, **arguments).to(**dd)
+        return make(end.channels, **arguments).to(**dd)
     except (AssertionError, TypeError, ValueError) as error:
         given, *rest = str(error).splitlines()
         raise ValueError('\n'.join([f'{given} at {point}', *rest]) if rest else message(
-            f'{kind} at {point}', f'timm cannot make it with {arguments} for {channels} channels ({error})',
+            f'{kind} at {point}', f'timm cannot make it with {arguments} for {end.channels} channels ({error})',
             'correct its arguments')) from error
 
 
@@ -399,13 +335,54 @@ def gather_excite(channels: int, use_mlp: bool = True, **arguments: Any) -> nn.M
 def insert(net: nn.Module, point: Point, gate: nn.Module, end: End) -> None:
     """Put a gate to a point."""
     block = net.get_submodule(point.block)
-    old = getattr(block, point.child)
     gate.train(block.training)
-    if point.kind != 'slot':
+    old = getattr(block, point.child, None)
+    if point.kind in ('before', 'after'):
         inner = nn.Identity().train(block.training) if old is None else old
         gate = (Gated if end.is_plain else GatedCall)(inner, gate, point.kind == 'before', end.layout)
-    setattr(gate, FOR_NONE, old is None)
-    setattr(block, point.child, gate)
+    elif end.layout != 'NCHW':  # at the end of a sequence
+        gate = Gated(nn.Identity().train(block.training), gate, layout=end.layout)
+    for holder, child in [(block, point.child)] if old is None else holders(net, old):
+        setattr(holder, child, gate)
+    vars(gate)[REPLACED] = NOTHING if point.kind == 'end' else old if point.kind == 'slot' or old is None else INNER
+    names = point.block.split('.')
+    for depth in range(len(names) + 1):
+        refuse_reparameterisation(net.get_submodule('.'.join(names[:depth])))
+
+
+def take_out(net: nn.Module, gate: Any) -> None:
+    """Take out a gate, or the module that has it, and put back what stood there."""
+    replaced = vars(gate)[REPLACED]
+    for holder, child in holders(net, gate):
+        if replaced is None or replaced == NOTHING:
+            delattr(holder, child)
+        if replaced != NOTHING:
+            setattr(holder, child, gate.inner if replaced == INNER else replaced)
+
+
+def holders(net: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the modules that have `module` as a child, and the names under which they have it."""
+    return [(holder, name) for holder in net.modules() for name, child in holder._modules.items() if child is module]
+
+
+def plain_name(net: nn.Module, name: str) -> str:
+    """Return the name that a module had before there were gates around others."""
+    parts = name.split('.')
+    return '.'.join(part for depth, part in enumerate(parts)
+                    if not isinstance(net.get_submodule('.'.join(parts[:depth])), Gated))
+
+
+def refuse_reparameterisation(block: nn.Module) -> None:
+    """Let the methods of a block by which it makes one layer of several raise an error: a gate would be lost."""
+    for name in REPARAMETERISE:
+        if callable(getattr(type(block), name, None)):
+            vars(block)[name] = partial(_refused, type(block).__name__, name)
+
+
+def _refused(block: str, method: str, *args: Any, **kwargs: Any) -> None:
+    raise ValueError(message(
+        f'{block}.{method}()', 'it would lose the gates that add_se put there',
+        'do that before add_se, or after remove_se'))
 
 
 def parameters_of(gate: nn.Module) -> int:

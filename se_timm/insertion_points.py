@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,12 +19,15 @@ class Point(NamedTuple):
     Attributes:
         block: Name of the module whose child it is.
         child: Name of that child.
-        kind: `'slot'`: the child itself, made for attention and empty; `'before'` or `'after'` the child.
+        kind: `'slot'`: the child itself, made for attention and empty; `'before'` or `'after'` the child; `'end'`: a
+            new child, the last of an `nn.Sequential`.
+        has_shortcut: The block adds one to what the gate is for.
     """
 
     block: str
     child: str
     kind: str
+    has_shortcut: bool = True
 
     def __str__(self) -> str:
         return f'{self.block}.{self.child}' if self.block else self.child
@@ -35,7 +39,7 @@ class End(NamedTuple):
     Attributes:
         child: What computes it last, or the place for attention.
         kind: See `Point`.
-        only_if: Attribute that is true where the block has a shortcut.
+        only_if: Attribute that is there, and not false, where the block has a shortcut.
     """
 
     child: str
@@ -58,6 +62,15 @@ KNOWN: dict[str, End] = {
     'se_timm.se_shakeshake.ShakeBlock': _SE,
     'se_timm.fused_blocks.FusedBasicBlock': _SE,
     'se_timm.fused_blocks.FusedBottleneck': _SE,
+    # stochastic depth in blocks of which some have no shortcut
+    'timm.models.byobnet.BasicBlock': End('drop_path', 'before', only_if='shortcut'),
+    'timm.models.byobnet.BottleneckBlock': End('drop_path', 'before', only_if='shortcut'),
+    'timm.models.byobnet.DarkBlock': End('drop_path', 'before', only_if='shortcut'),
+    'timm.models.byobnet.EdgeBlock': End('drop_path', 'before', only_if='shortcut'),
+    'timm.models.byobnet.MobileOneBlock': End('drop_path', 'before', only_if='identity'),
+    'timm.models.byobnet.RepVggBlock': End('drop_path', 'before', only_if='identity'),
+    'timm.models.byobnet.SelfAttnBlock': End('drop_path', 'before', only_if='shortcut'),
+    'timm.models.vovnet.OsaBlock': End('drop_path', 'before', only_if='residual'),
     'timm.models.convmixer.Residual': End('fn'),
     'timm.models.densenet.DenseLayer': End('conv2'),  # before the concatenation
     'timm.models.dla.DlaBasic': End('bn2'),
@@ -88,7 +101,7 @@ KNOWN: dict[str, End] = {
 }
 # Stochastic depth drops residual branches, so that its module stands at the end of one, after everything that the
 # branch computes. Networks have it under these names, as an identity or None where the rate is zero.
-DROP_PATHS = ('drop_path*', '*path_dropout', 'stochastic_depth')
+DROP_PATH = re.compile(r'(\w+_)?drop_path_?\d*|stochastic_depth')
 DROP_PATH_CLASSES = ('DropPath', 'StochasticDepth', 'Identity')
 
 
@@ -100,8 +113,7 @@ def path_of(cls: type) -> str:
 def drop_paths(block: nn.Module) -> Iterator[str]:
     """Return the names under which a block has stochastic depth."""
     for name, value in {**vars(block), **block._modules}.items():
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in DROP_PATHS) and (
-                value is None or type(value).__name__ in DROP_PATH_CLASSES):
+        if DROP_PATH.fullmatch(name) and (value is None or type(value).__name__ in DROP_PATH_CLASSES):
             yield name
 
 
@@ -110,9 +122,17 @@ def points_of(name: str, block: nn.Module) -> list[Point]:
     end = KNOWN.get(path_of(type(block)))
     if end is None:
         return [Point(name, child, 'before') for child in drop_paths(block)]
-    if end.only_if and not getattr(block, end.only_if):
-        return []
-    return [Point(name, end.child, end.kind)]
+    has_shortcut = not end.only_if or getattr(block, end.only_if) not in (None, False)
+    point = point_at(name, end.child, getattr(block, end.child)) if end.kind == 'after' else Point(
+        name, end.child, end.kind)
+    return [point._replace(has_shortcut=has_shortcut)]
+
+
+def point_at(block: str, child: str, module: nn.Module) -> Point:
+    """Return the place after a child. A gate of a sequence is its last member: some iterate over them."""
+    if type(module) is nn.Sequential and len(module):
+        return Point(f'{block}.{child}' if block else child, 'se', 'end')
+    return Point(block, child, 'after')
 
 
 def known_points(net: nn.Module) -> list[Point]:
@@ -138,16 +158,18 @@ def named_points(net: nn.Module, at: Sequence[str | type[nn.Module]]) -> list[Po
     Raises:
         ValueError: If nothing is meant by a pattern, or the network itself.
     """
-    modules = {name: module for name, module in net.named_modules() if name}
-    points: dict[Point, None] = {}
+    # a module may have several names
+    modules = {name: module for name, module in net.named_modules(remove_duplicate=False) if name}
+    points: dict[tuple[int, str], Point] = {}
     for pattern in at:
         found = {name: module for name, module in modules.items() if matches(pattern, name, module)}
         if not found:
             raise ValueError(_nothing(net, pattern, modules))
         for name, module in found.items():
             block, _, child = name.rpartition('.')
-            points.update(dict.fromkeys(points_of(name, module) or [Point(block, child, 'after')]))
-    return list(points)
+            for point in points_of(name, module) or [point_at(block, child, module)]:
+                points.setdefault((id(net.get_submodule(point.block)), point.child), point)
+    return list(points.values())
 
 
 def _nothing(net: nn.Module, pattern: Any, modules: dict[str, nn.Module]) -> str:

@@ -61,8 +61,8 @@ class SqueezeExcite(nn.Module):
             gradient). Not of the paper. fc1 has a gradient from the second step on.
 
     Raises:
-        ValueError: If `reduction` is not in 1..channels, `squeeze` or `excitation` is unknown, or `identity_start` is
-            asked of another excitation than those three.
+        ValueError: If `reduction` is not in 1..channels, `squeeze` or `excitation` is unknown, a switch is none, or
+            `identity_start` is asked of another excitation than those three.
     """
 
     def __init__(
@@ -78,6 +78,9 @@ class SqueezeExcite(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(channels, reduction, squeeze, excitation)
+        for name, value in {'bias': bias, 'identity_start': identity_start}.items():
+            if not isinstance(value, bool):
+                raise ValueError(message(f'{name}: {value!r}', 'it is a switch', 'say True or False'))
         if identity_start and excitation not in IDENTITY_GATES:
             raise ValueError(message(
                 f'identity_start=True with excitation={excitation!r}', 'it has no form here that is one at zero',

@@ -10,21 +10,23 @@ import timm
 import torch
 import torchvision
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.utils import reparameterize_model
 from torch import nn
 from torch.nn import functional as F
 
 import se_timm
 from se_timm import SqueezeExcite, add_se, remove_se
+from se_timm.dry_run import CUBE, layout_of
 from se_timm.gated import Gated, GatedCall
-from se_timm.insertion import KINDS, added, layout_of
+from se_timm.insertion import KINDS, added
 from se_timm.insertion_points import KNOWN
 
 TORCHVISION = {
-    'resnet18': ('layer1.0.bn2', 8), 'resnet50': ('layer1.0.bn3', 16), 'mobilenet_v2': ('features.3.conv', 10),
+    'resnet18': ('layer1.0.bn2', 8), 'resnet50': ('layer1.0.bn3', 16), 'mobilenet_v2': ('features.3.conv.se', 10),
     'densenet121': ('features.denseblock1.denselayer1.conv2', 58),
     'regnet_x_400mf': ('trunk_output.block1.block1-0.f', 22),
-    'shufflenet_v2_x0_5': ('stage2.0.branch2', 16), 'convnext_tiny': ('features.1.0.stochastic_depth', 18),
-    'mnasnet0_5': ('layers.8.1.layers', 10),
+    'shufflenet_v2_x0_5': ('stage2.0.branch2.se', 16), 'convnext_tiny': ('features.1.0.stochastic_depth', 18),
+    'mnasnet0_5': ('layers.8.1.layers.se', 10),
 }
 pytestmark = [
     pytest.mark.filterwarnings('ignore:.torch.jit:FutureWarning'),
@@ -264,21 +266,22 @@ def test_other_attention_takes_its_own_arguments():
 
 
 @pytest.mark.parametrize(('at', 'places'), [
-    ('stem', ['stem']), (['first', 'second'], ['first', 'second']), ('first.*', ['first.0', 'first.1']),
-    ('Sequential', ['first', 'second']), (nn.ReLU, ['first.1', 'second.1']), ('*.1', ['first.1', 'second.1']),
-    (['Sequential', 'first'], ['first', 'second']),
+    ('stem', ['stem']), (['first', 'second'], ['first.se', 'second.se']), ('first.*', ['first.0', 'first.1']),
+    ('Sequential', ['first.se', 'second.se']), (nn.ReLU, ['first.1', 'second.1']), ('*.1', ['first.1', 'second.1']),
+    (['Sequential', 'first'], ['first.se', 'second.se']),
 ])
 def test_modules_are_named_by_pattern_or_type(at, places):
     net = Tiny()
-    x, y = images(16), None
     report = add_se(net, at, reduction=2)
     assert list(report.places) == places
-    assert {place.where for place in report.places.values()} == {'after'}
-    for place in places:
-        gated = net.get_submodule(place)
+    for place, where in report.places.items():
+        gated = net.get_submodule(place.removesuffix('.se'))
+        x = torch.randn(2, 3 if place == 'stem' else 8, 16, 16)
         with torch.no_grad():
-            y = gated.inner(x if place == 'stem' else torch.randn(2, 8, 16, 16))
-            assert torch.equal(gated.excite(y), gated.se(y))
+            if where.where == 'end':
+                assert torch.equal(gated(x), gated.se(F.relu(gated[0](x))))
+            else:
+                assert torch.equal(gated(x), gated.se(gated.inner(x)))
 
 
 def test_blocks_that_are_known_can_be_chosen_by_pattern():
@@ -303,13 +306,13 @@ def test_channels_may_be_last(layout, module):
         y = net(x)
         [place] = add_se(net, 'norm', reduction=2, input_size=(3, 6, 5)).places.values()
         assert (place.layout, place.channels) == (layout, 8)
-        gate = net.norm.se
+        [gate] = added(net).values()
         s = torch.sigmoid(gate.fc2(F.relu(gate.fc1(y.flatten(1, -2).mean(1)[:, :, None, None]))))[:, :, 0, 0]
         torch.testing.assert_close(net(x), y * s.view(2, *(1,) * (y.ndim - 2), 8))
 
 
 @pytest.mark.parametrize(('shape', 'size', 'layout'), [
-    ((1, 24, 7, 7), (3, 224, 224), 'NCHW'), ((1, 7, 7, 24), (3, 224, 224), 'NHWC'), ((1, 7, 7, 7), (3, 64, 64), 'NCHW'),
+    ((1, 24, 7, 7), (3, 224, 224), 'NCHW'), ((1, 7, 7, 24), (3, 224, 224), 'NHWC'), ((1, 7, 7, 7), (3, 64, 64), CUBE),
     ((1, 49, 24), (3, 224, 224), 'NLC'), ((1, 16, 196, 24), (3, 224, 224), ''), ((1, 24), (3, 224, 224), ''),
     ((1, 24, 8, 7), (3, 224, 224), ''), ((1, 24, 7, 10), (3, 224, 320), 'NCHW'),
     ((1, 7, 10, 24), (3, 224, 320), 'NHWC'),
@@ -334,7 +337,7 @@ def test_module_that_is_called_with_more_than_a_tensor():
             return self.sum(x, other=x)
 
     net = Net()
-    add_se(net, 'sum', reduction=2, input_size=(3, 8, 8))
+    add_se(net, 'sum', reduction=2, input_size=(3, 16, 16))
     assert type(net.sum) is GatedCall
     y = 2 * net.stem(images(8))
     torch.testing.assert_close(net(images(8)), net.sum.se(y))
@@ -347,19 +350,45 @@ def test_channels_of_the_images_are_the_network_s():
 
 
 def test_gates_within_gates():
-    net, x = Tiny().eval(), images(16)
+    net, x = torchvision.models.resnet18().eval(), images()
     keys = list(net.state_dict())
     with torch.no_grad():
         expected = net(x)
-        report = add_se(net, ['first', 'first.0'], reduction=2)
-        first = net.first.inner
-        inner = first[0].se(first[0].inner(x := torch.randn(2, 8, 16, 16)))
-        assert torch.equal(net.first(x), net.first.se(F.relu(inner)))
-        again = add_se(Tiny(), **report.config).net.eval()
+        report = add_se(net, ['layer1.1.bn2', 'layer1.1'])
+        assert list(report.places) == ['layer1.1.bn2']  # the end of that block is its batch norm
+        remove_se(net)
+        report = add_se(net, [type(net.layer1[0].bn1), 'layer4', 'layer3'])
+        again = add_se(torchvision.models.resnet18(), **report.config).net.eval()
         again.load_state_dict(net.state_dict(), strict=True)
-        assert torch.equal(again.first(x), net.first(x))
-        assert len(remove_se(net)) == 2
-        assert torch.equal(net(images(16)), expected)
+        assert torch.equal(again(x), net(x))
+        assert set(remove_se(net)) == set(report.places)
+        assert torch.equal(net(x), expected)
+    assert list(net.state_dict()) == keys
+
+
+class Wrapped(nn.Module):
+    """A module with a child, which is no sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.conv(x).relu()
+
+
+def test_a_gate_around_a_gated_module():
+    net = Tiny()
+    net.first = Wrapped()
+    keys, x = list(net.state_dict()), images(16)
+    with torch.no_grad():
+        expected = net(x)
+        places = add_se(net, ['first', 'first.conv'], reduction=2).places
+        inner = net.first.inner.conv
+        x8 = torch.randn(2, 8, 4, 4)
+        assert torch.equal(net.first(x8), net.first.se(inner.se(inner.inner(x8)).relu()))
+        assert set(remove_se(net)) == set(places) == {'first', 'first.conv'}
+        assert torch.equal(net(x), expected)
     assert list(net.state_dict()) == keys
 
 
@@ -443,9 +472,10 @@ def test_what_the_module_has_is_found_at_the_gated_one():
     assert net.layer1[0].bn2.weight is net.layer1[0].bn2.inner.weight
     with pytest.raises(AttributeError):
         _ = net.layer1[0].bn2.foo
-    tiny = Tiny()
-    add_se(tiny, 'first', reduction=2)
-    assert tiny.first[0] is tiny.first.inner[0]
+    net.layer1[0].bn2.momentum = 0.5
+    assert net.layer1[0].bn2.inner.momentum == 0.5
+    net.layer1[0].bn2.weight = nn.Parameter(torch.ones(64))
+    assert net.layer1[0].bn2.inner.weight.eq(1).all()
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -463,7 +493,7 @@ def test_network_that_does_not_run_on_the_meta_device():
         def forward(self, x):
             return super().forward(x) if x.sum() > -1 else x
 
-    assert list(add_se(Net(), 'first', reduction=2).places) == ['first']
+    assert list(add_se(Net(), 'first', reduction=2).places) == ['first.se']
 
 
 def test_the_dry_run_leaves_buffers_and_random_numbers_alone():
@@ -471,6 +501,212 @@ def test_the_dry_run_leaves_buffers_and_random_numbers_alone():
     state = {key: value.clone() for key, value in net.state_dict().items()}
     add_se(net, identity_start=True)
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items() if key in state)
+
+
+def test_dry_run_calls_no_hooks_of_the_user():
+    net, seen = build(), []
+    net.layer1.register_forward_hook(lambda *args: seen.append(args))
+    net.layer1.register_forward_pre_hook(lambda *args: seen.append(args))
+    add_se(net)
+    assert seen == []
+    net(images())
+    assert len(seen) == 2
+
+
+def test_dry_run_leaves_random_numbers_alone():
+    class Noisy(Tiny):
+        def forward(self, x):
+            return super().forward(x + torch.randn(1).item())  # which does not run on the meta device
+
+    net = Noisy()
+    torch.manual_seed(3)
+    SqueezeExcite(8, 2)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    add_se(net, 'first', reduction=2)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_batch_norms_that_are_in_evaluation_stay_so():
+    net = torchvision.models.resnet18().train()
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+    add_se(net)
+    assert not any(norm.training for norm in norms)
+    assert all(gate.training for gate in added(net).values())
+    remove_se(net)
+    assert not any(norm.training for norm in norms)
+
+
+def test_gate_has_the_dtype_of_the_maps():
+    net = build('test_convnext').bfloat16()
+    for module in net.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float()
+    net.stem[1].float()
+    expected = timm.create_model('test_convnext').bfloat16()
+    add_se(expected, reduction=4)
+    assert {gate.fc1.weight.dtype for gate in added(expected).values()} == {torch.bfloat16}
+
+    class Mixed(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.first = Wrapped().double()
+
+        def forward(self, x):
+            return self.first(self.stem(x).double())
+
+    mixed = Mixed()
+    add_se(mixed, 'first', reduction=2)
+    assert mixed(images(16)).dtype == mixed.first.se.fc1.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize('at', ['layer2', 'layer*.*', 'layer2.0.bn2', 'layer*'])
+def test_gates_act_under_gradient_checkpointing_too(at):
+    net, x = build('resnet18'), images()
+    report = add_se(net, at, reduction=4)
+    with torch.no_grad():
+        expected = net(x)
+    net.set_grad_checkpointing()
+    torch.testing.assert_close(net(x), expected)
+    net.train()(x).sum().backward()
+    assert all(gate.fc1.weight.grad is not None for gate in added(net).values())
+    again = timm.create_model('resnet18').eval()
+    again.set_grad_checkpointing()
+    assert add_se(again, at, reduction=4).places == report.places
+
+
+@pytest.mark.parametrize(('name', 'at'), [('test_vit', 'blocks'), ('mobilenetv2_035', 'blocks'), ('vgg11', 'features')])
+def test_gates_after_sequences_are_in_the_intermediates(name, at):
+    net = build(name)
+    add_se(net, at, reduction=4)
+    net.forward_intermediates(images(net.default_cfg['input_size'][-1], 1))[0].sum().backward()
+    [gate] = added(net).values()
+    assert gate.fc1.weight.grad is not None
+
+
+def test_module_with_several_names_is_replaced_under_each():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = torchvision.models.resnet18()
+            self.stem = nn.Sequential(self.encoder.conv1, self.encoder.maxpool)
+            self.block, self.norm = self.encoder.layer1[0], self.encoder.layer1[0].bn2
+
+        def forward(self, x):
+            return self.block(self.stem(x))
+
+    for at in ('block', 'encoder.layer1.*', 'norm', 'BasicBlock'):
+        net = Two().eval()
+        x, keys = images(), list(net.state_dict())
+        with torch.no_grad():
+            expected = net(x)
+            if at in ('encoder.layer1.*', 'BasicBlock'):  # the second block does not run
+                with pytest.raises(ValueError, match='it does not run'):
+                    add_se(net, at)
+                continue
+            add_se(net, at)
+            assert net.norm is net.encoder.layer1[0].bn2
+            assert not torch.allclose(net(x), expected)
+            remove_se(net)
+            assert torch.equal(net(x), expected)
+        assert list(net.state_dict()) == keys
+        assert net.norm is net.encoder.layer1[0].bn2
+
+
+@pytest.mark.parametrize('name', ['repvgg_a0', 'mobileone_s0', 'efficientvit_m0', 'shvit_s1', 'fastvit_t8'])
+def test_gates_are_not_lost_when_layers_are_joined(name):
+    net = build(name)
+    add_se(net, reduction=4, identity_start=True)
+    for gate in added(net).values():
+        nn.init.ones_(gate.fc2.bias)
+    x = images(net.default_cfg['input_size'][-1], 1)
+    with torch.no_grad():
+        expected = net(x)
+        if name in ('fastvit_t8', 'efficientvit_m0'):  # their gates stand beside what is joined
+            joined = reparameterize_model(net)
+            assert len(added(joined)) == len(added(net))
+            torch.testing.assert_close(joined(x), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+            return
+        with pytest.raises(ValueError, match='it would lose the gates that add_se put there'):
+            reparameterize_model(net)
+        remove_se(net)
+        reparameterize_model(net)
+
+
+def test_parts_of_layers_that_torch_computes_whole_are_refused():
+    class Net(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+        def forward(self, x):
+            return self.layer(self.stem(x).flatten(2).transpose(1, 2)).mean(1)
+
+    with pytest.raises(ValueError, match='why: it is a part of a layer of torch that in evaluation does not call its'):
+        add_se(Net(), 'layer.linear2', input_size=(3, 8, 8), reduction=2)
+    net = Net().eval()
+    add_se(net, 'layer', input_size=(3, 8, 8), reduction=2)
+    with torch.no_grad():
+        fast = net(images(8))
+    torch.testing.assert_close(fast, net(images(8)))
+
+
+def test_layout_of_a_cube_is_that_of_the_other_blocks_of_its_class():
+    report = add_se(timm.create_model('maxvit_nano_rw_256', device='meta'), identity_start=True)
+    layouts = {name: place.layout for name, place in report.places.items()}
+    assert {layout for name, layout in layouts.items() if '.attn_' in name} == {'NHWC'}
+    assert layouts['stages.0.blocks.0.attn_block.drop_path1'] == 'NHWC'  # of 64 x 64 x 64
+
+
+def test_layout_of_a_cube_that_nothing_tells():
+    net = Tiny()
+    net.first = Wrapped()
+    with pytest.raises(ValueError, match='of which it cannot be told which are which; another input_size may tell'):
+        add_se(net, 'first', input_size=(3, 8, 8), reduction=2)
+    [place] = add_se(net, 'first', input_size=(3, 16, 16), reduction=2).places.values()
+    assert (place.layout, place.channels) == ('NCHW', 8)
+
+
+@pytest.mark.parametrize(('name', 'gates'), [('vovnet39a', 0), ('repvgg_a0', 17), ('mobilenetv2_100', 10)])
+def test_blocks_without_a_shortcut_are_left(name, gates):
+    net = timm.create_model(name, device='meta')
+    if not gates:
+        with pytest.raises(ValueError, match='its block adds no shortcut'):
+            add_se(net, reduction=4)
+        return
+    report = add_se(net, reduction=4)
+    assert len(report.places) == gates
+    assert set(report.left.values()) == {'its block adds no shortcut'}
+    remove_se(net)
+    again = add_se(net, {'repvgg_a0': 'RepVggBlock', 'mobilenetv2_100': 'InvertedResidual'}[name], reduction=4)
+    assert again.places == report.places
+
+
+def test_rate_of_stochastic_depth_is_no_stochastic_depth():
+    net = Tiny()
+    net.drop_path_rate = None
+    with pytest.raises(ValueError, match='it has no residual block'):
+        add_se(net)
+
+
+def test_messages_name_the_keys_of_the_state_dict():
+    net = torchvision.models.resnet18()
+    add_se(net)
+    state = net.state_dict()
+    del state['layer1.0.bn2.weight']
+    with pytest.raises(RuntimeError, match=r'Missing key.*"layer1\.0\.bn2\.weight"'):
+        net.load_state_dict(state)
+
+
+def test_slot_has_its_old_module_again():
+    net = timm.create_model('se_resnet20_cifar', se=False).eval()
+    slot = net.layer1[0].se
+    add_se(net)
+    remove_se(net)
+    assert net.layer1[0].se is slot
+    assert not any(module.training for module in net.modules())
 
 
 # Everything else goes on working
@@ -576,10 +812,26 @@ class Pairs(Tiny):
         return super().forward(x) if False else self.first(self.stem(x))
 
 
+class Uncopied(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.kept = 2 * self.stem.weight  # no leaf of the graph
+
+
+class Batches(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.first = Wrapped()
+
+    def forward(self, x):
+        maps = self.stem(x).unfold(2, 112, 112).permute(0, 2, 1, 4, 3).flatten(0, 1)  # halves of the images
+        return self.first(maps)
+
+
 class OfItsOwn(Tiny):
     def __init__(self):
         super().__init__()
-        self.first.se = nn.Identity()
+        self.stem.se = nn.Identity()
 
 
 @pytest.mark.parametrize(('make', 'arguments', 'given', 'why', 'do'), [
@@ -592,11 +844,20 @@ class OfItsOwn(Tiny):
     (Tiny, dict(at=Tiny), 'Tiny', 'it is the network itself', 'name modules within it'),
     (Tiny, dict(at='first'), 'reduction: 16 at first', 'a block of 8 channels', 'from 1 to 8'),
     (lambda: timm.create_model('ghostnet_050'), dict(), 'reduction: 16 at blocks.0.0.ghost2', '8 channels', 'to 8'),
-    (Shared, dict(at='first'), 'at: first', 'it runs 2 times in a forward pass', 'name other modules'),
+    (Tiny, dict(at=5), 'at: 5', 'it is a int', 'give names of modules'),
+    (Tiny, dict(at=['first', None]), 'at: None', 'it is a NoneType', 'give names of modules'),
+    (Tiny, dict(at=nn.ReLU()), 'at: ReLU()', 'it is a ReLU', 'give names of modules'),
+    (Tiny, dict(at='first', bias='no'), "bias: 'no'", 'it is a switch', 'True or False'),
+    (Tiny, dict(at='first', inplace=0), 'inplace: 0', 'it is a switch', 'True or False'),
+    (Tiny, dict(at='first', identity_start='yes'), "identity_start: 'yes'", 'it is a switch', 'True or False'),
+    (Tiny, dict(at='first', input_size=224), 'input_size: 224', 'not channels, height and', '(3, 224, 224)'),
+    (Uncopied, dict(at='first'), 'add_se(Uncopied)', 'it cannot be copied', 'take out what cannot be'),
+    (Batches, dict(at='first'), 'at: first', 'whose first dimension is not the batch', 'name other modules'),
+    (Shared, dict(at='first'), 'at: first.se', 'it runs 2 times in a forward pass', 'name other modules'),
     (Tiny, dict(at=['first', 'unused']), 'at: unused', 'it does not run in a forward pass', 'name other modules'),
     (Pairs, dict(at='first'), 'at: first', 'it gives a tuple, not a tensor', 'name other modules'),
     (Tiny, dict(at='fc'), 'at: fc', 'it gives (1, 4): neither maps', 'name other modules'),
-    (OfItsOwn, dict(at='first', reduction=2), 'at: first', 'it has a child called se', 'name other modules'),
+    (OfItsOwn, dict(at='stem', reduction=2), 'at: stem', 'it has a child called se', 'name other modules'),
     (Broken, dict(at='first'), 'add_se(Broken)', 'it does not run on an image of (3, 224, 224) (RuntimeError: no such',
      'say input_size='),
     (Tiny, dict(at='first', input_size=(1, 8, 8)), 'add_se(Tiny)', 'not run on an image of (1, 8, 8)', 'input_size'),

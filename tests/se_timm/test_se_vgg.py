@@ -119,6 +119,7 @@ def test_weights_with_the_names_of_torchvision_load():
     (dict(reduction=65), ValueError, 'reduction: 65', 'whole number'),
     (dict(placement='pre'), TypeError, "argument of se_vgg16_bn: 'placement'", 'valid'),
     (dict(reductoin=8), TypeError, "argument of se_vgg16_bn: 'reductoin'", 'reduction'),
+    (dict(cfg=[64, 'M']), TypeError, "argument of se_vgg16_bn: 'cfg'", 'valid'),
     (dict(vgg_args={}), TypeError, "argument of se_vgg16_bn: 'vgg_args'", 'valid'),
     (dict(pretrained=True), ValueError, 'pretrained=True', 'train it'),
 ])
