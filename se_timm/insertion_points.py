@@ -160,7 +160,7 @@ def named_points(net: nn.Module, at: Sequence[str | type[nn.Module]]) -> list[Po
     """
     # a module may have several names
     modules = {name: module for name, module in net.named_modules(remove_duplicate=False) if name}
-    points: dict[tuple[int, str], Point] = {}
+    points: dict[Any, Point] = {}
     for pattern in at:
         found = {name: module for name, module in modules.items() if matches(pattern, name, module)}
         if not found:
@@ -168,8 +168,15 @@ def named_points(net: nn.Module, at: Sequence[str | type[nn.Module]]) -> list[Po
         for name, module in found.items():
             block, _, child = name.rpartition('.')
             for point in points_of(name, module) or [point_at(block, child, module)]:
-                points.setdefault((id(net.get_submodule(point.block)), point.child), point)
+                points.setdefault(place_of(net, point), point)
     return list(points.values())
+
+
+def place_of(net: nn.Module, point: Point) -> Any:
+    """Return what is the same for two points that are one place under several names."""
+    block = net.get_submodule(point.block)
+    child = getattr(block, point.child, None)
+    return id(child) if isinstance(child, nn.Module) else (id(block), point.child)
 
 
 def _nothing(net: nn.Module, pattern: Any, modules: dict[str, nn.Module]) -> str:
