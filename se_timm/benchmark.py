@@ -41,7 +41,7 @@ import torch
 import se_timm
 
 from . import measure
-from .errors import ArgumentParser, InputError, message, unknown
+from .errors import ArgumentParser, InputError, exit_status, message, unknown
 from .measure import (
     MODES,
     PRECISIONS,
@@ -709,13 +709,14 @@ def benchmark(options: argparse.Namespace, command: Sequence[str]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 if a variant failed, 2 for options that cannot be used."""
     command = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        options = parse(command)
-        with torch_settings(options.device, options.threads):
-            return 0 if benchmark(options, command) else 1
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(command))
+
+
+def run(command: Sequence[str]) -> int:
+    """Measure what the options ask for; return 0, or 1 if a variant failed."""
+    options = parse(command)
+    with torch_settings(options.device, options.threads):
+        return 0 if benchmark(options, command) else 1
 
 
 if __name__ == '__main__':

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-__all__ = ['ArgumentParser', 'InputError', 'message', 'nearest', 'unknown']
+__all__ = ['ArgumentParser', 'InputError', 'exit_status', 'message', 'nearest', 'unknown']
 
 
 class InputError(ValueError):
@@ -58,3 +59,12 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, text: str) -> NoReturn:
         """Raise `InputError` in place of printing the usage."""
         raise InputError(message(text, 'the command line cannot be read so', f'{self.prog} --help lists the options'))
+
+
+def exit_status(command: Callable[[], int]) -> int:
+    """Return the exit status of a command; 2, and the message on stderr, for what cannot be used."""
+    try:
+        return command()
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2

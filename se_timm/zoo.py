@@ -21,7 +21,7 @@ from torch import nn
 import se_timm
 
 from .cost import cost
-from .errors import ArgumentParser, InputError, message, unknown
+from .errors import ArgumentParser, InputError, exit_status, message, unknown
 from .paper import NETWORKS
 from .squeeze_excite import SqueezeExcite
 from .tables import aligned
@@ -152,11 +152,11 @@ def parse(arguments: Sequence[str]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, or 2 for options that cannot be used."""
-    try:
-        options = parse(sys.argv[1:] if arguments is None else list(arguments))
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(parse(sys.argv[1:] if arguments is None else list(arguments))))
+
+
+def run(options: Any) -> int:
+    """Print the networks, and write them; return 0."""
     found = entries(options.patterns)
     print(f'se_timm {se_timm.__version__}, timm {timm.__version__}\n\n{table(found)}')
     if options.csv is not None:
