@@ -29,8 +29,8 @@ def test_network_computes_the_same_until_it_is_trained_and_after_removal(name):
     assert finding.scripts is (True if QUICK[name] == 'slot' else None)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(('family', 'name'), PROVEN)
+@pytest.mark.slow  # one of each family; all of the page take a quarter of an hour by the command
+@pytest.mark.parametrize(('family', 'name'), dict(reversed(PROVEN)).items())
 def test_network_of_the_page_works(family, name):
     finding = examine(family, name)
     assert not finding.problem
