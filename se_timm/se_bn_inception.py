@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ConvNormAct, create_classifier, get_device_dtype
+from timm.layers import ConvNormAct
 from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 from torch.nn import functional as F
 
+from .classifier_network import ClassifierNetwork
 from .entry_points import create
 from .placement import check_se_arguments
 from .squeeze_excite import SqueezeExcite
@@ -128,7 +129,7 @@ def stage_of(module: str) -> int:
     return int(module[-2])
 
 
-class SEBNInception(nn.Module):
+class SEBNInception(ClassifierNetwork):
     """BN-Inception with SE after every Inception module; see the module's docstring.
 
     Input `(N, in_chans, H, W)`, output `(N, num_classes)`.
@@ -176,13 +177,9 @@ class SEBNInception(nn.Module):
             device: Any = None,
             dtype: Any = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, in_chans, drop_rate)
         stages = check_se_arguments(se, 'standard', stages, STAGES)
         dd = {'device': device, 'dtype': dtype}
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.grad_checkpointing = False
         self.conv1 = ConvNormAct(in_chans, 64, 7, stride=2, **dd)
         self.pool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.conv2_reduce = ConvNormAct(64, 64, 1, **dd)
@@ -198,44 +195,14 @@ class SEBNInception(nn.Module):
         self.feature_info = [
             dict(num_chs=self.get_submodule(name).out_channels, reduction=2 ** level, module=name)
             for level, name in enumerate(LAST_OF_ITS_SIZE, start=1)]
-        self.num_features = channels
-        self.global_pool, self.head_drop, self.fc = create_classifier(
-            channels, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.head_hidden_size = channels * self.global_pool.feat_mult()
+        self.add_head(channels, global_pool, dd)
         self.init_weights()
-
-    @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Initialise the convolutions as He et al. do (https://arxiv.org/abs/1502.01852), and so the paper."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's parameter groups: the first convolution, then stages (`coarse`) or layers."""
         layers = [(rf'^{name}\.', (index,)) for index, name in enumerate(LAYERS[1:])]
         return dict(stem=r'^conv1', blocks=r'^(?:conv|inception_)(\d)' if coarse else layers)
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the layers in the backward pass instead of keeping their activations."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """Return the last linear layer."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one; `global_pool=None` keeps the pooling."""
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, **get_device_dtype(self))
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
 
     def forward_intermediates(
             self,
@@ -296,14 +263,6 @@ class SEBNInception(nn.Module):
         x = self.inception_3c(self.inception_3b(self.inception_3a(x)))
         x = self.inception_4e(self.inception_4d(self.inception_4c(self.inception_4b(self.inception_4a(x)))))
         return self.inception_5b(self.inception_5a(x))
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Return the logits of a feature map, or with `pre_logits` what the classifier sees."""
-        x = self.head_drop(self.global_pool(x))
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def layers_up_to(index: int) -> tuple[str, ...]:

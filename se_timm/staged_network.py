@@ -1,30 +1,26 @@
-"""What networks of our own share: a stem, three stages, a classifier, and all of timm's contract."""
+"""What networks of our own share that have a stem and three stages: all of timm's contract."""
 # no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import create_classifier, get_device_dtype
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import nn
-from torch.nn import functional as F
+
+from .classifier_network import ClassifierNetwork
 
 __all__ = ['STAGES', 'StagedNetwork']
 
 STAGES = (2, 3, 4)
 
 
-class StagedNetwork(nn.Module):
+class StagedNetwork(ClassifierNetwork):
     """A network of `stem`, stages `layer1` to `layer3`, `norm` and classifier.
 
     Input `(N, in_chans, H, W)`, output `(N, num_classes)`. A subclass makes its stem and gives `stem(x)`, adds its
     stages by `add_stage`, and calls `add_classifier` at the end.
 
-    Args:
-        num_classes: Number of classes; 0 for no classifier.
-        in_chans: Number of input channels.
-        drop_rate: Dropout before the classifier.
+    The arguments are those of `ClassifierNetwork`.
     """
 
     if TYPE_CHECKING:  # TorchScript reads annotations of the class, and does not know these
@@ -32,14 +28,6 @@ class StagedNetwork(nn.Module):
         layer2: nn.Sequential
         layer3: nn.Sequential
         norm: nn.Module
-
-    def __init__(self, num_classes: int, in_chans: int, drop_rate: float) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.grad_checkpointing = False
-        self.feature_info: list[dict[str, Any]] = []
 
     @torch.jit.ignore
     def add_stem(self, channels: int, module: str, reduction: int = 1) -> None:
@@ -60,21 +48,11 @@ class StagedNetwork(nn.Module):
         self.norm = norm
         if not isinstance(norm, nn.Identity):
             self.feature_info[-1]['module'] = 'norm'
-        self.num_features = self.feature_info[-1]['num_chs']
-        self.global_pool, self.fc = create_classifier(self.num_features, self.num_classes, pool_type=global_pool, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.add_head(self.feature_info[-1]['num_chs'], global_pool, dd)
 
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """Return the stem's output."""
         raise NotImplementedError
-
-    @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Initialise the convolutions as He et al. do (https://arxiv.org/abs/1502.01852)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # torch's `kaiming_normal_` does not count in groups
-                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -82,26 +60,6 @@ class StagedNetwork(nn.Module):
         return dict(
             stem=r'^conv1|bn1', blocks=[(r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)', None),
                                           (r'^norm', (99999,))])
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping their activations."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """Return the last linear layer."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one; `global_pool=None` keeps the pooling."""
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, **get_device_dtype(self))
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
 
     def forward_intermediates(
             self,
@@ -167,14 +125,3 @@ class StagedNetwork(nn.Module):
         else:
             x = self.layer3(self.layer2(self.layer1(x)))
         return self.norm(x)
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Return the logits of a feature map, or with `pre_logits` what the classifier sees."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of images."""
-        return self.forward_head(self.forward_features(x))
