@@ -383,7 +383,8 @@ def with_se(net: nn.Module, arguments: dict[str, Any]) -> nn.Module:
 def own_weights(path: str) -> dict[str, Tensor] | None:
     """Return the network's weights of a checkpoint of this program; None for any other file, which timm reads."""
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        # mapped, not read: what is not ours timm reads in its turn
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except Exception:  # whatever such a file makes the unpickler do
         return None
     if not isinstance(checkpoint, dict) or 'pytorch-lightning_version' not in checkpoint:
