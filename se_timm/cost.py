@@ -1,12 +1,13 @@
 """What a network costs: parameters and multiply-adds."""
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from .meta import meta_copy
 
 __all__ = ['Cost', 'cost']
 
@@ -26,7 +27,7 @@ def cost(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Co
 
     The count runs on the meta device, on a copy: no arithmetic is done and `net` is not touched.
     """
-    meta = copy.deepcopy(net).to('meta').eval()
+    meta = meta_copy(net).eval()
     dtype = next(meta.parameters()).dtype
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

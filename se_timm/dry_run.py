@@ -11,6 +11,7 @@ from torch import nn
 
 from .errors import message
 from .insertion_points import Point
+from .meta import meta_copy
 
 __all__ = ['NO_SHORTCUT', 'End', 'layout_of', 'observe']
 
@@ -78,13 +79,6 @@ def attempt(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[
         f'add_se({type(net).__name__})',
         f'it does not run on an image of {size} ({type(failure).__name__}: {failure})',
         'say input_size=(channels, height, width) of its images')) from failure
-
-
-def meta_copy(net: nn.Module) -> nn.Module:
-    """Return a copy on the meta device, for which nothing is allocated."""
-    tensors: dict[int, Any] = {id(buffer): buffer.to('meta') for buffer in net.buffers()}
-    tensors |= {id(weight): nn.Parameter(weight.detach().to('meta'), False) for weight in net.parameters()}
-    return copy.deepcopy(net, tensors)
 
 
 def bare(net: nn.Module) -> nn.Module:
