@@ -5,12 +5,13 @@ import inspect
 from typing import Any
 
 import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
 from .errors import message, unknown
 
-__all__ = ['check_keywords', 'check_weights_exist', 'create']
+__all__ = ['check_keywords', 'check_weights_exist', 'create', 'imagenet_cfg']
 
 _BUILDER_ARGUMENTS = {
     *inspect.signature(build_model_with_cfg).parameters, 'features_only', 'out_indices', 'feature_cls', 'pruned',
@@ -65,3 +66,13 @@ def create(
         check_weights_exist(variant, resolve_pretrained_cfg(
             variant, given.get('pretrained_cfg'), given.get('pretrained_cfg_overlay')))
     return build_model_with_cfg(cls, variant, pretrained, **builder, **{**(defaults or {}), **given})
+
+
+def imagenet_cfg(**overrides: Any) -> dict[str, Any]:
+    """Return the configuration of a network for ImageNet at 224 pixels, as in the paper."""
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
+        'interpolation': 'bilinear', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1709.01507',
+        **overrides,
+    }

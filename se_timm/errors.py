@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-__all__ = ['ArgumentParser', 'InputError', 'exit_status', 'message', 'nearest', 'unknown']
+__all__ = ['ArgumentParser', 'InputError', 'check_switches', 'exit_status', 'message', 'nearest', 'unknown']
 
 
 class InputError(ValueError):
@@ -48,6 +48,13 @@ def unknown(kind: str, name: object, options: Iterable[object]) -> str:
     shown = ', '.join(valid) if len(valid) <= 24 else f'one of {len(valid)} names'
     remedy = f'did you mean {" or ".join(close)}? ' if close else ''
     return message(f'{kind}: {name!r}', f'there is no such {kind}', f'{remedy}valid: {shown}')
+
+
+def check_switches(**switches: object) -> None:
+    """Raise `ValueError` for an argument that is neither True nor False."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(message(f'{name}: {value!r}', 'it is a switch', 'say True or False'))
 
 
 class ArgumentParser(argparse.ArgumentParser):

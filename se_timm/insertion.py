@@ -12,7 +12,7 @@ from timm.layers import ConvMlp, GatherExcite, create_attn
 from torch import nn
 
 from .dry_run import NO_SHORTCUT, End, observe
-from .errors import message, unknown
+from .errors import check_switches, message, unknown
 from .gated import REPARAMETERISE, Gated, GatedCall
 from .insertion_points import Point, known_points, named_points
 from .residual_blocks import is_identity
@@ -220,19 +220,16 @@ def check_arguments(kind: str, arguments: dict[str, Any], identity_start: bool, 
     """
     if kind not in KINDS:
         raise ValueError(unknown('kind', kind, KINDS))
-    switches = {'identity_start': identity_start, 'inplace': inplace}
+    check_switches(identity_start=identity_start, inplace=inplace)
     if kind == 'se':
         for name in arguments:
             if name not in SE_ARGUMENTS:
                 raise ValueError(unknown('argument of add_se', name, [*SE_ARGUMENTS, *OWN_ARGUMENTS]))
-        switches['bias'] = arguments.get('bias', True)
+        check_switches(bias=arguments.get('bias', True))
     elif identity_start:
         raise ValueError(message(
             f'identity_start=True with kind={kind!r}', "the gates of timm's attention do not begin with one",
             "take kind='se', or leave identity_start out"))
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise ValueError(message(f'{name}: {value!r}', 'it is a switch', 'say True or False'))
     return {**arguments, **({'identity_start': True} if identity_start else {})}
 
 

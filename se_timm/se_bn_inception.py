@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ConvNormAct
 from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -19,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .classifier_network import ClassifierNetwork
-from .entry_points import create
+from .entry_points import create, imagenet_cfg
 from .placement import check_se_arguments
 from .squeeze_excite import SqueezeExcite
 
@@ -270,13 +269,7 @@ def layers_up_to(index: int) -> tuple[str, ...]:
     return LAYERS[:LAYERS.index(LAST_OF_ITS_SIZE[index]) + 1]
 
 
-default_cfgs = generate_default_cfgs({
-    'se_bn_inception.untrained': {
-        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
-        'interpolation': 'bilinear', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'conv1.conv', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1709.01507',
-    },
-})
+default_cfgs = generate_default_cfgs({'se_bn_inception.untrained': imagenet_cfg(first_conv='conv1.conv')})
 
 
 @register_model

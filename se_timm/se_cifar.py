@@ -1,7 +1,6 @@
 """SE-ResNets for 32x32 images: the CIFAR networks of He et al. (https://arxiv.org/abs/1512.03385, Sec. 4.2) with SE."""
 # no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from .entry_points import create
 from .errors import unknown
 from .placement import check_se_arguments
 from .se_resnet import SEBasicBlock
-from .squeeze_excite import SqueezeExcite
+from .squeeze_excite import se_maker
 from .staged_network import STAGES, StagedNetwork
 from .weights import checkpoint_filter_fn
 
@@ -92,8 +91,7 @@ class SEResNetCifar(StagedNetwork):
         self.bn1 = nn.BatchNorm2d(WIDTHS[0], **dd)
         self.act1 = nn.ReLU(inplace=True)
         self.add_stem(WIDTHS[0], 'act1')
-        make_se = partial(
-            SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias, **dd)
+        make_se = se_maker(reduction, squeeze, excitation, bias, dd)
         drop_paths = torch.linspace(0, drop_path_rate, sum(layers), device='cpu').split(layers)
         in_channels = WIDTHS[0]
         for index, (channels, stage, rates) in enumerate(zip(WIDTHS, STAGES, drop_paths, strict=True)):

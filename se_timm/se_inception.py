@@ -7,7 +7,6 @@
 """
 # no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import nn
 from .entry_points import create
 from .errors import message
 from .placement import PlacedSE, check_se_arguments
-from .squeeze_excite import SqueezeExcite
+from .squeeze_excite import SqueezeExcite, se_maker
 
 __all__ = ['SEInceptionResnetV2', 'SEInceptionV3']
 
@@ -186,14 +185,6 @@ class SEInceptionResnetV2(InceptionResnetV2):
             for module in self.get_submodule(name).modules():
                 if isinstance(module, (Block35, Block17, Block8)):
                     excite(module.conv2d, {nn.Conv2d: SEConv2d}, make_se(module.conv2d.out_channels))
-
-
-def se_maker(
-        reduction: int, squeeze: str, excitation: str, bias: bool, timm_args: dict[str, Any],
-) -> 'partial[SqueezeExcite]':
-    """Return what makes an SE block of a number of channels, of the device and dtype of the network."""
-    dd: dict[str, Any] = {key: timm_args.get(key) for key in ('device', 'dtype')}
-    return partial(SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias, **dd)
 
 
 def _cfg(**overrides: Any) -> dict[str, Any]:

@@ -15,17 +15,15 @@ its weights; they were trained on images of mean and deviation 0.5:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from timm.models.efficientnet import EfficientNet, decode_arch_def
 from torch import nn
 
-from .entry_points import create
+from .entry_points import create, imagenet_cfg
 from .placement import check_se_arguments
-from .squeeze_excite import SqueezeExcite, activation_and_se
+from .squeeze_excite import activation_and_se, se_maker
 
 __all__ = ['SEMobileNetV1']
 
@@ -70,21 +68,14 @@ class SEMobileNetV1(EfficientNet):
         stages = check_se_arguments(se, 'standard', stages, STAGES)
         super().__init__(**efficientnet_args)
         if se:
-            make_se = partial(
-                SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias,
-                device=efficientnet_args.get('device'), dtype=efficientnet_args.get('dtype'))
+            make_se = se_maker(reduction, squeeze, excitation, bias, efficientnet_args)
             for stage in stages:
                 for unit in self.blocks[stage - 1]:
                     unit.bn2.act = activation_and_se(unit.bn2.act, make_se(unit.conv_pw.out_channels))
 
 
 default_cfgs = generate_default_cfgs({
-    'se_mobilenetv1_100.untrained': {
-        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
-        'interpolation': 'bilinear', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'conv_stem', 'classifier': 'classifier', 'license': 'apache-2.0',
-        'paper_ids': 'arXiv:1709.01507',
-    },
+    'se_mobilenetv1_100.untrained': imagenet_cfg(first_conv='conv_stem', classifier='classifier'),
 })
 
 

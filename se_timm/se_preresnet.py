@@ -21,7 +21,7 @@ from .entry_points import create
 from .errors import message
 from .placement import PlacedSE, check_se_arguments
 from .se_cifar import cifar_cfg
-from .squeeze_excite import SqueezeExcite
+from .squeeze_excite import SqueezeExcite, se_maker
 from .staged_network import STAGES, StagedNetwork
 
 __all__ = ['SEPreResNetCifar']
@@ -168,8 +168,7 @@ class SEPreResNetCifar(StagedNetwork):
         dd = {'device': device, 'dtype': dtype}
         self.conv1 = nn.Conv2d(in_chans, STEM_WIDTH, 3, padding=1, bias=False, **dd)
         self.add_stem(STEM_WIDTH, 'conv1')
-        make_se = partial(
-            SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias, **dd)
+        make_se = se_maker(reduction, squeeze, excitation, bias, dd)
         drop_paths = torch.linspace(0, drop_path_rate, sum(layers), device='cpu').split(layers)
         in_channels = STEM_WIDTH
         block = PreActBottleneck if bottleneck else PreActBasicBlock

@@ -21,12 +21,12 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from .entry_points import check_keywords, check_weights_exist
+from .entry_points import check_keywords, check_weights_exist, imagenet_cfg
 from .errors import message, unknown
 from .placement import PLACEMENTS, PlacedSE, check_se_arguments
 from .residual_blocks import BLOCKS, Step, Tail
 from .residual_tail import ResidualTail
-from .squeeze_excite import SqueezeExcite
+from .squeeze_excite import SqueezeExcite, se_maker
 from .weights import checkpoint_filter_fn
 
 __all__ = ['SEBasicBlock', 'SEBottleneck', 'SEResNet']
@@ -218,9 +218,7 @@ class SEResNet(ResNet):
         if topology == 'paper':
             self._take_paper_topology(stride_in_1x1 is not False)
         if se:
-            make_se = partial(
-                SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias,
-                device=resnet_args.get('device'), dtype=resnet_args.get('dtype'))
+            make_se = se_maker(reduction, squeeze, excitation, bias, resnet_args)
             for stage in stages:
                 for residual_block in getattr(self, f'layer{stage - 1}'):
                     residual_block.insert_se(make_se, placement)
@@ -254,12 +252,8 @@ UNTRAINED = ('se_resnet18', 'se_resnet34', 'se_resnext101_64x4d')
 PAPER_TAGS = ('in1k', 'untrained')
 
 
-def _cfg(name: str, **overrides: Any) -> dict[str, Any]:
-    return {
-        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
-        'interpolation': 'bilinear', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1709.01507', 'classifier': 'fc',
-        'first_conv': 'conv1.0' if name == 'se_senet154' else 'conv1', **overrides,
-    }
+def _cfg(name: str) -> dict[str, Any]:
+    return imagenet_cfg(first_conv='conv1.0' if name == 'se_senet154' else 'conv1')
 
 
 def _timm_cfg(name: str, timm_name: str) -> dict[str, Any]:

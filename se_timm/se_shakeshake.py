@@ -18,7 +18,7 @@ from .entry_points import create
 from .errors import message, unknown
 from .placement import PLACEMENTS, PlacedSE, check_se_arguments
 from .se_cifar import cifar_cfg
-from .squeeze_excite import SqueezeExcite
+from .squeeze_excite import SqueezeExcite, se_maker
 from .staged_network import STAGES, StagedNetwork
 
 __all__ = ['SEShakeShakeCifar']
@@ -203,8 +203,7 @@ class SEShakeShakeCifar(StagedNetwork):
         self.conv1 = nn.Conv2d(in_chans, STEM_WIDTH, 3, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH, **dd)
         self.add_stem(STEM_WIDTH, 'bn1')
-        make_se = partial(
-            SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias, **dd)
+        make_se = se_maker(reduction, squeeze, excitation, bias, dd)
         in_channels = STEM_WIDTH
         for index, (stage, count) in enumerate(zip(STAGES, layers, strict=True)):
             channels = width * 2 ** index

@@ -19,14 +19,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from .entry_points import create
+from .entry_points import create, imagenet_cfg
 from .errors import message
 from .placement import PlacedSE, check_se_arguments
-from .squeeze_excite import SqueezeExcite
+from .squeeze_excite import SqueezeExcite, se_maker
 from .staged_network import STAGES, StagedNetwork
 
 __all__ = ['SEShuffleNetV1']
@@ -147,8 +146,7 @@ class SEShuffleNetV1(StagedNetwork):
         self.act1 = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.add_stem(STEM_WIDTH, 'maxpool', reduction=4)
-        make_se = partial(
-            SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias, **dd)
+        make_se = se_maker(reduction, squeeze, excitation, bias, dd)
         in_channels, first_groups = STEM_WIDTH, 1
         for stage, layers, out_channels in zip(STAGES, LAYERS, channels, strict=True):
             units = []
@@ -167,13 +165,7 @@ class SEShuffleNetV1(StagedNetwork):
         return self.maxpool(self.act1(self.bn1(self.conv1(x))))
 
 
-default_cfgs = generate_default_cfgs({
-    'se_shufflenetv1_g3.untrained': {
-        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
-        'interpolation': 'bilinear', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1709.01507',
-    },
-})
+default_cfgs = generate_default_cfgs({'se_shufflenetv1_g3.untrained': imagenet_cfg()})
 
 
 @register_model

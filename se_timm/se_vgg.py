@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vgg import VGG, _filter_fn, cfgs
 from torch import nn
 
-from .entry_points import create
+from .entry_points import create, imagenet_cfg
 from .placement import check_se_arguments
-from .squeeze_excite import SqueezeExcite, activation_and_se
+from .squeeze_excite import SqueezeExcite, activation_and_se, se_maker
 
 __all__ = ['SEVGG']
 
@@ -63,9 +62,7 @@ class SEVGG(VGG):
         stages = check_se_arguments(se, 'standard', stages, STAGES)
         super().__init__(cfg, **vgg_args)
         if se:
-            self._insert_se(cfg, stages, partial(
-                SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias,
-                device=vgg_args.get('device'), dtype=vgg_args.get('dtype')))
+            self._insert_se(cfg, stages, se_maker(reduction, squeeze, excitation, bias, vgg_args))
 
     def _insert_se(self, cfg: list[Any], stages: Sequence[int], make_se: partial[SqueezeExcite]) -> None:
         index, stage = 0, 1
@@ -80,11 +77,7 @@ class SEVGG(VGG):
 
 
 default_cfgs = generate_default_cfgs({
-    'se_vgg16_bn.untrained': {
-        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
-        'interpolation': 'bilinear', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'features.0', 'classifier': 'head.fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1709.01507',
-    },
+    'se_vgg16_bn.untrained': imagenet_cfg(first_conv='features.0', classifier='head.fc'),
 })
 
 

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import get_act_layer
 from torch import nn
 
-from .errors import message, unknown
+from .errors import check_switches, message, unknown
 
-__all__ = ['SqueezeExcite', 'activation_and_se']
+__all__ = ['IdentityGate', 'SqueezeExcite', 'activation_and_se', 'se_maker']
 
 SQUEEZES = ('avg', 'max', 'none')
 # timm's activations that are gates or were tried as one in the paper (Table 12). Others, such as 'gelu', are no gates:
@@ -78,9 +80,7 @@ class SqueezeExcite(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(channels, reduction, squeeze, excitation)
-        for name, value in {'bias': bias, 'identity_start': identity_start}.items():
-            if not isinstance(value, bool):
-                raise ValueError(message(f'{name}: {value!r}', 'it is a switch', 'say True or False'))
+        check_switches(bias=bias, identity_start=identity_start)
         if identity_start and excitation not in IDENTITY_GATES:
             raise ValueError(message(
                 f'identity_start=True with excitation={excitation!r}', 'it has no form here that is one at zero',
@@ -111,6 +111,15 @@ class SqueezeExcite(nn.Module):
 
     def extra_repr(self) -> str:
         return f'squeeze={self.squeeze!r}'
+
+
+def se_maker(
+        reduction: int, squeeze: str, excitation: str, bias: bool, given: Mapping[str, Any],
+) -> partial[SqueezeExcite]:
+    """Return what makes an SE block of a number of channels; `given` may hold its device and dtype."""
+    return partial(
+        SqueezeExcite, reduction=reduction, squeeze=squeeze, excitation=excitation, bias=bias,
+        device=given.get('device'), dtype=given.get('dtype'))
 
 
 def activation_and_se(activation: nn.Module, se: SqueezeExcite) -> nn.Sequential:
