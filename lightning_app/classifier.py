@@ -2,35 +2,28 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pickle
-import struct
 from itertools import zip_longest
 from typing import Any
 
-import timm
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from se_timm import add_se as insert_se
-from se_timm import fuse  # the import registers the SE networks
-from se_timm.errors import InputError, message, unknown
-from se_timm.residual_tail import BACKENDS
+from se_timm.errors import InputError, message
 
+from .loss import Loss, build_loss
 from .metrics import ClassificationMetrics
-from .optim import Loss, Optim, Schedule, build_loss, build_optimizer, build_schedule, check_optimizer, scaled_lr
+from .network import architecture, create_network, fuse_network, with_se
+from .optim import Optim, Schedule, build_optimizer, build_schedule, check_optimizer, scaled_lr
 
-__all__ = ['INITIAL_WEIGHTS', 'ImageClassifier', 'check_name', 'create_network', 'is_logging_step']
+__all__ = ['ImageClassifier', 'is_logging_step']
 
 TOP = 5
-INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
 COUNTERS = ('lookahead_step',)  # what optimisers count in their parameter groups, beside the settings
 
 
@@ -318,6 +311,7 @@ class ImageClassifier(LightningModule):
             + ', '.join(f'{name} {value}' for name, value in changed.items()) + ', which this one cannot continue',
             'resume with the settings of the checkpoint, or leave out ckpt_path for a new training'))
 
+
 def log_interval(trainer: Any) -> int:
     """Return the number of steps between two logging steps (Lightning sets the attribute, but does not declare it)."""
     return max(int(trainer.log_every_n_steps), 1)
@@ -328,95 +322,3 @@ def is_logging_step(trainer: Any, batch_idx: int) -> bool:
     last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
     stepped = last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
     return stepped and trainer.global_step % log_interval(trainer) == 0
-
-
-def architecture(network: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the arguments that build a network again whose weights a checkpoint holds: without initial weights."""
-    return network and {name: value for name, value in network.items() if name not in INITIAL_WEIGHTS}
-
-
-def check_name(name: str) -> None:
-    """Raise `InputError` for a network that timm does not have."""
-    base = name.split('.', 1)[0]
-    if ':' not in name and not timm.is_model(base):
-        raise InputError(unknown('model.name', base, timm.list_models()))
-
-
-def fuse_network(net: nn.Module, backend: str, recompute: bool = False) -> None:
-    """Set what computes the ends of the residual blocks of `net`; `'auto'` takes any network.
-
-    Raises:
-        InputError: For an unknown backend, `'fused'` where not one block can be, or `recompute` without `'fused'`.
-    """
-    if backend not in BACKENDS:
-        raise InputError(unknown('model.fused', backend, BACKENDS))
-    if recompute and backend != 'fused':
-        raise InputError(message(
-            f'model.recompute: true with model.fused: {backend}', 'only the fused tail comes with it',
-            'say model.fused: fused as well, or leave model.recompute out'))
-    try:
-        report = fuse(net, backend, recompute)
-        reasons = dict.fromkeys(report.left.values()) if not report.replaced else {}
-    except ValueError:
-        reasons = {'it has no residual block of a kind that is known': None}
-    if reasons and backend == 'fused':
-        raise InputError(message(
-            'model.fused: fused', f'nothing of this network can be fused: {"; ".join(reasons)}',
-            'leave model.fused out, or take a network of se_timm or of timm\'s family resnet'))
-
-
-def with_se(net: nn.Module, arguments: dict[str, Any]) -> nn.Module:
-    """Return `net` with SE.
-
-    Raises:
-        InputError: If that cannot be, with the message of `se_timm.add_se`.
-    """
-    try:
-        report = insert_se(net, **arguments)
-    except (TypeError, ValueError) as error:
-        raise InputError(f'model.add_se: {error}' if '\n  why: ' in str(error) else message(
-            f'model.add_se: {arguments}', str(error), 'give the arguments of se_timm.add_se')) from error
-    rank_zero_info(str(report).splitlines()[0])
-    return report.net
-
-
-def own_weights(path: str) -> dict[str, Tensor] | None:
-    """Return the network's weights of a checkpoint of this program; None for any other file, which timm reads."""
-    try:
-        # mapped, not read: what is not ours timm reads in its turn
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception:  # whatever such a file makes the unpickler do
-        return None
-    if not isinstance(checkpoint, dict) or 'pytorch-lightning_version' not in checkpoint:
-        return None
-    return {key.removeprefix('net.'): value for key, value in checkpoint['state_dict'].items()
-            if key.startswith('net.')}
-
-
-def create_network(name: str, **arguments: Any) -> nn.Module:
-    """Return `timm.create_model(name, **arguments)`, with messages for users.
-
-    Raises:
-        InputError: For an unknown network, or arguments that it does not take.
-    """
-    check_name(name)
-    if (path := arguments.get('checkpoint_path')) and not os.path.isfile(path):
-        raise InputError(message(
-            f'model.network.checkpoint_path: {path}', 'there is no such file',
-            'name a file with weights of the network, or leave it out'))
-    weights = own_weights(path) if path else None
-    try:
-        if weights is None:
-            return timm.create_model(name, **arguments)
-        net = timm.create_model(name, **{**arguments, 'checkpoint_path': ''})
-        net.load_state_dict(weights)
-        return net
-    except (AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
-            struct.error) as error:
-        if '\n  why: ' in str(error):  # one of our own networks: the message is complete
-            raise InputError(str(error)) from error
-        raise InputError(message(
-            f'model: {name} with {arguments}', str(error) or type(error).__name__,
-            'give the weights as a file by model.network.checkpoint_path, or try again with a network connection'
-            if isinstance(error, OSError) else
-            "correct model.name or model.network; the arguments are those of the network's class in timm")) from error

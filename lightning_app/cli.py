@@ -19,10 +19,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from se_timm.errors import InputError, message, nearest
 
 from .callbacks.predictions import PredictionWriter
-from .classifier import INITIAL_WEIGHTS, ImageClassifier, check_name
+from .classifier import ImageClassifier
 from .data import ImageDataModule
 from .logger import place_loggers
 from .messages import LINKED, explain, linked_key, three_lines
+from .network import INITIAL_WEIGHTS, check_name
 
 __all__ = ['AppCLI', 'main']
 

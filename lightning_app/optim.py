@@ -1,11 +1,10 @@
-"""Optimiser, schedule and loss by timm's factories, from settings that fit in YAML."""
+"""Optimiser and schedule by timm's factories, from settings that fit in YAML."""
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from timm.loss import create_classification_loss
 from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -15,8 +14,7 @@ from torch.optim import Optimizer
 from se_timm.errors import InputError, message, unknown
 
 __all__ = [
-    'Loss', 'Optim', 'Schedule', 'build_loss', 'build_optimizer', 'build_schedule', 'check_optimizer',
-    'check_options', 'scaled_lr',
+    'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_optimizer', 'check_options', 'scaled_lr',
 ]
 
 
@@ -70,19 +68,6 @@ class Schedule:
     decay_epochs: float | None = None
     decay_milestones: list[int] = field(default_factory=lambda: [30, 60, 90])
     decay_rate: float = 0.1
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The training loss; evaluation always uses plain cross-entropy.
-
-    Attributes:
-        name: `ce` (cross-entropy) or `bce` (one binary cross-entropy a class).
-        smoothing: Label smoothing.
-    """
-
-    name: Literal['ce', 'bce'] = 'ce'
-    smoothing: float = 0.0
 
 
 def scaled_lr(optim: Optim, batch_size: int | None) -> float:
@@ -180,16 +165,3 @@ def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Sch
             f'model.schedule: {schedule}', str(error),
             'correct model.schedule.decay_epochs or warmup_epochs')) from error
     return scheduler
-
-
-def build_loss(loss: Loss) -> nn.Module:
-    """Return timm's training criterion of logits `(N, C)` and labels `(N,)`.
-
-    Raises:
-        InputError: For a smoothing that is no share.
-    """
-    if not 0 <= loss.smoothing < 1:
-        raise InputError(message(
-            f'model.loss.smoothing: {loss.smoothing}', 'it is the share of the target that goes to all classes',
-            'take a number from 0 up to, but not, 1, such as 0.1'))
-    return create_classification_loss(loss.name, smoothing=loss.smoothing)

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_app import ImageClassifier
 from lightning_app.classifier import is_logging_step
 from lightning_app.logger import CsvLogger
-from lightning_app.optim import Loss, Optim, Schedule
+from lightning_app.loss import Loss
+from lightning_app.optim import Optim, Schedule
 from se_timm import explain
 from se_timm.errors import InputError
 from se_timm.fused import operators

@@ -1,4 +1,4 @@
-"""Optimiser, learning rate, schedule and loss from plain settings."""
+"""Optimiser, learning rate and schedule from plain settings."""
 import math
 import typing
 
@@ -7,14 +7,11 @@ import timm
 import torch
 from timm.optim import Lookahead, list_optimizers
 from torch import nn
-from torch.nn import functional as F
 
 from lightning_app.classifier import COUNTERS
 from lightning_app.optim import (
-    Loss,
     Optim,
     Schedule,
-    build_loss,
     build_optimizer,
     build_schedule,
     check_optimizer,
@@ -261,24 +258,6 @@ def test_a_decay_longer_than_the_training(refused, name):
         rates(Schedule(name, warmup_epochs=2, decay_epochs=30), 0.5, 20, [0])
 
 
-# Loss
-
-
-@pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_cross_entropy(smoothing):
-    logits, labels = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
-    expected = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    torch.testing.assert_close(build_loss(Loss('ce', smoothing))(logits, labels), expected)
-
-
-@pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_binary_cross_entropy(smoothing):
-    logits, labels = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
-    targets = F.one_hot(labels, 5) * (1 - smoothing) + smoothing / 5
-    expected = F.binary_cross_entropy_with_logits(logits, targets)
-    torch.testing.assert_close(build_loss(Loss('bce', smoothing))(logits, labels), expected)
-
-
 # What cannot be meant
 
 
@@ -318,10 +297,3 @@ def test_learning_rate_for_no_batch(refused, batch):
 def test_steps_of_no_length(refused, length):
     with refused(f'model.schedule.decay_epochs: {length}', 'drops every so many epochs', 'decay_epochs 30'):
         rates(Schedule('step', decay_epochs=length), 0.5, 5, [0])
-
-
-@pytest.mark.parametrize('name', ['ce', 'bce'])
-@pytest.mark.parametrize('smoothing', [1.0, 1.5, -0.1])
-def test_smoothing_that_is_no_share(refused, name, smoothing):
-    with refused(f'model.loss.smoothing: {smoothing}', 'share', '0.1'):
-        build_loss(Loss(name, smoothing))
