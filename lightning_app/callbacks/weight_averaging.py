@@ -1,10 +1,50 @@
 """Exponential moving average of the weights."""
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 __all__ = ['WeightEMA']
+
+
+class Average(AveragedModel):
+    """torch's averaged model, updated by a few operations over all tensors, and without a wait for the device."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+        self.count = 0  # torch asks its tensor `n_averaged` at each update, for which the host must wait
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load the average, and go on counting where it was."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.count = int(self.n_averaged)
+        return result
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights and buffers of `model` into the average; those that are integers are copied."""
+        keep = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        both = [(average.detach(), tensor.detach())
+                for average, tensor in zip(tensors(self.module), tensors(model), strict=True)]
+        floating = [pair for pair in both if pair[0].is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in floating], [tensor for _, tensor in floating], 1 - keep)
+        for average, tensor in both:
+            if not average.is_floating_point():
+                average.copy_(tensor)
+        self.count += 1
+        self.n_averaged += 1
+
+
+def tensors(module: nn.Module) -> itertools.chain[Tensor]:
+    """Return the parameters and buffers."""
+    return itertools.chain(module.parameters(), module.buffers())
 
 
 class WeightEMA(WeightAveraging):
@@ -19,13 +59,13 @@ class WeightEMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.9998) -> None:
-        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-            warm = (1 + count) / (10 + count)
-            keep = min(decay, float(warm)) if not isinstance(warm, Tensor) else warm.clamp(max=decay)
-            return averaged * keep + current * (1 - keep)
-
-        super().__init__(avg_fn=average)
+        super().__init__()
         self.decay = decay
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the average at the start of a training."""
+        if stage == 'fit':
+            self._average_model = Average(pl_module, self.decay).to(pl_module.device)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Update after each optimiser step."""
