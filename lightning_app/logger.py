@@ -1,21 +1,64 @@
 """Loggers that stand in the configs: W&B, which never stops a training, and CSV, both in the run's folder."""
 from __future__ import annotations
 
+import csv
 import netrc
 import os
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 __all__ = ['CsvLogger', 'WandbLogger', 'place_loggers']
 
 CONNECT_SECONDS = 20  # how long a training waits for W&B before it goes on offline
 DEFAULT_FOLDER = 'runs'
+
+
+class MetricsFile(ExperimentWriter):
+    """`metrics.csv`, replaced as a whole at each write, so that no crash leaves half a line.
+
+    Rows that are there stay, but for those of the steps that a resumed training does again.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self.first = True
+        if Path(self.metrics_file_path).is_file():
+            with open(self.metrics_file_path, newline='') as file:
+                self.metrics = [row_of(row) for row in csv.DictReader(file) if (row.get('step') or '').isdigit()]
+
+    def _check_log_dir_exists(self) -> None:
+        """Leave what is there; Lightning deletes it."""
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Keep a row."""
+        if self.first and step is not None:
+            self.metrics = [row for row in self.metrics if int(row['step']) < step]
+        self.first = False
+        super().log_metrics(metrics_dict, step)
+
+    def save(self) -> None:
+        """Write all rows and the hyper-parameters; if that fails, the next time they are all there again."""
+        save_hparams_to_yaml(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), self.hparams)
+        path = Path(self.metrics_file_path)
+        unfinished = path.with_name(f'.{path.name}')
+        with open(unfinished, 'w', newline='') as file:
+            writer = csv.DictWriter(file, sorted(set().union(*self.metrics)))
+            writer.writeheader()
+            writer.writerows(self.metrics)
+        unfinished.replace(path)
+
+
+def row_of(row: dict[str, str]) -> dict[str, Any]:
+    """Return the values that stand in a row of the file, as they stand there."""
+    return {key: value for key, value in row.items() if value}
 
 
 class CsvLogger(CSVLogger):
@@ -36,17 +79,20 @@ class CsvLogger(CSVLogger):
         self._save_dir = self._root_dir = str(folder)
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
         """The writer of the file, made at the first use."""
-        file = Path(self.log_dir, 'metrics.csv')
-        earlier = file.read_text() if self._experiment is None and rank() == 0 and file.is_file() else ''
-        with warnings.catch_warnings():  # that it deletes the file; it is put back
-            warnings.filterwarnings('ignore', 'Experiment logs directory .* exists')
-            writer = super().experiment
-        if earlier:
-            file.write_text(earlier)
-            writer.metrics_keys = earlier.splitlines()[0].split(',')
-        return writer
+        if self._experiment is None:
+            self._experiment = MetricsFile(self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file; where that is not possible, such as on a full disk, say so and go on."""
+        try:
+            super().save()
+        except OSError as error:
+            rank_zero_warn(f'metrics.csv: not written ({error}); it is tried again later')
 
 
 class WandbLogger(LightningWandbLogger):
