@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import dataclasses
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,12 +15,33 @@ from torch.optim import Optimizer
 
 from se_timm.errors import InputError, message
 
+from .data import ImageDataModule
+from .data.samples import run_seed, set_seed
 from .loss import Loss, build_loss
 from .metrics import ClassificationMetrics
 from .network import architecture, create_network, fuse_network, with_se
-from .optim import Optim, Schedule, build_optimizer, build_schedule, check_optimizer, scaled_lr
+from .nonfinite import NonfiniteSteps
+from .optim import (
+    Optim,
+    Schedule,
+    build_optimizer,
+    build_schedule,
+    check_clipping,
+    check_optimizer,
+    clip_gradients,
+    scaled_lr,
+)
+from .resume import (
+    batches_done,
+    check_classes,
+    check_continues,
+    check_fits,
+    continue_in_epoch,
+    position,
+    take_weights_without_average,
+)
 
-__all__ = ['ImageClassifier', 'is_logging_step']
+__all__ = ['ImageClassifier', 'ended_step', 'is_logging_step', 'log_interval']
 
 TOP = 5
 COUNTERS = ('lookahead_step',)  # what optimisers count in their parameter groups, beside the settings
@@ -50,7 +70,8 @@ class ImageClassifier(LightningModule):
         recompute: Keep less for the backward pass and compute it again there, see `se_timm.fuse`; with `fused: fused`.
         compile: Compile the network with `torch.compile`, in place.
         channels_last: Memory format of the network and the images; faster with mixed precision on GPUs.
-        max_nonfinite_steps: Training steps with an infinite or NaN loss after which the run stops with an error.
+        max_nonfinite_steps: Training steps with an infinite or NaN loss or gradient that are left out; with one more
+            the run stops with an error.
 
     Raises:
         InputError: For an unknown network or arguments that it does not take.
@@ -87,6 +108,7 @@ class ImageClassifier(LightningModule):
         fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
+        self.resumed_nonfinite_steps = 0
         self.name = name
         self.compile_network = compile
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -102,7 +124,6 @@ class ImageClassifier(LightningModule):
         self.criterion = build_loss(self.loss)
         self.val_metrics = ClassificationMetrics(self.net.num_classes)
         self.test_metrics = ClassificationMetrics(self.net.num_classes)
-        self.nonfinite_steps = torch.zeros((), dtype=torch.int64)  # no buffer: DDP copies rank 0's to all
 
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data, and compile the network for a training."""
@@ -122,12 +143,12 @@ class ImageClassifier(LightningModule):
 
     # Training
 
-    def on_fit_start(self) -> None:
-        """Count the losses that are not finite on the device."""
-        self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=self.device)
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """When metrics are logged after this step, log the learning rate that it uses."""
+        """Seed what the step draws, and when metrics are logged after it, log the learning rate that it uses."""
+        # by where it is, not by what was drawn before: a resumed training draws the same, and no state need be saved
+        set_seed(run_seed(), self.current_epoch, batch_idx, self.global_rank)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.nonfinite.begin()
         if (self.trainer.global_step + 1) % log_interval(self.trainer) == 0:
             # with layer decay the groups differ; the largest is the schedule's
             self.log('lr', max(group['lr'] for group in self.trainer.optimizers[0].param_groups))
@@ -136,9 +157,26 @@ class ImageClassifier(LightningModule):
         """Return the training loss of one batch."""
         images, labels = batch
         loss = self.criterion(self(images), labels)
-        self.nonfinite_steps += ~torch.isfinite(loss.detach())  # stays on the device; read when logging
+        self.nonfinite.note(loss)
         self.log('train/loss', loss)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Count the step if it is not finite."""
+        self.nonfinite.end(optimizer, scaled=self._scaled)
+
+    def configure_gradient_clipping(
+            self, optimizer: Optimizer, gradient_clip_val: float | None = None,
+            gradient_clip_algorithm: str | None = None) -> None:
+        """Clip as `optim` or the Trainer says; Lightning's own way refuses fused optimisers."""
+        if value := self.optim.clip_grad or gradient_clip_val:
+            clip_gradients(self.net, value, self.optim.clip_mode if self.optim.clip_grad else
+                           gradient_clip_algorithm or 'norm')
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether a GradScaler scales the gradients."""
+        return getattr(self.trainer.precision_plugin, 'scaler', None) is not None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """When metrics are logged, look for losses that are not finite."""
@@ -160,8 +198,9 @@ class ImageClassifier(LightningModule):
             weights: Look at the weights too; the last step may have destroyed them, which the next loss would show.
         """
         broken = weights and not self._weights_are_finite()  # batch norms' statistics may differ between processes
-        found = torch.stack([self.nonfinite_steps, torch.full_like(self.nonfinite_steps, broken)])
-        count, broken = self.trainer.strategy.reduce(found, reduce_op='sum').tolist()
+        found = torch.stack([self.nonfinite.count, torch.full_like(self.nonfinite.count, broken)])
+        count, broken = self.trainer.strategy.reduce(found, reduce_op='max').tolist()
+        self.nonfinite.count.fill_(count)  # each process saw its own losses
         if count > self.max_nonfinite_steps or broken:
             best = getattr(self.trainer.checkpoint_callback, 'best_model_path', '')
             raise InputError(message(
@@ -174,13 +213,15 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build timm's optimiser and schedule."""
         batch_size = getattr(getattr(self.trainer, 'datamodule', None), 'batch_size', None)
-        optimizer = build_optimizer(self.net, self.optim, scaled_lr(self.optim, batch_size))
+        check_clipping(self.optim, bool(self.trainer.gradient_clip_val))
+        optimizer = build_optimizer(
+            self.net, self.optim, scaled_lr(self.optim, batch_size), scaled=self._scaled)
         schedule = self.schedule
         if getattr(self.trainer, 'fast_dev_run', False):  # one epoch, in which no warm-up fits
             schedule = dataclasses.replace(schedule, warmup_epochs=0)
         scheduler = build_schedule(optimizer, schedule, self.trainer.max_epochs or 0)
         if self.resumed:
-            self._check_continues(optimizer, self.resumed)
+            check_continues(optimizer, self.optim, self.resumed)
             self.resumed = {}
         self.given_options = [
             {name: value for name, value in group.items() if name not in ('params', *COUNTERS)}
@@ -193,16 +234,18 @@ class ImageClassifier(LightningModule):
         The number of batches is read here, when the loader exists: `trainer.estimated_stepping_batches` would create
         the loader before a checkpoint is restored, which silently breaks a resume within an epoch.
         """
-        batches = self.trainer.num_training_batches
-        steps = max(-(-int(batches) // self.trainer.accumulate_grad_batches), 1)
-        scheduler.step(self.trainer.global_step / steps)
+        self._set_learning_rate(scheduler, self.trainer.fit_loop.batch_idx + 1)
+
+    def _set_learning_rate(self, scheduler: Scheduler, batches: int) -> None:
+        scheduler.step(self.trainer.current_epoch + batches / max(self.trainer.num_training_batches, 1))
 
     def on_train_start(self) -> None:
         """Let the given optimiser settings win over those that a checkpoint has brought back."""
+        self.nonfinite = NonfiniteSteps(self.net, self.max_nonfinite_steps, self.resumed_nonfinite_steps)
         for group, given in zip(self.trainer.optimizers[0].param_groups, self.given_options, strict=True):
             group.update(given)
         if self.trainer.global_step:
-            self.lr_scheduler_step(self.trainer.lr_scheduler_configs[0].scheduler, None)
+            self._set_learning_rate(self.trainer.lr_scheduler_configs[0].scheduler, batches_done(self.trainer))
 
     # Evaluation
 
@@ -238,7 +281,9 @@ class ImageClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep class names, precision and the data's settings, so that a checkpoint can be evaluated on its own."""
         if self.trainer.training or self.trainer.validating:  # never write a network that has diverged
-            self.stop_if_nonfinite(weights=self.max_nonfinite_steps == 0)
+            self.stop_if_nonfinite(weights=True)
+            checkpoint['nonfinite_steps'] = int(self.nonfinite.count)
+        checkpoint['position'] = position(self.trainer)
         checkpoint['class_names'] = self.class_names
         checkpoint['precision'] = self.trainer.precision
         if settings := getattr(getattr(self.trainer, 'datamodule', None), 'settings', None):
@@ -246,14 +291,18 @@ class ImageClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this network, and drop its schedule, which follows from the settings."""
-        self._check_fits(checkpoint)
-        self._check_classes(checkpoint)
+        check_fits(self, self.name, self.net.num_classes, checkpoint)
+        check_classes(checkpoint.get('class_names'), self._classes_of_data())
         self.class_names = checkpoint.get('class_names')
         checkpoint['lr_schedulers'] = []
         if self._trainer is None:
             return
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.resumed = checkpoint
+            self.resumed_nonfinite_steps = checkpoint.get('nonfinite_steps', 0)
+            take_weights_without_average(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
+            if isinstance(data := getattr(self.trainer, 'datamodule', None), ImageDataModule):
+                continue_in_epoch(self.trainer, data, checkpoint)
         else:
             # of the training's callbacks, those that are here; Lightning warns of each that it lacks, and its own
             # ModelCheckpoint of another folder
@@ -262,63 +311,18 @@ class ImageClassifier(LightningModule):
             checkpoint['callbacks'] = {
                 key: state for key, state in checkpoint.get('callbacks', {}).items() if key in present}
 
-    def _check_fits(self, checkpoint: dict[str, Any]) -> None:
-        own, theirs = self.state_dict(), checkpoint['state_dict']
-        hparams = checkpoint.get('hyper_parameters', {})
-        name, num_classes = hparams.get('name', 'another network'), hparams.get('num_classes')
-        if num_classes is not None and num_classes != self.net.num_classes:
-            raise InputError(message(
-                f'checkpoint: {name} with {num_classes} classes', f'this run has {self.net.num_classes} classes',
-                'evaluate it on data with its classes, or train a network of your own'))
-        wrong = [key for key in own.keys() | theirs.keys()
-                 if key not in own or key not in theirs or own[key].shape != theirs[key].shape]
-        if wrong:
-            raise InputError(message(
-                f'checkpoint: {name}', f'this run builds {self.name}, of which {len(wrong)} tensors differ, '
-                f'for example {min(wrong)}', f'say --model.name {name} with the model.network it was trained with, or '
-                'leave both out: the checkpoint knows them'))
-
-    def _check_classes(self, checkpoint: dict[str, Any]) -> None:
-        """Raise `InputError` if the data at hand has other classes than the checkpoint, or numbers them otherwise."""
-        theirs, ours = checkpoint.get('class_names'), self._classes_of_data()
-        if not ours or not theirs or list(theirs) == list(ours):
-            return
-        pairs = enumerate(zip_longest(theirs, ours, fillvalue='missing'))
-        label, (trained, given) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
-        raise InputError(message(
-            f'data: {len(ours)} classes, of which number {label} is {given}',
-            f'in the data that the checkpoint was trained on, it is {trained}',
-            'evaluate the checkpoint on data with its classes, of the same names'))
-
-    def _check_continues(self, optimizer: Optimizer, checkpoint: dict[str, Any]) -> None:
-        """Raise `InputError` if the checkpoint holds the state of another optimiser than `optimizer`."""
-        if not checkpoint.get('optimizer_states'):
-            raise InputError(message(
-                'ckpt_path: a checkpoint of weights only', 'a training cannot go on without the state of its optimiser',
-                'resume from a checkpoint that was written without save_weights_only'))
-        given = checkpoint.get('hyper_parameters', {}).get('optim')
-        trained = Optim(**given) if given else self.optim
-        sizes = [len(group['params']) for group in checkpoint['optimizer_states'][0]['param_groups']]
-        own = [len(group['params']) for group in optimizer.param_groups]
-        if trained.name == self.optim.name and sizes == own:
-            return
-        changed = {field.name: getattr(trained, field.name) for field in dataclasses.fields(Optim)
-                   if field.name in ('name', 'weight_decay', 'decay_bias_and_norm', 'layer_decay')
-                   and getattr(trained, field.name) != getattr(self.optim, field.name)}
-        raise InputError(message(
-            'model.optim: ' + ', '.join(f'{name} {getattr(self.optim, name)}' for name in changed),
-            'the checkpoint holds the state of an optimiser with '
-            + ', '.join(f'{name} {value}' for name, value in changed.items()) + ', which this one cannot continue',
-            'resume with the settings of the checkpoint, or leave out ckpt_path for a new training'))
-
 
 def log_interval(trainer: Any) -> int:
     """Return the number of steps between two logging steps (Lightning sets the attribute, but does not declare it)."""
     return max(int(trainer.log_every_n_steps), 1)
 
 
+def ended_step(trainer: Any, batch_idx: int) -> bool:
+    """Return at the end of a training batch whether it ended an optimiser step."""
+    last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
+    return last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 def is_logging_step(trainer: Any, batch_idx: int) -> bool:
     """Return at the end of a training batch whether it ended an optimiser step after which metrics are logged."""
-    last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
-    stepped = last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-    return stepped and trainer.global_step % log_interval(trainer) == 0
+    return ended_step(trainer, batch_idx) and trainer.global_step % log_interval(trainer) == 0

@@ -5,16 +5,20 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import dispatch_clip_grad
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from se_timm.errors import InputError, message, unknown
 
 __all__ = [
-    'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_optimizer', 'check_options', 'scaled_lr',
+    'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_clipping', 'check_optimizer', 'check_options',
+    'clip_gradients', 'scaled_lr',
 ]
 
 
@@ -33,6 +37,10 @@ class Optim:
             `sqrt`.
         lr_batch: Batch size that `lr` is meant for, used by `lr_scaling`.
         layer_decay: Factor on lr from each layer to the one before it; none by default.
+        clip_grad: Limit of the gradient, none by default: its norm, its values, or for `agc` its norm relative to the
+            weights' in each unit of each layer but the classifier (0.01 is usual).
+        clip_mode: What `clip_grad` limits: `norm`, `value` or `agc` (adaptive, https://arxiv.org/abs/2102.06171).
+        fused: One kernel for all parameters, of torch's own optimisers; where not given, whenever there is one.
         options: Further arguments of the optimiser, such as `betas` or `eps`.
     """
 
@@ -44,6 +52,9 @@ class Optim:
     lr_scaling: Literal['none', 'linear', 'sqrt'] = 'none'
     lr_batch: int = 256
     layer_decay: float | None = None
+    clip_grad: float | None = None
+    clip_mode: Literal['norm', 'value', 'agc'] = 'norm'
+    fused: bool | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -118,8 +129,44 @@ def check_options(optim: Optim) -> None:
                 f'valid for the optimiser {optim.name}: {", ".join([*parameters][1:])}'))
 
 
-def build_optimizer(net: nn.Module, optim: Optim, lr: float) -> Optimizer:
+def can_fuse(optim: Optim) -> bool:
+    """Return whether the optimiser is one of torch's that have a fused form, itself and not within Lookahead."""
+    kind: Any = get_optimizer_class(_base_name(optim), bind_defaults=False)
+    return (optim.name == _base_name(optim) and kind.__module__.startswith('torch.optim')
+            and 'fused' in inspect.signature(kind).parameters)
+
+
+def fused_options(net: nn.Module, optim: Optim, scaled: bool) -> dict[str, Any]:
+    """Return the arguments of the optimiser that make it fused, or not.
+
+    Raises:
+        InputError: If it shall be fused and has no such form, or would see gradients that a GradScaler has scaled.
+    """
+    clipped_after_scaling = scaled and optim.clip_grad is not None
+    if optim.fused and not can_fuse(optim):
+        raise InputError(message(
+            f'model.optim.fused: true with the optimiser {optim.name}', 'it has no fused form',
+            'leave model.optim.fused out, or take momentum, sgd, adam or adamw'))
+    if optim.fused and clipped_after_scaling:
+        raise InputError(message(
+            'model.optim.fused: true with clip_grad and 16-mixed precision',
+            'a fused optimiser takes the scale off the gradients itself, after they were clipped',
+            'leave model.optim.fused out, or take trainer.precision: bf16-mixed'))
+    if optim.fused is None:
+        on_device = all(parameter.device.type in ('cpu', 'cuda') for parameter in net.parameters())
+        fused = can_fuse(optim) and on_device and not clipped_after_scaling and 'fused' not in optim.options
+        return {'fused': True} if fused else {}
+    return {'fused': optim.fused} if can_fuse(optim) else {}
+
+
+def build_optimizer(net: nn.Module, optim: Optim, lr: float, scaled: bool = False) -> Optimizer:
     """Return timm's optimiser for the parameters of `net`.
+
+    Args:
+        net: The network, on its device.
+        optim: The settings.
+        lr: Learning rate, see `scaled_lr`.
+        scaled: A GradScaler scales the gradients.
 
     Raises:
         InputError: For an optimiser timm does not have, or options it does not take.
@@ -127,14 +174,42 @@ def build_optimizer(net: nn.Module, optim: Optim, lr: float) -> Optimizer:
     check_optimizer(optim)
     try:
         check_options(optim)
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             net, opt=optim.name, lr=lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
-            filter_bias_and_bn=not optim.decay_bias_and_norm, layer_decay=optim.layer_decay, **optim.options)
+            filter_bias_and_bn=not optim.decay_bias_and_norm, layer_decay=optim.layer_decay,
+            **{**fused_options(net, optim, scaled), **optim.options})
+        begin_momentum(optimizer)
+        return optimizer
     except InputError:
         raise
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(message(
             f'model.optim: {optim}', str(error), f'correct model.optim for the optimiser {optim.name}')) from error
+
+
+def begin_momentum(optimizer: Optimizer) -> None:
+    """Give torch's fused SGD a momentum of zeros; its own is not initialised if the first step is left out."""
+    if isinstance(optimizer, SGD) and optimizer.defaults['fused'] and not optimizer.defaults['dampening']:
+        for group in optimizer.param_groups:
+            for parameter in group['params'] if group['momentum'] else []:
+                optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+
+
+def check_clipping(optim: Optim, trainer_clips: bool) -> None:
+    """Raise `InputError` if gradients shall be clipped to nothing, or twice."""
+    if optim.clip_grad is not None and not optim.clip_grad > 0:
+        raise InputError(message(
+            f'model.optim.clip_grad: {optim.clip_grad}', 'gradients would be clipped to nothing',
+            'take a number above 0, or leave it out'))
+    if optim.clip_grad is not None and trainer_clips:
+        raise InputError(message(
+            f'model.optim.clip_grad: {optim.clip_grad} with trainer.gradient_clip_val', 'both clip the gradient',
+            'leave one of them out'))
+
+
+def clip_gradients(net: nn.Module, value: float, mode: str) -> None:
+    """Clip the gradients of `net` in place; `agc` leaves the classifier out, as its authors and timm do."""
+    dispatch_clip_grad(model_parameters(net, exclude_head=mode == 'agc'), value=value, mode=mode)
 
 
 def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Scheduler:

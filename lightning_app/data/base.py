@@ -16,7 +16,14 @@ from torch.utils.data.distributed import DistributedSampler
 from se_timm.errors import InputError, message
 
 from .augment import Augment, evaluation_transform, training_transform
-from .samples import EvaluationSamples, PadToMultiple, PredictionSamples, SeededSampler, TrainingSamples
+from .samples import (
+    EvaluationSamples,
+    PadToMultiple,
+    PredictionSamples,
+    SeededSampler,
+    TrainingSamples,
+    run_seed,
+)
 from .sources import ImageFolder, Source
 
 __all__ = ['ImageDataModule']
@@ -24,6 +31,17 @@ __all__ = ['ImageDataModule']
 # as our ImageNet networks; mean, std and crop are timm's defaults
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
 LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1}
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader that Lightning knows to go on within an epoch; where that is, the sampler knows from the checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the position is kept in images, as batches depend on the number of processes."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -82,6 +100,7 @@ class ImageDataModule(LightningDataModule):
         self.given_num_classes = num_classes
         self.images = images
         self.allow_unreadable = allow_unreadable
+        self.start = (0, 0)  # epoch and images of it that a checkpoint has behind it
 
     # What a data module must provide
 
@@ -139,8 +158,11 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled training batches; an incomplete last step is left out."""
-        seed = int(os.environ.get('PL_GLOBAL_SEED', 0))
-        sampler = SeededSampler(len(self.training), self._world_size, self._rank, seed, multiple=self.batch_size)
+        sampler = SeededSampler(
+            len(self.training), self._world_size, self._rank, run_seed(), multiple=self.batch_size, start=self.start)
+        if self.trainer:  # Lightning says it to the sampler too, but after workers have begun to fetch by it
+            epochs: Any = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(epochs.processed)
         return self._loader(self.training, sampler, self._process_batch_size, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -180,6 +202,11 @@ class ImageDataModule(LightningDataModule):
                 f'it is divided among {self._world_size} processes, each accumulating {self._accumulated} batches',
                 f'take a multiple of {parts}, such as {below} or {below + parts}'))
         return self.batch_size // parts
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images in one training batch over all processes: a step's, divided by the batches that are accumulated."""
+        return self.batch_size // self._accumulated
 
     def _check_numbers(self) -> None:
         for name, least in LEAST.items():
@@ -227,7 +254,7 @@ class ImageDataModule(LightningDataModule):
             cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
             workers = min(8, max(cores // local, 1))
         pin_memory = bool(self.trainer and self.trainer.strategy.root_device.type == 'cuda')
-        return DataLoader(
+        return ResumableLoader(
             samples, batch_size=batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last,
             pin_memory=pin_memory, persistent_workers=workers > 0)
 

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,27 @@ from .decode import UnreadableImage
 from .sources import Source
 
 __all__ = [
-    'IGNORE', 'EvaluationSamples', 'PadToMultiple', 'PredictionSamples', 'SeededSampler', 'TrainingSamples', 'seeded',
+    'IGNORE', 'EvaluationSamples', 'PadToMultiple', 'PredictionSamples', 'SeededSampler', 'TrainingSamples', 'run_seed',
+    'seeded', 'set_seed',
 ]
 
 IGNORE = -1  # label of a sample that does not count
 _logger = logging.getLogger(__name__)
 
 Transform = Callable[[Image.Image], Tensor]
+
+
+def run_seed() -> int:
+    """Return the seed of the run, `seed_everything`; 0 where that is off."""
+    return int(os.environ.get('PL_GLOBAL_SEED', 0))
+
+
+def set_seed(*key: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch (of all devices) by any number of integers."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @contextmanager
@@ -57,17 +73,22 @@ class SeededSampler(DistributedSampler[Any]):
         seed: Seed of the run.
         multiple: The epoch is cut to a multiple of it: the images of a step over all processes and accumulated batches,
             else the last step would be smaller. `num_replicas` where not given.
+        start: An epoch, and how many images of it (over all processes) are left out, as a training that is resumed has
+            seen them; they are not loaded. Its length is that of the whole epoch, as Lightning counts in those.
     """
 
-    def __init__(self, length: int, num_replicas: int, rank: int, seed: int, multiple: int | None = None) -> None:
+    def __init__(self, length: int, num_replicas: int, rank: int, seed: int, multiple: int | None = None,
+                 start: tuple[int, int] = (0, 0)) -> None:
         super().__init__(
             range(length), num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.total_size = length // (multiple or num_replicas) * (multiple or num_replicas)
         self.num_samples = self.total_size // num_replicas
+        self.start = start
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         positions = range(self.rank, self.total_size, self.num_replicas)
-        for position, index in zip(positions, super().__iter__(), strict=True):
+        first = self.start[1] // self.num_replicas if self.epoch == self.start[0] else 0
+        for position, index in islice(zip(positions, super().__iter__(), strict=True), first, None):
             seed = np.random.SeedSequence((self.seed, self.epoch, position)).generate_state(1)[0]
             yield int(index), int(seed)
 

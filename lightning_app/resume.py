@@ -1,0 +1,190 @@
+"""What lets a training go on from a checkpoint as if it had never stopped, and what is refused because it cannot."""
+from __future__ import annotations
+
+import dataclasses
+from itertools import zip_longest
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
+from torch.optim import Optimizer
+
+from se_timm.errors import InputError, message
+
+from .data import ImageDataModule
+from .data.samples import run_seed
+from .optim import Optim
+
+__all__ = [
+    'batches_done', 'check_classes', 'check_continues', 'check_fits', 'continue_in_epoch', 'position',
+    'take_weights_without_average',
+]
+
+NEW_TRAINING = 'or leave out ckpt_path for a new training'
+
+
+def check_fits(model: nn.Module, name: str, num_classes: int, checkpoint: dict[str, Any]) -> None:
+    """Raise `InputError` if the checkpoint is of another network than `model` has."""
+    own, theirs = model.state_dict(), checkpoint['state_dict']
+    hparams = checkpoint.get('hyper_parameters', {})
+    trained, classes = hparams.get('name', 'another network'), hparams.get('num_classes')
+    if classes is not None and classes != num_classes:
+        raise InputError(message(
+            f'checkpoint: {trained} with {classes} classes', f'this run has {num_classes} classes',
+            'evaluate it on data with its classes, or train a network of your own'))
+    wrong = [key for key in own.keys() | theirs.keys()
+             if key not in own or key not in theirs or own[key].shape != theirs[key].shape]
+    if wrong:
+        raise InputError(message(
+            f'checkpoint: {trained}', f'this run builds {name}, of which {len(wrong)} tensors differ, '
+            f'for example {min(wrong)}', f'say --model.name {trained} with the model.network it was trained with, or '
+            'leave both out: the checkpoint knows them'))
+
+
+def check_classes(theirs: list[str] | None, ours: list[str] | None) -> None:
+    """Raise `InputError` if the data at hand has other classes than the checkpoint, or numbers them otherwise."""
+    if not ours or not theirs or list(theirs) == list(ours):
+        return
+    pairs = enumerate(zip_longest(theirs, ours, fillvalue='missing'))
+    label, (trained, given) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
+    raise InputError(message(
+        f'data: {len(ours)} classes, of which number {label} is {given}',
+        f'in the data that the checkpoint was trained on, it is {trained}',
+        'evaluate the checkpoint on data with its classes, of the same names'))
+
+
+def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, Any]) -> None:
+    """Raise `InputError` if the checkpoint holds the state of another optimiser than `optimizer`."""
+    if not checkpoint.get('optimizer_states'):
+        raise InputError(message(
+            'ckpt_path: a checkpoint of weights only', 'a training cannot go on without the state of its optimiser',
+            'resume from a checkpoint that was written without save_weights_only'))
+    given = checkpoint.get('hyper_parameters', {}).get('optim')
+    trained = Optim(**given) if given else optim
+    sizes = [len(group['params']) for group in checkpoint['optimizer_states'][0]['param_groups']]
+    own = [len(group['params']) for group in optimizer.param_groups]
+    if trained.name == optim.name and sizes == own:
+        return
+    changed = {field.name: getattr(trained, field.name) for field in dataclasses.fields(Optim)
+               if field.name in ('name', 'weight_decay', 'decay_bias_and_norm', 'layer_decay')
+               and getattr(trained, field.name) != getattr(optim, field.name)}
+    raise InputError(message(
+        'model.optim: ' + ', '.join(f'{name} {getattr(optim, name)}' for name in changed),
+        'the checkpoint holds the state of an optimiser with '
+        + ', '.join(f'{name} {value}' for name, value in changed.items()) + ', which this one cannot continue',
+        f'resume with the settings of the checkpoint, {NEW_TRAINING}'))
+
+
+def take_weights_without_average(checkpoint: dict[str, Any], callbacks: list[Any]) -> None:
+    """Let a training that averages no weights any more go on from the weights, not from their average."""
+    if 'current_model_state' in checkpoint and not any(isinstance(each, WeightAveraging) for each in callbacks):
+        rank_zero_info('the checkpoint holds an average of the weights, which this training goes on without')
+        checkpoint['state_dict'] = checkpoint['current_model_state']
+        checkpoint['callbacks'] = {key: value for key, value in checkpoint['callbacks'].items()
+                                   if 'latest_update_step' not in value}  # that of the callback
+
+
+# The position in the data
+
+
+def batches_done(trainer: Trainer) -> int:
+    """Return the batches of the running epoch that are done; 0 where one has ended and the next has not begun."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return batches.processed if epochs.ready != epochs.processed else 0
+
+
+def position(trainer: Trainer) -> dict[str, int] | None:
+    """Return where the training stands in its data, in images over all processes: batches depend on their number."""
+    data = getattr(trainer, 'datamodule', None)
+    if not isinstance(data, ImageDataModule):
+        return None
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    return {
+        'epoch': epochs.processed, 'images': batches_done(trainer) * data.images_per_batch,
+        'length': len(data.training), 'seed': run_seed(), 'batch_size': data.batch_size,
+        'images_per_batch': data.images_per_batch, 'processes': trainer.world_size,
+        'accumulated': trainer.accumulate_grad_batches}
+
+
+def continue_in_epoch(trainer: Trainer, data: ImageDataModule, checkpoint: dict[str, Any]) -> None:
+    """Let the data go on where the checkpoint stopped, and count the batches of its epoch in those of this run.
+
+    With another number of processes, batches are accumulated such that each process has as many images in a batch as
+    before, where that is possible and nothing else was asked for.
+
+    Raises:
+        InputError: If the checkpoint stands within an epoch that this run cannot continue.
+    """
+    there = checkpoint.get('position')
+    if not there:
+        return
+    if ends_epoch(checkpoint['loops']['fit_loop']):
+        there = {**there, 'epoch': there['epoch'] + 1, 'images': 0}
+    if there['images']:
+        check_same_epoch(data, there)
+    keep_batches(trainer, data, there)
+    # an accumulated step that was not finished is done again from its start
+    images = there['images'] // data.batch_size * data.batch_size
+    data.start = (there['epoch'], images)
+    if images:
+        count_batches(checkpoint['loops']['fit_loop']['epoch_loop.batch_progress'],
+                      images // data.images_per_batch, there['images_per_batch'] / data.images_per_batch)
+
+
+def ends_epoch(loop: dict[str, Any]) -> bool:
+    """Return whether a checkpoint was saved in the end of the last batch, before the validation, and close its epoch.
+
+    Lightning goes on with the next epoch, but with the order of the images of the old one.
+    """
+    batches = loop['epoch_loop.batch_progress']
+    last = batches['is_last_batch'] and batches['current']['completed'] < batches['current']['processed']
+    epochs = loop['epoch_progress']
+    if not last or epochs['current']['ready'] == epochs['current']['processed']:
+        return False
+    for part in (epochs['current'], epochs['total']):
+        part['processed'] += 1
+    for part in (batches['current'], batches['total']):
+        part['completed'] = part['processed']
+    return True
+
+
+def check_same_epoch(data: ImageDataModule, there: dict[str, int]) -> None:
+    """Raise `InputError` if the epoch of the checkpoint is another in this run, in which images would repeat."""
+    for key, now, then in (('seed_everything', run_seed(), there['seed']),
+                           ('data: training images', len(data.training), there['length'])):
+        if now != then:
+            raise InputError(message(
+                f'{key}: {now}', f'the checkpoint stands within an epoch that was begun with {then}, '
+                'whose other images cannot be told any more',
+                f'resume with {then}, from a checkpoint of the end of an epoch, {NEW_TRAINING}'))
+    if there['images'] % there['batch_size'] == 0 and there['images'] % data.batch_size:
+        raise InputError(message(
+            f'data.batch_size: {data.batch_size}',
+            f'the checkpoint stands after {there["images"]} images of its epoch, in the middle of a step of this size',
+            f'resume with data.batch_size {there["batch_size"]}, or from a checkpoint of the end of an epoch'))
+
+
+def keep_batches(trainer: Trainer, data: ImageDataModule, there: dict[str, int]) -> None:
+    """Accumulate as many batches in a step as give each process its former number of images in one, if that goes."""
+    same = trainer.world_size == there['processes'] or trainer.accumulate_grad_batches != there['accumulated']
+    images = there['images_per_batch'] // there['processes'] * trainer.world_size
+    if same or images == data.images_per_batch or data.batch_size % images:
+        return
+    trainer.accumulate_grad_batches = batches = data.batch_size // images
+    rank_zero_info(
+        f'{trainer.world_size} processes in place of {there["processes"]}: each accumulates {batches} batches of '
+        f'{images // trainer.world_size} images, so that a step has {data.batch_size} as before')
+
+
+def count_batches(progress: dict[str, Any], done: int, ratio: float) -> None:
+    """Set Lightning's saved progress to `done` batches of this epoch; `ratio` new batches are an old one.
+
+    Where in the end of a batch it was saved, Lightning tells by the differences, which stay.
+    """
+    for part, count in (('current', done), ('total', round(progress['total']['processed'] * ratio))):
+        shift = count - progress[part]['processed']
+        for name in progress[part]:
+            progress[part][name] += shift
