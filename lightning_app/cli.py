@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -11,14 +12,16 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from se_timm.errors import InputError, message, nearest
+from se_timm.errors import InputError, message
 
 from .callbacks.predictions import PredictionWriter
+from .checkpoints import CheckpointFiles, load_checkpoint, newest_whole, of_run, of_runs
 from .classifier import ImageClassifier
 from .data import ImageDataModule
 from .logger import place_loggers
@@ -30,6 +33,7 @@ __all__ = ['AppCLI', 'main']
 PROG = 'python -m lightning_app'
 EVALUATIONS = ('validate', 'test', 'predict')
 SUBCOMMANDS = ('fit', *EVALUATIONS)
+LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
 # With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
 
@@ -59,6 +63,7 @@ class RecordConfig(SaveConfigCallback):
         if config.get('ckpt_path') and _run_of(config.ckpt_path) == path.parent.resolve():
             config.ckpt_path = None  # the same run; the config is that of its beginning
         self.parser.save(config, path, skip_none=False, overwrite=True)
+        path.with_name(LAUNCH).write_text(launch_id())
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(path.read_text()))
 
@@ -97,8 +102,8 @@ class AppCLI(LightningCLI):
         """Refuse, before any work, what would fail later or be ignored."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         check_devices(config.trainer)
-        if self.subcommand == 'fit' and config.ckpt_path == 'last':
-            config.ckpt_path = str(last_checkpoint(_base_folder(config)))
+        if self.subcommand == 'fit':
+            config.ckpt_path = checkpoint_to_resume(_base_folder(config), config.ckpt_path)
         if self.subcommand in EVALUATIONS:
             check_trained(self.subcommand, config)
 
@@ -116,6 +121,9 @@ class AppCLI(LightningCLI):
         folder = run_folder(_base_folder(config), config.ckpt_path)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         place_loggers(loggers, folder)
+        plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            trainer.plugins = [*filter(None, plugins), CheckpointFiles()]
         built = super().instantiate_trainer(**{**kwargs, 'default_root_dir': str(folder)})
         for callback in built.checkpoint_callbacks:  # the one that Lightning adds where the config names none, too
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -134,38 +142,59 @@ def _base_folder(config: Namespace) -> Path:
 
 def _run_of(ckpt_path: str) -> Path:
     """Return the folder of the run that wrote the checkpoint."""
-    return Path(ckpt_path).resolve().parent.parent
+    folder = Path(ckpt_path).resolve().parent
+    return folder if (folder / 'config.yaml').is_file() else folder.parent  # Lightning writes for SLURM beside it
 
 
 def run_folder(base: Path, ckpt_path: str | None) -> Path:
-    """Return the folder of a training: that of the run it resumes, else the next free `base/version_N`.
-
-    A run is resumed from its checkpoint, or by SLURM, which starts a job again after Lightning has written its
-    `hpc_ckpt_N.ckpt` to the run's folder, and looks for it there.
-    """
+    """Return the folder of a training: that of the run it resumes, else the next free `base/version_N`."""
     if ckpt_path and _run_of(ckpt_path).joinpath('config.yaml').is_file():
         return _run_of(ckpt_path)
-    if int(os.environ.get('SLURM_RESTART_COUNT', 0)) and not ckpt_path:
-        interrupted = sorted(base.glob('version_*/hpc_ckpt_*.ckpt'), key=os.path.getmtime)
-        if interrupted:
-            return interrupted[-1].parent
+    if interrupted := restarted_run(base):
+        return interrupted
     versions = [int(path.name.removeprefix('version_')) for path in base.glob('version_*')
                 if path.name.removeprefix('version_').isdigit()]
     return base / f'version_{max(versions, default=-1) + 1}'
 
 
-def last_checkpoint(base: Path) -> Path:
-    """Return the newest `last.ckpt` of the runs below `base`.
+def launch_id() -> str:
+    """Return what SLURM or torchrun call the job of this process, which stays when they start it again."""
+    if job := os.environ.get('SLURM_JOB_ID'):
+        return f'slurm {job}'
+    if (job := os.environ.get('TORCHELASTIC_RUN_ID')) and job != 'none':
+        return f'torchrun {job}'
+    return f'parent {os.getppid()} on {platform.node()}'  # torchrun without an id
+
+
+def restarted_run(base: Path) -> Path | None:
+    """Return the folder of the run that SLURM or torchrun has started again in this process; None if they have not."""
+    if not any(int(os.environ.get(name, 0)) for name in ('SLURM_RESTART_COUNT', 'TORCHELASTIC_RESTART_COUNT')):
+        return None
+    files = [file for file in base.glob(f'version_*/{LAUNCH}') if file.read_text() == launch_id()]
+    return max(files, key=lambda file: file.stat().st_mtime_ns).parent if files else None
+
+
+def checkpoint_to_resume(base: Path, ckpt_path: str | None) -> str | None:
+    """Return the checkpoint from which a training goes on, None for a new one.
+
+    Args:
+        base: Folder of the config's runs.
+        ckpt_path: What was given: a file, `last` (the newest of the runs that is whole), `auto` (the same, if there is
+            one), or nothing: a run that SLURM or torchrun start again goes on by itself.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is no `last`.
     """
-    found = sorted(base.glob('version_*/checkpoints/last.ckpt'), key=os.path.getmtime)
-    if not found:
+    if (restarted := restarted_run(base)) and (newest := newest_whole(of_run(restarted))):
+        return str(newest)  # it has gone on from ckpt_path before
+    if ckpt_path not in ('last', 'auto'):
+        return ckpt_path
+    newest = newest_whole(of_runs(base))
+    if newest is None and ckpt_path == 'last':
         raise InputError(message(
-            'ckpt_path: last', f'there is no last.ckpt of a run below {base}',
-            'name a checkpoint, such as runs/.../best.ckpt, or leave ckpt_path out for a new training'))
-    return found[-1]
+            'ckpt_path: last', f'there is no checkpoint of a run below {base}',
+            'name a checkpoint, such as runs/.../best.ckpt, or say auto, which begins a new training if there is none'))
+    return str(newest) if newest else None
 
 
 def check_trained(subcommand: str, config: Namespace) -> None:
@@ -195,9 +224,10 @@ def complete_from_checkpoint(args: list[str], configs: Configs, folder: Path) ->
     """
     given = [content['ckpt_path'] for _, content in configs if 'ckpt_path' in content]
     path = [None, *given, *_options(args, '--ckpt_path')][-1]
-    if not args or args[0] not in SUBCOMMANDS or path in (None, 'null') or (args[0] == 'fit' and path == 'last'):
+    if not args or args[0] not in SUBCOMMANDS or path in (None, 'null') or (
+            args[0] == 'fit' and path in ('last', 'auto')):
         return args
-    checkpoint = _load_checkpoint(str(path))
+    checkpoint = load_checkpoint(str(path))
     hparams = dict(checkpoint.get('hyper_parameters', {}))
     if args[0] == 'fit' or 'name' not in hparams:
         return args
@@ -243,27 +273,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(message(f'config: {path}', f'it is not YAML ({error})', 'correct it there')) from error
     return content if isinstance(content, dict) else {}
-
-
-def _load_checkpoint(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        folder = Path(path).parent
-        found = [str(file) for file in folder.rglob('*.ckpt')] if folder.is_dir() else []
-        close = nearest(path, found) or found[:3]
-        raise InputError(message(
-            f'ckpt_path: {path}', 'there is no such file',
-            f'did you mean {" or ".join(close)}?' if close else 'name a checkpoint, such as runs/.../best.ckpt'))
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception as error:  # torch raises several kinds for a truncated or foreign file
-        raise InputError(message(
-            f'ckpt_path: {path}', f'it cannot be read as a checkpoint ({str(error).splitlines()[0]})',
-            'it may be truncated; take another checkpoint of the run')) from error
-    if not isinstance(checkpoint, dict) or not {'state_dict', 'pytorch-lightning_version'} <= checkpoint.keys():
-        raise InputError(message(
-            f'ckpt_path: {path}', 'it is no checkpoint of a training with Lightning',
-            'bare weights of a network are given by --model.network.checkpoint_path'))
-    return checkpoint
 
 
 def check_links(configs: Configs) -> None:

@@ -82,7 +82,7 @@ def test_training_of_two_processes_is_that_of_one(
     assert os.listdir('two') == ['version_0']
     folder = tmp_path / 'two' / 'version_0'
     assert sorted(path.name for path in folder.iterdir() if path.name != 'wandb') == [
-        'checkpoints', 'config.yaml', 'hparams.yaml', 'metrics.csv']
+        'checkpoints', 'config.yaml', 'hparams.yaml', 'launch.txt', 'metrics.csv']
     assert [path.name for path in (folder / 'checkpoints').iterdir()] == ['best.ckpt']
     kinds = [record.WhichOneof('record_type') for record in read_wandb(folder)]
     assert kinds.count('run') == 1
@@ -119,7 +119,7 @@ from lightning_app import ImageClassifier, ImageNetDataModule
 class Broken(ImageClassifier):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
-        self.nonfinite_steps += self.global_rank == 1 and batch_idx == 0
+        self.nonfinite.found += self.global_rank == 1 and batch_idx == 0
         return loss
 
 

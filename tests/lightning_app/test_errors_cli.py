@@ -401,7 +401,7 @@ def test_truncated_checkpoint(refused_checkpoint, on_photos, checkpoint, write_y
     config = write_yaml('config.yaml', {'ckpt_path': str(checkpoint)})
     where = ['--ckpt_path', str(checkpoint)] if place == 'option' else ['--config', config]
     refused_checkpoint([command, *on_photos, *where, '--data.images=photos'],
-                       str(checkpoint), 'cannot be read', 'truncated')
+                       str(checkpoint), 'cut off or altered', 'another checkpoint')
 
 
 @pytest.mark.parametrize('place', ['option', 'config'])

@@ -1,10 +1,17 @@
-"""A training that is stopped at the end of an epoch and resumed is the unbroken one, bit for bit."""
+"""A training that is stopped, at any step, and resumed is the unbroken one, bit for bit."""
+import csv
+import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
-from lightning_app.cli import main
+from lightning_app.cli import AppCLI, main
+from lightning_app.data.sources import FolderSource
 
 pytestmark = [
     pytest.mark.usefixtures('in_tmp_path'),
@@ -20,6 +27,7 @@ CHECKPOINTS = [
 ]
 EMA = {'class_path': 'lightning_app.callbacks.WeightEMA', 'init_args': {'decay': 0.9}}
 FIRST = Path('runs/test_resnet/version_0')
+SPEED = ('train/images_per_second',)
 
 
 @pytest.fixture
@@ -119,15 +127,14 @@ def test_lookahead_goes_on_counting(recipe):
     assert whole['optimizer_states'][0]['param_groups'] == part['optimizer_states'][0]['param_groups']
 
 
-def test_last_is_the_newest_last_checkpoint_of_the_runs(recipe, cli_error):
+def test_last_is_the_newest_checkpoint_of_the_runs(recipe, cli_error):
     given, why, _ = cli_error([*recipe(), '--ckpt_path=last'])
     assert 'last' in given
     assert 'runs/test_resnet' in why
-    last = ['--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.filename=last']
-    main([*recipe(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}), *last])
-    main([*recipe(**{'trainer.max_epochs': 2}), *last])
-    (FIRST / 'checkpoints' / 'last.ckpt').touch()
-    cli = main([*recipe(), *last, '--ckpt_path=last'])
+    main(recipe(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))
+    main(recipe(**{'trainer.max_epochs': 2}))
+    (FIRST / 'checkpoints' / 'epoch=0.ckpt').touch()
+    cli = main([*recipe(), '--ckpt_path=last'])
     assert cli.trainer.default_root_dir == str(FIRST.resolve())
     assert cli.trainer.global_step == 9
 
@@ -139,13 +146,14 @@ def test_recorded_config_of_a_resumed_run_is_that_of_its_beginning(recipe):
     assert (FIRST / 'config.yaml').read_text() == before
 
 
-def test_training_that_slurm_starts_again_goes_on(recipe, monkeypatch):
-    # as Lightning does on SIGUSR1: it saves, and asks SLURM to start the job again
+def test_checkpoint_that_lightning_wrote_for_slurm_is_found(recipe, monkeypatch):
+    # as it does on SIGUSR1 where there is no LastCheckpoint: it saves, and asks SLURM to start the job again
+    for name, value in {'JOB_ID': 7, 'NTASKS': 1, 'JOB_NAME': 'train', 'PROCID': 0, 'LOCALID': 0, 'NODEID': 0,
+                        'NODELIST': 'here'}.items():
+        monkeypatch.setenv(f'SLURM_{name}', str(value))
     cli = main(recipe(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))
     cli.trainer.save_checkpoint(FIRST / 'hpc_ckpt_1.ckpt')
-    for name, value in {'JOB_ID': 7, 'NTASKS': 1, 'JOB_NAME': 'train', 'RESTART_COUNT': 1, 'PROCID': 0, 'LOCALID': 0,
-                        'NODEID': 0, 'NODELIST': 'here'}.items():
-        monkeypatch.setenv(f'SLURM_{name}', str(value))
+    monkeypatch.setenv('SLURM_RESTART_COUNT', '1')
     cli = main(recipe())
     assert [path.name for path in Path('runs/test_resnet').iterdir()] == ['version_0']
     assert cli.trainer.ckpt_path.endswith('version_0/hpc_ckpt_1.ckpt')
@@ -185,3 +193,295 @@ def test_training_of_more_epochs_goes_on(recipe):
     assert cli.trainer.global_step == 15
     # the schedule is that of five epochs: the learning rate has risen again
     assert float(cli.trainer.callback_metrics['lr']) < 0.01
+
+
+# Within an epoch
+
+
+WITHIN = [
+    {'class_path': 'lightning_app.callbacks.BestCheckpoint'},
+    {'class_path': 'lightning_app.callbacks.ResultLine'},
+    {'class_path': 'lightning_app.callbacks.Throughput'},
+    {'class_path': 'lightning_app.callbacks.LastCheckpoint', 'init_args': {'every_n_steps': 1, 'keep': 99}},
+]
+MANY = {  # everything that could carry something along
+    'model.optim.name': 'adamw', 'model.optim.lr': 0.001, 'trainer.accumulate_grad_batches': 2,
+    'data.num_workers': 2, 'trainer.val_check_interval': 0.5, 'model.max_nonfinite_steps': 1,
+    'model.network.drop_path_rate': 0.3, 'data.augment.auto_augment': 'rand-m5'}
+
+
+@pytest.fixture
+def steps(write_yaml, on_photos):
+    """Return a function that gives the arguments of a training of three epochs of three steps, each of them saved."""
+    def arguments(*callbacks, **settings):
+        config = write_yaml('steps.yaml', {'trainer': {
+            'callbacks': [*callbacks, *WITHIN], 'logger': {'class_path': 'lightning_app.logger.CsvLogger'}}})
+        options = {'trainer.max_epochs': 3, 'model.optim.lr': 0.05, 'model.schedule.warmup_epochs': 1, **settings}
+        return ['fit', *on_photos, '--config', config, *[f'--{name}={value}' for name, value in options.items()]]
+
+    return arguments
+
+
+def at(step, folder=FIRST):
+    return folder / 'checkpoints' / f'last-step={step:08d}.ckpt'
+
+
+def killed_after(step, folder=FIRST):
+    """Make the run what it was when it was killed after `step`, but for its metrics; return the checkpoint."""
+    for path in (folder / 'checkpoints').glob('last-step=*.ckpt'):
+        if path.name > at(step).name:
+            path.unlink()
+    return str(at(step, folder))
+
+
+def assert_same(first, second, where=''):
+    """Fail unless two checkpoints hold the same, to the bit."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first.keys() - {'epoch_loop.val_loop.batch_progress'}:  # begins anew with the next validation
+            assert_same(first[key], second[key], f'{where}/{key}')
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f'{where}/{index}')
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+def rows(folder=FIRST):
+    """Return the lines of the metrics but for the speed."""
+    with open(folder / 'metrics.csv', newline='') as file:
+        return [{key: value for key, value in row.items() if value and key not in SPEED}
+                for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(('callbacks', 'settings', 'stops'), [([], {}, range(1, 9)), ([EMA], MANY, (1, 5, 7))],
+                         ids=['plain', 'everything'])
+def test_training_resumed_at_any_step_is_the_unbroken_one(steps, callbacks, settings, stops):
+    main(steps(*callbacks, **settings))
+    whole, metrics = {step: state(at(step)) for step in range(1, 10)}, rows()
+    assert len({row['train/loss'] for row in metrics if 'train/loss' in row}) == 9
+    for stop in stops:
+        main([*steps(*callbacks, **settings), '--ckpt_path', killed_after(stop)])
+        for step in range(stop + 1, 10):
+            assert_same(whole[step], state(at(step)), f'{step} after {stop}')
+        assert rows() == metrics
+
+
+def note_loads(monkeypatch):
+    """Return a list that gets the name of each training image that is loaded."""
+    names = []
+    load = FolderSource.load
+
+    def noted(self, index):
+        if 'train_' in self.name(index):
+            names.append(self.name(index))
+        return load(self, index)
+
+    monkeypatch.setattr(FolderSource, 'load', noted)
+    return names
+
+
+def test_images_that_were_seen_are_not_loaded_again(steps, monkeypatch):
+    main(steps())
+    loaded = note_loads(monkeypatch)
+    main([*steps(), '--ckpt_path', killed_after(4)])
+    assert len(loaded) == 16 + 24
+
+
+def test_whole_epoch_is_seen_once(steps, monkeypatch):
+    loaded = note_loads(monkeypatch)
+    main(steps())
+    before = loaded[:40]
+    loaded.clear()
+    main([*steps(), '--ckpt_path', killed_after(5)])
+    assert sorted(before[24:40] + loaded[:8]) == sorted(before[:24])
+
+
+@pytest.mark.parametrize(('settings', 'given', 'why'), [
+    ({'seed_everything': 1}, 'seed_everything: 1', 'begun with 0'),
+    ({'data.batch_size': 6}, 'data.batch_size: 6', 'after 8 images'),
+])
+def test_epoch_that_cannot_be_continued(steps, cli_error, settings, given, why):
+    main(steps(**{'trainer.max_epochs': 2}))
+    error = cli_error([*steps(**settings), '--ckpt_path', killed_after(4)])
+    assert given in error[0]
+    assert why in error[1]
+    assert 'end of an epoch' in error[2]
+    main([*steps(**settings), '--ckpt_path', str(at(3))])  # it is as it says
+
+
+def test_epoch_of_other_images_cannot_be_continued(steps, cli_error, photos):
+    main(steps(**{'trainer.max_epochs': 2}))
+    (photos / 'train' / 'ant' / 'train_00.png').unlink()
+    given, why, _ = cli_error([*steps(), '--ckpt_path', str(at(4))])
+    assert given == 'data: training images: 23'
+    assert 'begun with 24' in why
+
+
+def test_settings_that_are_given_hold_from_the_step_on(steps, optimizer_steps):
+    main(steps(**{'model.schedule.name': 'constant', 'model.schedule.warmup_epochs': 0}))
+    optimizer_steps.clear()
+    given = {'model.schedule.name': 'step', 'model.schedule.decay_epochs': 2, 'model.schedule.warmup_epochs': 0,
+             'model.optim.lr': 0.5, 'model.optim.weight_decay': 0.02, 'model.optim.momentum': 0.8}
+    main([*steps(**given), '--ckpt_path', killed_after(4)])
+    rates = [groups[0]['lr'] for groups in optimizer_steps]
+    assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.05])
+    assert {groups[0]['momentum'] for groups in optimizer_steps} == {0.8}
+    assert {max(group['weight_decay'] for group in groups) for groups in optimizer_steps} == {0.02}
+
+
+def test_average_that_is_given_up(steps, caplog):
+    main(steps(EMA, **{'trainer.max_epochs': 2}))
+    there = state(at(4))
+    with caplog.at_level('INFO'):
+        main([*steps(**{'model.optim.lr': 0, 'model.optim.momentum': 0, 'model.optim.weight_decay': 0.0001}),
+              '--ckpt_path', killed_after(4)])
+    assert 'goes on without' in caplog.text
+    last = state(at(9))
+    assert 'current_model_state' not in last
+    weights = [name for name, value in there['current_model_state'].items() if 'running' not in name
+               and value.is_floating_point()]
+    assert_same({name: there['current_model_state'][name] for name in weights},
+                {name: last['state_dict'][name] for name in weights})
+
+
+# Which checkpoint
+
+
+@pytest.mark.parametrize('damage', ['cut', 'altered', 'empty'])
+@pytest.mark.parametrize('word', ['last', 'auto'])
+def test_damaged_checkpoint_is_named_and_the_one_before_it_used(steps, damage, word):
+    main(steps(**{'trainer.max_epochs': 2}))
+    killed_after(5)
+    (FIRST / 'checkpoints' / 'best.ckpt').unlink()
+    data = bytearray(at(5).read_bytes())
+    if damage == 'altered':
+        data[len(data) // 2] ^= 1
+    at(5).write_bytes(data[:{'cut': -1000, 'altered': None, 'empty': 0}[damage]])
+    with pytest.warns(UserWarning, match=r'last-step=00000005.ckpt: passed over, as it was altered|cut off'):
+        cli = main([*steps(), '--ckpt_path', word])
+    assert cli.trainer.ckpt_path == str(at(4))
+    assert cli.trainer.global_step == 9
+
+
+def test_damaged_checkpoint_that_is_named_is_refused(steps, cli_error):
+    main(steps(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))
+    at(2).write_bytes(at(2).read_bytes()[:-10])
+    for command in ([*steps()], ['validate']):
+        given, why, remedy = cli_error([*command, '--ckpt_path', str(at(2))])
+        assert str(at(2)) in given
+        assert 'cut off or altered' in why
+        assert '.ckpt' in remedy
+
+
+def test_auto_begins_a_training_where_there_is_none(steps):
+    assert main([*steps(), '--ckpt_path=auto']).trainer.ckpt_path is None
+    killed_after(4)
+    (FIRST / 'checkpoints' / 'best.ckpt').unlink()
+    assert main([*steps(), '--ckpt_path=auto']).trainer.ckpt_path == str(at(4))
+    assert [path.name for path in Path('runs/test_resnet').iterdir()] == ['version_0']
+
+
+@pytest.mark.parametrize('variables', [
+    {'TORCHELASTIC_RUN_ID': '7', 'TORCHELASTIC_RESTART_COUNT': '0'},
+    {'TORCHELASTIC_RUN_ID': 'none', 'TORCHELASTIC_RESTART_COUNT': '0'}, {'SLURM_JOB_ID': '7'}])
+def test_training_that_is_started_again_goes_on(steps, monkeypatch, variables):
+    main(steps(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))  # another run
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    second = FIRST.with_name('version_1')
+    main(steps(**{'trainer.max_epochs': 2}))
+    killed_after(4, second)
+    (second / 'checkpoints' / 'best.ckpt').unlink()
+    assert main(steps()).trainer.ckpt_path is None  # not started again: a new training
+    count = 'SLURM_RESTART_COUNT' if 'SLURM_JOB_ID' in variables else 'TORCHELASTIC_RESTART_COUNT'
+    monkeypatch.setenv(count, '1')
+    (FIRST.with_name('version_2') / 'launch.txt').write_text('another')
+    cli = main(steps())
+    assert cli.trainer.ckpt_path == str(at(4, second))
+    assert len(list(Path('runs/test_resnet').iterdir())) == 3
+
+
+# Asked to stop
+
+
+class Kill(Callback):
+    """Sends this process a signal within a step, or within a validation."""
+
+    def __init__(self, number, step, validation=False):
+        self.number, self.step, self.validation = number, step, validation
+
+    def on_before_backward(self, trainer, *_):
+        if trainer.global_step == self.step and not self.validation:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step and self.validation:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def stopped(steps, monkeypatch):
+    """Return a function that runs a training which a signal stops, and returns its exit status."""
+    def run(*signal_and_moment):
+        def add(cli):
+            cli.trainer.callbacks.insert(0, Kill(*signal_and_moment))
+
+        monkeypatch.setattr(AppCLI, 'before_fit', add, raising=False)
+        with pytest.raises(SystemExit) as stop:
+            main(steps())
+        monkeypatch.delattr(AppCLI, 'before_fit')
+        return stop.value.code
+
+    return run
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+def test_signal_saves_after_the_step_and_ends(steps, stopped, number):
+    main(steps())
+    whole = state(at(9))
+    shutil.rmtree('runs')
+    assert stopped(number, 3) == 128 + number
+    assert [path.name for path in sorted(FIRST.glob('checkpoints/last*'))][-1] == at(4).name
+    main([*steps(), '--ckpt_path=auto'])
+    assert_same(whole, state(at(9)))
+
+
+def test_signal_in_a_validation_ends_it(steps, stopped):
+    main(steps())
+    whole, metrics = state(at(9)), rows()
+    shutil.rmtree('runs')
+    assert stopped(signal.SIGTERM, 6, True) == 128 + signal.SIGTERM
+    newest = sorted(FIRST.glob('checkpoints/last*'))[-1]
+    assert newest.name == at(5).name
+    main([*steps(), '--ckpt_path', str(newest)])
+    assert_same(whole, state(at(9)))
+    assert rows() == metrics
+
+
+def test_slurm_is_asked_to_start_the_job_again(stopped, monkeypatch, tmp_path):
+    script = tmp_path / 'bin' / 'scontrol'
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    script.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{script.parent}:{os.environ["PATH"]}')
+    monkeypatch.setenv('SLURM_JOB_ID', '77')
+    assert stopped(signal.SIGUSR1, 2) == 0
+    assert Path('asked').read_text() == 'requeue 77\n'
+
+
+def test_last_checkpoint_comes_last(steps, cli_error):
+    swapped = [*WITHIN[-1:], *WITHIN[:1]]
+    given, _, remedy = cli_error([*steps(), '--trainer.callbacks', json.dumps(swapped)])
+    assert 'BestCheckpoint after LastCheckpoint' in given
+    assert remedy == 'list LastCheckpoint last'
+
+
+def test_newest_are_kept(steps):
+    keep = [*WITHIN[:1], {**WITHIN[-1], 'init_args': {'every_n_steps': 4, 'keep': 2}}]
+    main([*steps(), '--trainer.callbacks', json.dumps(keep)])
+    assert sorted(path.name for path in FIRST.glob('checkpoints/*')) == ['best.ckpt', at(8).name, at(9).name]

@@ -1,0 +1,159 @@
+"""The newest checkpoints of a training, to resume from, written also when it is asked to stop."""
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from se_timm.errors import InputError, message
+
+from ..classifier import ended_step, is_logging_step, log_interval
+from .stop_signals import Stopped, StopSignals
+
+__all__ = ['LastCheckpoint']
+
+NAME = 'last-step={:08d}.ckpt'
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the newest checkpoints to resume from, in `checkpoints/last-step=N.ckpt` of the run's folder.
+
+    One is written at the end of each epoch, every `every_n_steps` steps in it, before the last step of each epoch, and
+    when the training is asked to stop: after SIGUSR1, SIGTERM or SIGINT (Ctrl-C) to any of its processes, the next step
+    is finished, the checkpoint written, and all processes end; SLURM is asked to start the job again after SIGUSR1. On
+    GPUs several processes agree on that at the next logging step. In a validation they end at once: the checkpoint from
+    before the last step of the epoch is there, from which it is repeated.
+
+    List it after other checkpoint callbacks, whose state it saves.
+
+    Args:
+        every_n_steps: Optimiser steps between two checkpoints; none within an epoch where null.
+        keep: How many are kept: with two, one is left if the newest is damaged.
+        handle_signals: Take the signals; else they end the training where it is.
+    """
+
+    def __init__(self, every_n_steps: int | None = 1000, keep: int = 2, handle_signals: bool = True) -> None:
+        for name, value in (('every_n_steps', every_n_steps), ('keep', keep)):
+            if value is not None and value < 1:
+                raise InputError(message(
+                    f'LastCheckpoint: {name} {value}', 'it is a number of ' + ('steps' if 'steps' in name else 'files'),
+                    'take a number from 1' + (', or null' if 'steps' in name else '')))
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self.signals = StopSignals() if handle_signals else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the order of the callbacks."""
+        if stage != 'fit':
+            return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        behind = callbacks[callbacks.index(self) + 1:]
+        if others := [type(callback).__name__ for callback in behind if isinstance(callback, Checkpoint)]:
+            raise InputError(message(
+                f'trainer.callbacks: {others[0]} after LastCheckpoint', 'its state would be saved before it changes',
+                'list LastCheckpoint last'))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to the signals, as Lightning does from now on too."""
+        if self.signals:
+            self.signals.install()
+            # Lightning's own notice of a signal: a collective and a wait for the device at every batch
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back, before Lightning does the same."""
+        if self.signals:
+            self.signals.restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        if self.signals:
+            self.signals.restore()
+
+    def on_train_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save if it is time to, or if the training shall stop."""
+        if not ended_step(trainer, batch_idx):
+            return  # gradients of half a step are in no checkpoint
+        number = self._asked_to_stop(trainer, is_logging_step(trainer, batch_idx))
+        left = trainer.num_training_batches - (batch_idx + 1)
+        if left <= 0:
+            return  # the validation belongs to the epoch
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if due or number or left <= trainer.accumulate_grad_batches:
+            self.save(trainer)
+        if number:
+            leave(trainer, number)
+
+    def on_validation_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+            dataloader_idx: int = 0) -> None:
+        """End the training if it shall stop."""
+        if number := self._asked_to_stop(trainer, batch_idx % log_interval(trainer) == 0):
+            leave(trainer, number)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, and end the training if it shall stop."""
+        self.save(trainer)
+        last = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+        if not last and (number := self._asked_to_stop(trainer, True)):
+            leave(trainer, number)
+
+    def _asked_to_stop(self, trainer: Trainer, synchronised: bool) -> int:
+        """Return the signal on which all processes agree that they end, 0 if none.
+
+        Args:
+            trainer: The trainer.
+            synchronised: Now the host waits for the device anyway; on GPUs processes agree at no other moment.
+        """
+        if self.signals is None:
+            return 0
+        on_host = trainer.strategy.root_device.type == 'cpu'
+        return self.signals.agreed(trainer) if trainer.world_size == 1 or on_host or synchronised else 0
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint, and remove those that are too old. Collective."""
+        folder = Path(trainer.default_root_dir, 'checkpoints')
+        path = folder / NAME.format(trainer.global_step)
+        for logger in trainer.loggers:
+            logger.save()  # a training that goes on from here does not log again what is before
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero and path.is_file():
+            # later ones are of a training that was abandoned for this one
+            kept = [file for file in step_checkpoints(folder) if file.name <= path.name][-self.keep:]
+            for file in set(step_checkpoints(folder)) - set(kept):
+                file.unlink()
+
+
+def step_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of `LastCheckpoint` in `folder`, by their step."""
+    return sorted(path for path in folder.glob('last-step=*.ckpt') if re.fullmatch(r'last-step=\d{8,}', path.stem))
+
+
+def leave(trainer: Trainer, number: int) -> None:
+    """End this process: with status 0 if SLURM starts the job again, else that of the signal."""
+    name = signal.Signals(number).name
+    requeued = name == 'SIGUSR1' and 'SLURM_JOB_ID' in os.environ
+    if requeued and trainer.is_global_zero:
+        requeue()
+    rank_zero_info(f'{name}: stopped at step {trainer.global_step}; the same command with --ckpt_path auto goes on')
+    # a process that Lightning started and that ends before the first one with a status makes it kill that
+    child = trainer.strategy.launcher is not None and not trainer.is_global_zero
+    raise Stopped(0 if requeued or child else 128 + number)
+
+
+def requeue() -> None:
+    """Ask SLURM to start this job again."""
+    array, task = os.environ.get('SLURM_ARRAY_JOB_ID'), os.environ.get('SLURM_ARRAY_TASK_ID')
+    job = f'{array}_{task}' if array else os.environ['SLURM_JOB_ID']
+    try:
+        subprocess.run(['scontrol', 'requeue', job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        rank_zero_warn(f'SLURM did not requeue job {job} ({getattr(error, "stderr", None) or error}); start it again')

@@ -1,0 +1,55 @@
+"""Signals that ask a training to stop, agreed on by all its processes."""
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+__all__ = ['STOP_SIGNALS', 'StopSignals', 'Stopped']
+
+# SLURM's and others' notice (`--signal=SIGUSR1@90`), the request of an operating system or of torchrun, and Ctrl-C
+STOP_SIGNALS = ('SIGUSR1', 'SIGTERM', 'SIGINT')
+
+
+class Stopped(SystemExit):
+    """Ends a training that was asked to stop, with the status that shells give to the signal."""
+
+
+class StopSignals:
+    """Takes note of signals while a training runs, instead of letting them end it in the middle of a step."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._handlers: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Listen, in place of Lightning, whose handler takes part in a collective that only this process may be in."""
+        self.received = 0
+        if threading.current_thread() is threading.main_thread() and not self._handlers:
+            for name in STOP_SIGNALS:
+                if number := getattr(signal, name, None):  # Windows has no SIGUSR1
+                    self._handlers[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Give the signals back to who had them."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self.received == number:
+            raise KeyboardInterrupt  # he is in a hurry
+        self.received = number
+        rank_zero_info(f'{signal.Signals(number).name}: a checkpoint is written after this step, then the training ends'
+                       + ('; once more to leave at once' if number == signal.SIGINT else ''))
+
+    def agreed(self, trainer: Trainer) -> int:
+        """Return the signal that any process has received, 0 if none. Collective."""
+        if trainer.world_size == 1:
+            return self.received
+        number = torch.tensor(self.received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(number, reduce_op='max'))

@@ -1,0 +1,161 @@
+"""Checkpoint files: written so that neither a crash nor a full disk costs an older one, and checked before use."""
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+
+from se_timm.errors import InputError, message, nearest
+
+__all__ = ['CheckpointFiles', 'damage', 'load_checkpoint', 'newest_whole', 'of_run', 'of_runs']
+
+UNFINISHED = '.unfinished'  # one in a folder: whatever a killed process leaves, the next write replaces
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes each checkpoint beside its place, to the disk, and renames it; checks a file when it is loaded.
+
+    A checkpoint that cannot be written, such as on a full disk, costs a warning, not the training: `failed` names it,
+    and nothing is removed until one was written again. Other storage than local folders is Lightning's business.
+    """
+
+    def __init__(self) -> None:
+        self.failed: Path | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`; called on rank 0 only."""
+        if storage_options is not None or not is_local(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        self.failed = None
+        try:
+            write(checkpoint, Path(path))
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter, in the course of the former
+            if (reason := disk_error(error)) is None:
+                raise
+            self.failed = Path(path)
+            rank_zero_warn(f'checkpoint {path}: not written ({reason}); older ones are kept, the training goes on')
+
+    def load_checkpoint(
+            self, path: Any, map_location: Any = 'cpu', weights_only: bool | None = None) -> dict[str, Any]:
+        """Return the checkpoint in `path`.
+
+        Raises:
+            InputError: If the file is damaged.
+        """
+        if is_local(path):
+            check_whole(Path(path))
+        return super().load_checkpoint(path, map_location, weights_only)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove the file, unless the one that replaces it could not be written."""
+        if self.failed is None:
+            super().remove_checkpoint(path)
+
+
+def is_local(path: Any) -> bool:
+    """Return whether `path` is in a folder of this machine, not a URL."""
+    return '://' not in str(path)
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write `checkpoint` such that `path` is at every moment the old file or the new one, also if the power fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent / UNFINISHED
+    try:
+        with open(unfinished, 'wb') as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # it may fill the disk
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` to the disk; Windows knows no such thing."""
+    if hasattr(os, 'O_DIRECTORY'):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """Return the error of the operating system in whose course `error` was raised, None if there is none."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint file, None if it is whole: torch keeps a checksum of each of its parts."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            altered = file.testzip()
+    except Exception as error:  # zipfile raises many kinds, depending on where the file was cut or altered
+        return f'it is cut off or altered ({str(error) or type(error).__name__})'
+    return f'it was altered: the checksum of {altered} is another' if altered else None
+
+
+def check_whole(path: Path) -> None:
+    """Raise `InputError` if the file is damaged, with the newest beside it that is not."""
+    if not path.is_file():
+        beside = path.parent
+        found = [str(file) for file in beside.rglob('*.ckpt')] if beside.is_dir() else []
+        close = nearest(str(path), found) or found[:3]
+        raise InputError(message(
+            f'ckpt_path: {path}', 'there is no such file',
+            f'did you mean {" or ".join(close)}?' if close else 'name a checkpoint, such as runs/.../best.ckpt'))
+    if reason := damage(path):
+        other = newest_whole(file for file in path.parent.glob('*.ckpt') if file != path)
+        raise InputError(message(
+            f'ckpt_path: {path}', f'it cannot be read as a checkpoint: {reason}',
+            f'take another checkpoint of the run, such as {other}' if other else
+            'take another checkpoint of the run; beside it there is none that is whole'))
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return the checkpoint of a training that lies in `path`, its tensors mapped from the file.
+
+    Raises:
+        InputError: If there is no such file, it is damaged, or it is something else.
+    """
+    check_whole(Path(path))
+    foreign = InputError(message(
+        f'ckpt_path: {path}', 'it is no checkpoint of a training with Lightning',
+        'bare weights of a network are given by --model.network.checkpoint_path'))
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except Exception as error:  # torch raises several kinds for a foreign file
+        raise foreign from error
+    if not isinstance(checkpoint, dict) or not {'state_dict', 'pytorch-lightning_version'} <= checkpoint.keys():
+        raise foreign
+    return checkpoint
+
+
+def of_run(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, those that Lightning writes for SLURM included."""
+    return [*folder.glob('checkpoints/*.ckpt'), *folder.glob('hpc_ckpt_*.ckpt')]
+
+
+def of_runs(base: Path) -> list[Path]:
+    """Return the checkpoints of all runs in `base`."""
+    return [path for folder in base.glob('version_*') for path in of_run(folder)]
+
+
+def newest_whole(paths: Iterable[Path]) -> Path | None:
+    """Return the newest of the checkpoints that is whole, None if there is none; damaged ones are named and left."""
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        if (reason := damage(path)) is None:
+            return path
+        rank_zero_warn(f'checkpoint {path}: passed over, as {reason}')
+    return None
