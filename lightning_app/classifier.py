@@ -143,6 +143,11 @@ class ImageClassifier(LightningModule):
 
     # Training
 
+    def on_train_epoch_start(self) -> None:
+        """See that all processes divide the same images."""
+        if isinstance(data := getattr(self.trainer, 'datamodule', None), ImageDataModule):
+            data.check_order()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed what the step draws, and when metrics are logged after it, log the learning rate that it uses."""
         # by where it is, not by what was drawn before: a resumed training draws the same, and no state need be saved
@@ -246,6 +251,8 @@ class ImageClassifier(LightningModule):
             group.update(given)
         if self.trainer.global_step:
             self._set_learning_rate(self.trainer.lr_scheduler_configs[0].scheduler, batches_done(self.trainer))
+        if batches_done(self.trainer):  # Lightning leaves out the hook of an epoch that goes on
+            self.on_train_epoch_start()
 
     # Evaluation
 

@@ -12,7 +12,11 @@ __all__ = ['Throughput']
 
 
 class Throughput(Callback):
-    """Logs `train/images_per_second`: images of all processes over the steps since the last logging step.
+    """Logs the speed of the training, and how much of its time goes by until the data are there.
+
+    `train/images_per_second` counts the images of all processes over the steps since the last logging step;
+    `train/data_wait` is the share of that time, in percent, between the end of a batch and the arrival of the next on
+    the device, in this process. If it is more than a few, more or faster workers make the training faster.
 
     Validation, checkpoints and the first step of an epoch (which starts the workers) are not counted. The clock is read
     when metrics are logged, at which moment Lightning reads them from the device anyway.
@@ -20,29 +24,44 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self._start: float | None = None
+        self._ended: float | None = None
         self._images = 0
+        self._waited = 0.0
+
+    def _forget(self) -> None:
+        self._start = self._ended = None
 
     def on_save_checkpoint(
             self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Forget what lies before the checkpoint."""
-        self._start = None
+        self._forget()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what lies before the epoch."""
-        self._start = None
+        self._forget()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what lies before and in the validation."""
-        self._start = None
+        self._forget()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note how long the batch was waited for."""
+        if self._ended is not None:
+            self._waited += time.perf_counter() - self._ended
 
     def on_train_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the batch; at a logging step, log the speed."""
+        now = self._ended = time.perf_counter()
         if self._start is None:  # the clock starts after the first step
-            self._start, self._images = time.perf_counter(), 0
+            self._begin(now)
             return
-        self._images += len(batch[0]) * trainer.world_size
+        self._images += len(batch[1]) * trainer.world_size
         if is_logging_step(trainer, batch_idx):
-            now = time.perf_counter()
-            pl_module.log('train/images_per_second', self._images / (now - self._start))
-            self._start, self._images = now, 0
+            seconds = now - self._start
+            pl_module.log_dict({'train/images_per_second': self._images / seconds,
+                                'train/data_wait': 100 * self._waited / seconds})
+            self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        self._start, self._images, self._waited = now, 0, 0.0

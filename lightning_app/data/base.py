@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import timm
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -158,12 +159,27 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled training batches; an incomplete last step is left out."""
-        sampler = SeededSampler(
+        self.sampler = sampler = SeededSampler(
             len(self.training), self._world_size, self._rank, run_seed(), multiple=self.batch_size, start=self.start)
         if self.trainer:  # Lightning says it to the sampler too, but after workers have begun to fetch by it
             epochs: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(epochs.processed)
         return self._loader(self.training, sampler, self._process_batch_size, drop_last=True)
+
+    def check_order(self) -> None:
+        """Raise `InputError` if another process has other training images, or another order. Collective, one number."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return
+        strategy = self.trainer.strategy
+        own = torch.tensor([self.training.digest, self.sampler.digest()], device=strategy.root_device)
+        every = strategy.all_gather(own).tolist()
+        for rank, theirs in enumerate(every):
+            for what, number, first in zip(('images', 'order of images'), theirs, every[0], strict=True):
+                if number != first:
+                    raise InputError(message(
+                        f'data: process {rank} has another {what} than process 0',
+                        'they would train on some images several times and never on others',
+                        'give all machines the same data.root, the same seed_everything and the same packages'))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation images in order."""

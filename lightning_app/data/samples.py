@@ -4,8 +4,10 @@ from __future__ import annotations
 import logging
 import os
 import random
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -93,6 +95,13 @@ class SeededSampler(DistributedSampler[Any]):
             yield int(index), int(seed)
 
 
+    def digest(self) -> int:
+        """Return a number that is the same in all processes if they divide the same order among them."""
+        whole = SeededSampler(len(self.dataset), self.num_replicas, 0, self.seed)  # type: ignore[arg-type]
+        whole.set_epoch(self.epoch)
+        return zlib.crc32(np.fromiter(DistributedSampler.__iter__(whole), dtype=np.int64).tobytes(), self.seed)
+
+
 class TrainingSamples(Dataset[tuple[Tensor, int]]):
     """Training images: keys are pairs (index, seed), items pairs of the transformed image and its label.
 
@@ -107,6 +116,13 @@ class TrainingSamples(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.source.labels)
+
+    @cached_property
+    def digest(self) -> int:
+        """A number that tells these files and labels from others."""
+        paths = '\n'.join(getattr(self.source, 'paths', ()))  # relative to their folder
+        labels = np.asarray(self.source.labels, dtype=np.int64).tobytes()
+        return zlib.crc32(labels, zlib.crc32(paths.encode('utf-8', 'surrogateescape')))
 
     def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, int]:
         index, seed = key if isinstance(key, tuple) else (key, key)

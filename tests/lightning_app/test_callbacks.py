@@ -128,6 +128,26 @@ def test_throughput_is_images_by_seconds_of_training(options, clock, make_traine
     assert values == pytest.approx([batch] * len(values))
 
 
+class Work(Callback):
+    """Lets three seconds pass in a step, beside the one that `Pass` lets pass before it."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def on_before_backward(self, *_):
+        self.clock.now += 3
+
+
+@pytest.mark.parametrize('options', [{}, {'log_every_n_steps': 2}, {'val_check_interval': 2}], ids=str)
+def test_share_of_time_that_goes_by_until_the_data_are_there(
+        options, clock, make_trainer, photo_data, tmp_path, read_csv):
+    make_trainer(max_epochs=2, logger=CsvLogger(str(tmp_path / 'run')), **options, callbacks=[
+        Pass(clock), Throughput(), Work(clock)]).fit(classifier(), photo_data(batch_size=4))
+    values = [value for _, value in read_csv(tmp_path / 'run', 'train/data_wait')]
+    assert len(values) >= 2
+    assert values == pytest.approx([25] * len(values))
+
+
 def test_throughput_leaves_out_checkpoints_within_an_epoch(clock, make_trainer, photo_data, tmp_path, read_csv):
     class SlowDisk(TorchCheckpointIO):
         def save_checkpoint(self, *args, **kwargs):

@@ -1,0 +1,149 @@
+"""Checkpoint files on disks that are full, and files that are damaged in every way."""
+import contextlib
+import random
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Callback
+
+from lightning_app import ImageClassifier
+from lightning_app.callbacks import BestCheckpoint, LastCheckpoint, ResultLine
+from lightning_app.checkpoints import CheckpointFiles, damage, load_checkpoint, newest_whole
+
+CONTENT = {'state_dict': {'weight': torch.arange(5000.0)}, 'pytorch-lightning_version': '2.6', 'epoch': 3}
+
+
+@contextlib.contextmanager
+def full_disk(room=4096):
+    """Let no file of this process grow over `room` bytes: writes fail in the middle, as on a full disk."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.fixture
+def files():
+    return CheckpointFiles()
+
+
+def test_file_is_what_was_saved(files, tmp_path):
+    path = tmp_path / 'new' / 'a.ckpt'
+    files.save_checkpoint(CONTENT, path)
+    assert [file.name for file in path.parent.iterdir()] == ['a.ckpt']
+    for loaded in (files.load_checkpoint(path), load_checkpoint(path)):
+        assert torch.equal(loaded['state_dict']['weight'], CONTENT['state_dict']['weight'])
+        assert loaded['epoch'] == 3
+
+
+def test_full_disk_costs_neither_the_old_file_nor_another(files, tmp_path):
+    for name in ('a', 'b'):
+        files.save_checkpoint({**CONTENT, 'epoch': name}, tmp_path / f'{name}.ckpt')
+    with full_disk(), pytest.warns(UserWarning, match=r'a.ckpt: not written .*older ones are kept'):
+        files.save_checkpoint({**CONTENT, 'epoch': 'new'}, tmp_path / 'a.ckpt')
+    assert files.failed == tmp_path / 'a.ckpt'
+    files.remove_checkpoint(tmp_path / 'b.ckpt')
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['a.ckpt', 'b.ckpt']
+    assert files.load_checkpoint(tmp_path / 'a.ckpt')['epoch'] == 'a'
+    files.save_checkpoint({**CONTENT, 'epoch': 'new'}, tmp_path / 'a.ckpt')
+    files.remove_checkpoint(tmp_path / 'b.ckpt')
+    assert files.load_checkpoint(tmp_path / 'a.ckpt')['epoch'] == 'new'
+    assert not (tmp_path / 'b.ckpt').exists()
+
+
+def test_error_that_is_none_of_the_disk_is_raised(files, tmp_path):
+    files.save_checkpoint(CONTENT, tmp_path / 'a.ckpt')
+    with pytest.raises(Exception, match='pickle'):
+        files.save_checkpoint({'state_dict': lambda: None}, tmp_path / 'a.ckpt')
+    assert [file.name for file in tmp_path.iterdir()] == ['a.ckpt']
+    assert damage(tmp_path / 'a.ckpt') is None
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_file_that_was_cut_off_is_not_whole(files, tmp_path, seed):
+    path = tmp_path / 'a.ckpt'
+    files.save_checkpoint(CONTENT, path)
+    data = path.read_bytes()
+    path.write_bytes(data[:random.Random(seed).randrange(len(data))])
+    assert 'cut off or altered' in damage(path)
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_altered_value_is_found(files, tmp_path, seed, refused):
+    path = tmp_path / 'a.ckpt'
+    files.save_checkpoint(CONTENT, path)
+    data = bytearray(path.read_bytes())
+    values = CONTENT['state_dict']['weight'].numpy().tobytes()
+    data[data.index(values) + random.Random(seed).randrange(len(values))] ^= 1 << seed % 8
+    path.write_bytes(data)
+    assert 'the checksum of' in damage(path)
+    with refused(str(path), 'it was altered', 'none that is whole'):
+        files.load_checkpoint(path)
+
+
+def test_newest_that_is_whole(files, tmp_path):
+    paths = [tmp_path / f'{name}.ckpt' for name in 'abc']
+    for path in paths:
+        files.save_checkpoint(CONTENT, path)
+    paths[2].write_bytes(b'')
+    with pytest.warns(UserWarning, match=r'c.ckpt: passed over'):
+        assert newest_whole(paths) == paths[1]
+    assert newest_whole([]) is None
+
+
+def test_foreign_file_is_refused(tmp_path, refused):
+    torch.save({'state_dict': {}}, tmp_path / 'weights.ckpt')
+    with refused('weights.ckpt', 'no checkpoint of a training', 'model.network.checkpoint_path'):
+        load_checkpoint(tmp_path / 'weights.ckpt')
+
+
+class Fill(Callback):
+    """Fills the disk from one epoch to another."""
+
+    def __init__(self, first, last):
+        self.full, self.first, self.last = contextlib.ExitStack(), first, last
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.first:
+            self.full.enter_context(full_disk(100_000))
+        if trainer.current_epoch == self.last:
+            self.full.close()
+
+
+class Rising(ImageClassifier):
+    """Finds a better accuracy in each epoch."""
+
+    def on_validation_epoch_end(self):
+        self.log_dict({'val/top1': float(self.current_epoch), 'val/top5': 100.0, 'val/loss': 1.0})
+
+
+@pytest.mark.filterwarnings('ignore:.*not written:UserWarning')
+def test_training_goes_on_while_the_disk_is_full(make_trainer, photo_data, tmp_path):
+    best, fill = BestCheckpoint(), Fill(1, 3)
+    seen = []
+
+    class Look(Callback):
+        def on_train_epoch_end(self, trainer, pl_module: LightningModule):
+            kept = sorted(tmp_path.rglob('*.ckpt'))
+            seen.append(([path.name for path in kept], Path(best.best_model_path).exists(),
+                         [torch.load(path, weights_only=True)['global_step'] for path in kept]))
+
+    best.dirpath = str(tmp_path / 'python' / 'checkpoints')
+    make_trainer(
+        max_epochs=4, enable_checkpointing=True, plugins=[CheckpointFiles()],
+        callbacks=[fill, best, ResultLine(), Look(), LastCheckpoint()]).fit(
+            Rising('test_resnet', num_classes=3), photo_data())
+    # of the epochs before: what was written before the disk was full
+    first = ['best.ckpt', 'last-step=00000002.ckpt', 'last-step=00000003.ckpt']
+    assert seen[1:3] == [(first, True, [3, 2, 3])] * 2
+    assert best.best_model_score == 3
+    assert load_checkpoint(best.best_model_path)['global_step'] == 12
+    assert sorted(path.name for path in tmp_path.rglob('*.ckpt')) == [
+        'best.ckpt', 'last-step=00000011.ckpt', 'last-step=00000012.ckpt']
