@@ -48,6 +48,7 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.signals = StopSignals() if handle_signals else None
+        self.saved = 0  # the step of the newest
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the order of the callbacks."""
@@ -90,21 +91,21 @@ class LastCheckpoint(Checkpoint):
         if due or number or left <= trainer.accumulate_grad_batches:
             self.save(trainer)
         if number:
-            leave(trainer, number)
+            self.leave(trainer, number)
 
     def on_validation_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
             dataloader_idx: int = 0) -> None:
         """End the training if it shall stop."""
         if number := self._asked_to_stop(trainer, batch_idx % log_interval(trainer) == 0):
-            leave(trainer, number)
+            self.leave(trainer, number)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and end the training if it shall stop."""
         self.save(trainer)
         last = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
         if not last and (number := self._asked_to_stop(trainer, True)):
-            leave(trainer, number)
+            self.leave(trainer, number)
 
     def _asked_to_stop(self, trainer: Trainer, synchronised: bool) -> int:
         """Return the signal on which all processes agree that they end, 0 if none.
@@ -125,28 +126,29 @@ class LastCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # a training that goes on from here does not log again what is before
         trainer.save_checkpoint(path)
+        self.saved = trainer.global_step
         if trainer.is_global_zero and path.is_file():
             # later ones are of a training that was abandoned for this one
             kept = [file for file in step_checkpoints(folder) if file.name <= path.name][-self.keep:]
             for file in set(step_checkpoints(folder)) - set(kept):
                 file.unlink()
 
+    def leave(self, trainer: Trainer, number: int) -> None:
+        """End this process: with status 0 if SLURM starts the job again, else that of the signal."""
+        name = signal.Signals(number).name
+        requeued = name == 'SIGUSR1' and 'SLURM_JOB_ID' in os.environ
+        if requeued and trainer.is_global_zero:
+            requeue()
+        rank_zero_info(f'{name}: stopped at step {trainer.global_step}, the checkpoint is of step {self.saved}; the same '
+                       'command with --ckpt_path auto goes on from there')
+        # a process that Lightning started and that ends before the first one with a status makes it kill that
+        child = trainer.strategy.launcher is not None and not trainer.is_global_zero
+        raise Stopped(0 if requeued or child else 128 + number)
+
 
 def step_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of `LastCheckpoint` in `folder`, by their step."""
     return sorted(path for path in folder.glob('last-step=*.ckpt') if re.fullmatch(r'last-step=\d{8,}', path.stem))
-
-
-def leave(trainer: Trainer, number: int) -> None:
-    """End this process: with status 0 if SLURM starts the job again, else that of the signal."""
-    name = signal.Signals(number).name
-    requeued = name == 'SIGUSR1' and 'SLURM_JOB_ID' in os.environ
-    if requeued and trainer.is_global_zero:
-        requeue()
-    rank_zero_info(f'{name}: stopped at step {trainer.global_step}; the same command with --ckpt_path auto goes on')
-    # a process that Lightning started and that ends before the first one with a status makes it kill that
-    child = trainer.strategy.launcher is not None and not trainer.is_global_zero
-    raise Stopped(0 if requeued or child else 128 + number)
 
 
 def requeue() -> None:
