@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -256,9 +257,19 @@ class ImageClassifier(LightningModule):
 
     # Evaluation
 
+    def evaluate(self, images: Tensor) -> Tensor:
+        """Return the logits of images `(N, 3, H, W)`, or of views `(N, V, 3, H, W)` the log of the mean probability.
+
+        Krizhevsky et al. 2012 average the predictions of ten crops in the same way.
+        """
+        if images.dim() == 4:
+            return self(images)
+        logits = self(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
+        return logits.log_softmax(-1).logsumexp(1) - math.log(images.shape[1])
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch of validation images."""
-        self.val_metrics.update(self(batch[0]), batch[1])
+        self.val_metrics.update(self.evaluate(batch[0]), batch[1])
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation's loss and accuracies."""
@@ -267,7 +278,7 @@ class ImageClassifier(LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch of test images."""
-        self.test_metrics.update(self(batch[0]), batch[1])
+        self.test_metrics.update(self.evaluate(batch[0]), batch[1])
 
     def on_test_epoch_end(self) -> None:
         """Log the test's loss and accuracies."""
@@ -280,7 +291,7 @@ class ImageClassifier(LightningModule):
         Keys: `index (N,)`, `label (N, 5)` int64, `probability (N, 5)` float32; fewer than 5 if there are fewer classes.
         The index is the batch's label, which for unreadable images is negative, see `PredictionSamples`.
         """
-        probability, label = self(batch[0]).float().softmax(1).topk(min(TOP, self.net.num_classes))
+        probability, label = self.evaluate(batch[0]).float().softmax(1).topk(min(TOP, self.net.num_classes))
         return {'index': batch[1], 'label': label, 'probability': probability}
 
     # Checkpoints

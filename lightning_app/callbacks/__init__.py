@@ -2,11 +2,13 @@
 from .best_checkpoint import BestCheckpoint
 from .last_checkpoint import LastCheckpoint
 from .progress import ProgressBar
+from .progressive_size import ProgressiveSize
 from .result import ResultLine
 from .summary import NetworkSummary
 from .throughput import Throughput
 from .weight_averaging import WeightEMA
 
 __all__ = [
-    'BestCheckpoint', 'LastCheckpoint', 'NetworkSummary', 'ProgressBar', 'ResultLine', 'Throughput', 'WeightEMA',
+    'BestCheckpoint', 'LastCheckpoint', 'NetworkSummary', 'ProgressBar', 'ProgressiveSize', 'ResultLine', 'Throughput',
+    'WeightEMA',
 ]

@@ -139,8 +139,8 @@ class LastCheckpoint(Checkpoint):
         requeued = name == 'SIGUSR1' and 'SLURM_JOB_ID' in os.environ
         if requeued and trainer.is_global_zero:
             requeue()
-        rank_zero_info(f'{name}: stopped at step {trainer.global_step}, the checkpoint is of step {self.saved}; the same '
-                       'command with --ckpt_path auto goes on from there')
+        rank_zero_info(f'{name}: stopped at step {trainer.global_step}, the checkpoint is of step {self.saved}; '
+                       'the same command with --ckpt_path auto goes on from there')
         # a process that Lightning started and that ends before the first one with a status makes it kill that
         child = trainer.strategy.launcher is not None and not trainer.is_global_zero
         raise Stopped(0 if requeued or child else 128 + number)

@@ -1,18 +1,26 @@
 """Transforms by timm, from settings that fit in YAML."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
+from torchvision.transforms.functional import InterpolationMode, hflip
 
 from se_timm.errors import InputError, message
 
-__all__ = ['Augment', 'Cutout', 'evaluation_transform', 'training_transform']
+__all__ = [
+    'Augment', 'Cutout', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform',
+    'training_transform',
+]
+
+BILINEAR = InterpolationMode.BILINEAR
 
 
 @dataclass(frozen=True)
@@ -20,29 +28,69 @@ class Augment:
     """Training augmentation. The defaults are the paper's: random resized crop and horizontal flip.
 
     Attributes:
-        crop: `rrc` (random resized crop), timm's `rkrc` and `rkrr` (resize keeping the ratio, then crop), or `pad`
-            (shorter side to the size, zero-pad by `padding` pixels and crop at random: CIFAR).
+        crop: `rrc` (random resized crop), timm's `rkrc` and `rkrr` (resize keeping the ratio, then crop at the centre
+            or at random), or `pad` (shorter side to the size, zero-pad by `padding` pixels and crop at random: CIFAR).
         scale: Range of the crop's area, as a share of the image's (`rrc`).
         ratio: Range of the crop's aspect ratio (`rrc`).
         padding: Pixels on each side (`pad`).
+        rotation: Largest angle, in degrees to both sides, by which an image is turned before it is cropped; the
+            authors' README has 10.
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
         color_jitter: Strength of brightness, contrast and saturation jitter.
-        auto_augment: timm's policy string, such as `rand-m9-mstd0.5`; none by default.
-        random_erasing: Probability of erasing a rectangle.
+        color_jitter_prob: Probability of that jitter; always where not given.
+        grayscale_prob: Probability of turning an image grey.
+        gaussian_blur_prob: Probability of blurring an image.
+        pixel_jitter: Largest number, of 255, that is added to a channel, drawn for each; the authors' README has 20.
+        auto_augment: timm's policy string, such as `rand-m9-mstd0.5`, `original`, `3a` or `augmix-m3-w3`; none by
+            default.
+        random_erasing: Probability of erasing rectangles.
+        erasing_mode: What they are filled with: `pixel` (noise), `rand` (a colour) or `const` (the mean).
+        erasing_count: Largest number of rectangles in an image.
         cutout: Side in pixels of a square that is erased in every image, see `Cutout`; none by default.
+        splits: Versions of each image: the first is only cropped and flipped, the others are augmented each on its
+            own, as for AugMix with `model.loss.jsd` (3 as published); none by default.
     """
 
     crop: Literal['rrc', 'rkrc', 'rkrr', 'pad'] = 'rrc'
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 4 / 3)
     padding: int = 4
+    rotation: float = 0.0
     hflip: float = 0.5
     vflip: float = 0.0
     color_jitter: float = 0.0
+    color_jitter_prob: float | None = None
+    grayscale_prob: float = 0.0
+    gaussian_blur_prob: float = 0.0
+    pixel_jitter: int = 0
     auto_augment: str | None = None
     random_erasing: float = 0.0
+    erasing_mode: Literal['pixel', 'rand', 'const'] = 'pixel'
+    erasing_count: int = 1
     cutout: int = 0
+    splits: int = 0
+
+
+class PixelJitter:
+    """Add to each channel of an image a whole number of its own, from `-largest` to `largest`; values stay in 0..255.
+
+    The authors' README lists "pixel jitter [-20, 20]" without saying more; this is a reading of it.
+
+    Args:
+        largest: Of 255.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return a changed copy of an RGB image."""
+        added = torch.randint(-self.largest, self.largest + 1, (3,)).numpy()
+        return Image.fromarray((np.asarray(image) + added).clip(0, 255).astype(np.uint8))
+
+    def __repr__(self) -> str:
+        return f'PixelJitter(largest={self.largest})'
 
 
 class Cutout:
@@ -68,8 +116,65 @@ class Cutout:
         return f'Cutout(side={self.side})'
 
 
+class Splits:
+    """Several versions of an image, `(count, 3, size, size)`: the first clean, the others augmented each on its own.
+
+    timm's `AugMixDataset` does the same, but returns a tuple, and erases on the device.
+
+    Args:
+        geometry: What all versions share.
+        augment: What the others have beside it.
+        clean: From image to tensor.
+        tensor: From image to tensor for the others.
+        count: Number of versions.
+    """
+
+    def __init__(self, geometry: Any, augment: Any, clean: Any, tensor: Any, count: int) -> None:
+        self.geometry, self.augment, self.clean, self.tensor, self.count = geometry, augment, clean, tensor, count
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the versions of an RGB image."""
+        image = self.geometry(image)
+        others = [self.tensor(self.augment(image)) for _ in range(self.count - 1)]
+        return torch.stack([self.clean(image), *others])
+
+
+class Views:
+    """What evaluation sees of an image, `(views, 3, size, size)`.
+
+    Args:
+        steps: From image to tensor, as by timm: resized, centre crop, tensor.
+        views: `flip` (the crop and its mirror image) or `ten` (centre and corners, and the mirror images).
+    """
+
+    def __init__(self, steps: list[Any], views: str) -> None:
+        centre = next(place for place, step in enumerate(steps) if isinstance(step, transforms.CenterCrop))
+        crop = transforms.TenCrop(steps[centre].size) if views == 'ten' else Mirrored(steps[centre])
+        self.before, self.crop, self.after = steps[:centre], crop, transforms.Compose(steps[centre + 1:])
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the views of an RGB image."""
+        image = transforms.Compose(self.before)(image)
+        return torch.stack([self.after(view) for view in self.crop(image)])
+
+
+class Mirrored:
+    """A crop and its mirror image."""
+
+    def __init__(self, crop: Any) -> None:
+        self.crop = crop
+
+    def __call__(self, image: Image.Image) -> tuple[Image.Image, Image.Image]:
+        """Return both."""
+        image = self.crop(image)
+        return image, hflip(image)
+
+
 def training_transform(augment: Augment, size: int, **normalisation: Any) -> Any:
-    """Return the transform from an RGB image to a float tensor `(3, size, size)`.
+    """Return the transform from an RGB image to a tensor `(3, size, size)`, or `(splits, 3, size, size)`.
+
+    It is uint8, to be normalised on the device, or where something is erased float and normalised, as that is done to
+    normalised images.
 
     Args:
         augment: The settings.
@@ -77,20 +182,10 @@ def training_transform(augment: Augment, size: int, **normalisation: Any) -> Any
         **normalisation: `mean`, `std` and `interpolation` for `timm.data.create_transform`.
 
     Raises:
-        InputError: For settings that timm does not know.
+        InputError: For settings that timm does not know, or that would have no effect.
     """
-    try:
-        geometry, colour, tensor = create_transform(
-            size, is_training=True, separate=True,
-            train_crop_mode=None if augment.crop == 'pad' else augment.crop,
-            scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
-            color_jitter=augment.color_jitter or None, auto_augment=augment.auto_augment,
-            re_prob=augment.random_erasing, re_mode='pixel', **normalisation)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise InputError(message(
-            f'data.augment: {augment}', f'timm makes no transform of it ({str(error) or type(error).__name__})',
-            'correct data.augment; policies of auto_augment are such as rand-m9-mstd0.5, original, augmix-m3-w3')
-        ) from error
+    check(augment)
+    geometry, colour, tensor = timm_transforms(augment, size, normalisation)
     if augment.crop == 'pad':
         geometry = transforms.Compose([
             transforms.Resize(size, str_to_interp_mode(normalisation.get('interpolation', 'bilinear'))),
@@ -98,14 +193,98 @@ def training_transform(augment: Augment, size: int, **normalisation: Any) -> Any
             transforms.RandomHorizontalFlip(augment.hflip),
             transforms.RandomVerticalFlip(augment.vflip),
         ])
+    turned = [transforms.RandomRotation(augment.rotation, BILINEAR)] if augment.rotation else []
+    jittered = [PixelJitter(augment.pixel_jitter)] if augment.pixel_jitter else []
+    erased = [Cutout(augment.cutout)] if augment.cutout else []
+    before, colour = transforms.Compose([*turned, geometry]), transforms.Compose([colour, *jittered])
+    tensor = transforms.Compose([tensor, *erased])
+    if augment.splits:
+        clean = timm_transforms(replace(augment, random_erasing=0.0), size, normalisation, erases(augment))[2]
+        return Splits(before, colour, clean, tensor, augment.splits)
+    return transforms.Compose([before, colour, tensor])
+
+
+def erases(augment: Augment) -> bool:
+    """Return whether something is erased, which is done to normalised images."""
+    return bool(augment.random_erasing or augment.cutout)
+
+
+def timm_transforms(
+        augment: Augment, size: int, normalisation: dict[str, Any], normalise: bool | None = None) -> tuple[Any, ...]:
+    """Return timm's transforms: geometry, colour, and to a tensor, which is normalised where it must be."""
+    try:
+        return create_transform(
+            size, is_training=True, separate=True, normalize=erases(augment) if normalise is None else normalise,
+            train_crop_mode=None if augment.crop == 'pad' else augment.crop,
+            scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
+            color_jitter=augment.color_jitter or None, color_jitter_prob=augment.color_jitter_prob,
+            grayscale_prob=augment.grayscale_prob, gaussian_blur_prob=augment.gaussian_blur_prob,
+            auto_augment=augment.auto_augment, re_prob=augment.random_erasing, re_mode=augment.erasing_mode,
+            re_count=augment.erasing_count, **normalisation)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise InputError(message(
+            f'data.augment: {augment}', f'timm makes no transform of it ({str(error) or type(error).__name__})',
+            'correct data.augment; policies of auto_augment are such as rand-m9-mstd0.5, original, augmix-m3-w3')
+        ) from error
+
+
+def check(augment: Augment) -> None:
+    """Raise `InputError` for settings that mean nothing, or have no effect."""
     if augment.cutout < 0:
         raise InputError(message(
             f'data.augment.cutout: {augment.cutout}', 'it is the side of a square, in pixels',
             'take 0 for none, or as published 16 for CIFAR-10 and 8 for CIFAR-100'))
-    erased = [Cutout(augment.cutout)] if augment.cutout else []
-    return transforms.Compose([geometry, colour, tensor, *erased])
+    if not 0 <= augment.pixel_jitter <= 255:
+        raise InputError(message(
+            f'data.augment.pixel_jitter: {augment.pixel_jitter}', 'it is added to values from 0 to 255',
+            "take 0 for none, or the authors' 20"))
+    if augment.splits and augment.splits < 2:
+        raise InputError(message(
+            f'data.augment.splits: {augment.splits}', 'one version of an image can be compared with no other',
+            'take 0 for none, or 3 as published'))
+    policy = augment.auto_augment
+    if policy and augment.color_jitter and '3a' not in policy:
+        raise InputError(message(
+            f'data.augment.color_jitter: {augment.color_jitter} with auto_augment {policy}',
+            'timm leaves colour jitter out where a policy changes the colours', 'leave one of them out'))
+    if augment.color_jitter_prob is not None and not augment.color_jitter:
+        raise InputError(message(
+            f'data.augment.color_jitter_prob: {augment.color_jitter_prob} without color_jitter',
+            'it is the probability of a jitter without strength', 'give color_jitter, such as 0.4, or leave it out'))
 
 
-def evaluation_transform(size: int, crop_pct: float, **normalisation: Any) -> Any:
-    """Return the transform by which timm evaluates: shorter side to `size / crop_pct`, centre crop of `size`."""
-    return create_transform(size, is_training=False, crop_pct=crop_pct, **normalisation)
+def evaluation_transform(size: int, crop_pct: float, views: str = 'center', **normalisation: Any) -> Any:
+    """Return the transform by which timm evaluates: shorter side to `size / crop_pct`, centre crop of `size`.
+
+    Args:
+        size: Height and width in pixels.
+        crop_pct: Side of the crop / shorter side of the resized image.
+        views: `center`, or `flip` or `ten`, see `Views`.
+        **normalisation: `mean`, `std` and `interpolation` for `timm.data.create_transform`.
+
+    Returns:
+        Image to uint8 tensor, `(3, size, size)` or `(views, 3, size, size)`, to be normalised on the device.
+    """
+    transform = create_transform(size, is_training=False, crop_pct=crop_pct, normalize=False, **normalisation)
+    return transform if views == 'center' else Views(transform.transforms, views)
+
+
+class Normalisation:
+    """From images of 0 to 255 to normalised ones, on their device; the same numbers as torchvision's.
+
+    Args:
+        mean: Of each channel, of values from 0 to 1.
+        std: Of each channel.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.values = torch.tensor([mean, std]).view(2, -1, 1, 1)
+
+    def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return `images (..., 3, H, W)` normalised; those that are float are."""
+        if images.is_floating_point():
+            return images
+        if self.values.device != images.device:  # once; at each step the host would wait for the copy
+            self.values = self.values.to(images.device)
+        mean, std = self.values
+        return images.float().div_(255).sub_(mean).div_(std).to(dtype)

@@ -5,8 +5,9 @@ import dataclasses
 import inspect
 import os
 from abc import abstractmethod
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import timm
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from se_timm.errors import InputError, message
 
-from .augment import Augment, evaluation_transform, training_transform
+from .augment import Augment, Normalisation, evaluation_transform, training_transform
 from .samples import (
     EvaluationSamples,
     PadToMultiple,
@@ -31,7 +32,7 @@ __all__ = ['ImageDataModule']
 
 # as our ImageNet networks; mean, std and crop are timm's defaults
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
-LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1}
+LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1, 'repeats': 1}
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -66,6 +67,10 @@ class ImageDataModule(LightningDataModule):
         mean: Mean of each channel that is subtracted; where not given, as the network's configuration says.
         std: Standard deviation of each channel to divide by; where not given, as the network's configuration says.
         augment: Training augmentation.
+        repeats: How many times each image stands in a step, augmented anew (Hoffer et al., repeated augmentation); an
+            epoch has as many steps, and as fewer images.
+        eval_views: What evaluation sees of an image: `center`, `flip` (the centre crop and its mirror image), or `ten`
+            (centre and corners, and their mirror images); probabilities are averaged. Memory and time grow with them.
         num_classes: Number of classes; found from the data where not given.
         images: A folder of images, for prediction.
         allow_unreadable: Leave unreadable images out of an evaluation instead of stopping it.
@@ -83,6 +88,8 @@ class ImageDataModule(LightningDataModule):
             mean: tuple[float, float, float] | None = None,
             std: tuple[float, float, float] | None = None,
             augment: Augment = Augment(),  # noqa: B008  (frozen)
+            repeats: int = 1,
+            eval_views: Literal['center', 'flip', 'ten'] = 'center',
             num_classes: int | None = None,
             images: str | None = None,
             allow_unreadable: bool = False,
@@ -98,10 +105,13 @@ class ImageDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.augment = Augment(**augment) if isinstance(augment, dict) else augment
+        self.repeats = repeats
+        self.eval_views = eval_views
         self.given_num_classes = num_classes
         self.images = images
         self.allow_unreadable = allow_unreadable
         self.start = (0, 0)  # epoch and images of it that a checkpoint has behind it
+        self.size_of_epoch: Callable[[int], int] | None = None  # side of the training crops in an epoch
 
     # What a data module must provide
 
@@ -135,9 +145,12 @@ class ImageDataModule(LightningDataModule):
         size = _given(self.image_size, cfg['input_size'][-1])
         eval_size = _given(self.eval_size, size)
         self.input_size = (3, eval_size, eval_size)
-        self.training_transform = training_transform(self.augment, size, **normalisation)
+        self.train_size = size
+        self.normalisation = Normalisation(normalisation['mean'], normalisation['std'])
+        self.transform_of_size = partial(training_transform, self.augment, **normalisation)
+        self.training_transform = self.transform_of_size(size)  # type: ignore[call-arg]
         self.evaluation_transform = evaluation_transform(
-            eval_size, _given(self.crop_pct, cfg['crop_pct']), **normalisation)
+            eval_size, _given(self.crop_pct, cfg['crop_pct']), self.eval_views, **normalisation)
 
     def setup(self, stage: str) -> None:
         """Open what `stage` (fit, validate, test or predict) needs."""
@@ -145,7 +158,8 @@ class ImageDataModule(LightningDataModule):
         self.prepare_transforms()
         if stage == 'fit':
             self.settings()  # a checkpoint will hold them
-            self.training = TrainingSamples(self._checked(self.open('train')), self.training_transform)
+            self.training = TrainingSamples(
+                self._checked(self.open('train')), self.training_transform, self.transform_of_size)
             self._check_training_step()
         if stage in ('fit', 'validate'):
             self.validation = self._evaluation(self.open('val'))
@@ -160,11 +174,24 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled training batches; an incomplete last step is left out."""
         self.sampler = sampler = SeededSampler(
-            len(self.training), self._world_size, self._rank, run_seed(), multiple=self.batch_size, start=self.start)
+            len(self.training), self._world_size, self._rank, run_seed(), multiple=self.batch_size, start=self.start,
+            repeats=self.repeats, size_of_epoch=self.size_of_epoch)
         if self.trainer:  # Lightning says it to the sampler too, but after workers have begun to fetch by it
             epochs: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(epochs.processed)
         return self._loader(self.training, sampler, self._process_batch_size, drop_last=True)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise the images, which arrive as bytes, a quarter of the size, and line up the versions of them.
+
+        Versions `(N, S, 3, H, W)` become `(S * N, 3, H, W)`, all first ones first, as timm's JSD loss has it.
+        """
+        images, labels = batch
+        dtype: Any = self.trainer.lightning_module.dtype if self.trainer else torch.float32
+        images = self.normalisation(images, dtype)
+        if images.dim() == 5 and self.trainer and self.trainer.training:
+            images = images.transpose(0, 1).flatten(0, 1)
+        return images, labels
 
     def check_order(self) -> None:
         """Raise `InputError` if another process has other training images, or another order. Collective, one number."""

@@ -8,8 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ from .decode import UnreadableImage
 from .sources import Source
 
 __all__ = [
-    'IGNORE', 'EvaluationSamples', 'PadToMultiple', 'PredictionSamples', 'SeededSampler', 'TrainingSamples', 'run_seed',
-    'seeded', 'set_seed',
+    'IGNORE', 'EvaluationSamples', 'Key', 'PadToMultiple', 'PredictionSamples', 'SeededSampler', 'TrainingSamples',
+    'run_seed', 'seeded', 'set_seed',
 ]
 
 IGNORE = -1  # label of a sample that does not count
@@ -62,8 +61,16 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(state[2])
 
 
+class Key(NamedTuple):
+    """What a training sample follows from: the number of its image, a seed, and the side of its crop in pixels."""
+
+    image: int
+    seed: int
+    size: int | None = None
+
+
 class SeededSampler(DistributedSampler[Any]):
-    """A shuffled share of the data for each process; yields pairs (index, seed) for `TrainingSamples`.
+    """A shuffled share of the data for each process; yields the keys of `TrainingSamples`.
 
     The permutation depends on (seed, epoch) and each sample's seed on (seed, epoch, position in the permutation), so
     that the batches are the same for any number of workers, and the global batches for any number of processes.
@@ -77,41 +84,58 @@ class SeededSampler(DistributedSampler[Any]):
             else the last step would be smaller. `num_replicas` where not given.
         start: An epoch, and how many images of it (over all processes) are left out, as a training that is resumed has
             seen them; they are not loaded. Its length is that of the whole epoch, as Lightning counts in those.
+        repeats: Each image stands so many times in a row, with other seeds, and as fewer of them in an epoch.
+        size_of_epoch: The side of the crops in an epoch.
     """
 
-    def __init__(self, length: int, num_replicas: int, rank: int, seed: int, multiple: int | None = None,
-                 start: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+            self, length: int, num_replicas: int, rank: int, seed: int, multiple: int | None = None,
+            start: tuple[int, int] = (0, 0), repeats: int = 1,
+            size_of_epoch: Callable[[int], int] | None = None) -> None:
         super().__init__(
             range(length), num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.total_size = length // (multiple or num_replicas) * (multiple or num_replicas)
         self.num_samples = self.total_size // num_replicas
         self.start = start
+        self.repeats = repeats
+        self.size_of_epoch = size_of_epoch
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        positions = range(self.rank, self.total_size, self.num_replicas)
-        first = self.start[1] // self.num_replicas if self.epoch == self.start[0] else 0
-        for position, index in islice(zip(positions, super().__iter__(), strict=True), first, None):
+    def order(self) -> Tensor:
+        """Return the permutation of the epoch, as torch's DistributedSampler draws it."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Key]:
+        order, seen = self.order().tolist(), self.start[1] if self.epoch == self.start[0] else 0
+        size = self.size_of_epoch(self.epoch) if self.size_of_epoch else None
+        for position in range(seen + self.rank, self.total_size, self.num_replicas):
             seed = np.random.SeedSequence((self.seed, self.epoch, position)).generate_state(1)[0]
-            yield int(index), int(seed)
-
+            yield Key(order[position // self.repeats], int(seed), size)
 
     def digest(self) -> int:
         """Return a number that is the same in all processes if they divide the same order among them."""
-        whole = SeededSampler(len(self.dataset), self.num_replicas, 0, self.seed)  # type: ignore[arg-type]
-        whole.set_epoch(self.epoch)
-        return zlib.crc32(np.fromiter(DistributedSampler.__iter__(whole), dtype=np.int64).tobytes(), self.seed)
+        return zlib.crc32(self.order().numpy().tobytes(), self.seed)
 
 
 class TrainingSamples(Dataset[tuple[Tensor, int]]):
-    """Training images: keys are pairs (index, seed), items pairs of the transformed image and its label.
+    """Training images: keys are those of `SeededSampler`, items pairs of the transformed image and its label.
 
     A bare index, as from the sampler that Lightning puts in for `overfit_batches`, is its own seed.
     An unreadable image is named in the log, counted (`unreadable`, over all workers) and replaced by the next one.
+
+    Args:
+        source: The images.
+        transform: Image to tensor.
+        transform_of_size: The same for another side of the crop, in pixels.
     """
 
-    def __init__(self, source: Source, transform: Transform) -> None:
+    def __init__(
+            self, source: Source, transform: Transform,
+            transform_of_size: Callable[[int], Transform] | None = None) -> None:
         self.source = source
         self.transform = transform
+        self.transform_of_size = transform_of_size
+        self._sized: dict[int, Transform] = {}
         self.unreadable = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -124,8 +148,15 @@ class TrainingSamples(Dataset[tuple[Tensor, int]]):
         labels = np.asarray(self.source.labels, dtype=np.int64).tobytes()
         return zlib.crc32(labels, zlib.crc32(paths.encode('utf-8', 'surrogateescape')))
 
-    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, int]:
-        index, seed = key if isinstance(key, tuple) else (key, key)
+    def _transform(self, size: int | None) -> Transform:
+        if size is None or self.transform_of_size is None:
+            return self.transform
+        if size not in self._sized:
+            self._sized[size] = self.transform_of_size(size)
+        return self._sized[size]
+
+    def __getitem__(self, key: Key | tuple[int, int] | int) -> tuple[Tensor, int]:
+        index, seed, size = Key(*key) if isinstance(key, tuple) else Key(key, key)
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             try:
@@ -136,7 +167,7 @@ class TrainingSamples(Dataset[tuple[Tensor, int]]):
                                 self.unreadable.item(), self.source.name(candidate), error)
                 continue
             with seeded(seed):
-                return self.transform(image), self.source.labels[candidate]
+                return self._transform(size)(image), self.source.labels[candidate]
         raise InputError(message(
             f'training images: {self.source.name(index)} and all others',
             'none of them can be read', 'look at the log for the reasons; the files may be damaged or no images'))

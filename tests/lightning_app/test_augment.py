@@ -9,7 +9,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
 from lightning_app.data import Augment, CIFAR10DataModule
-from lightning_app.data.augment import evaluation_transform, training_transform
+from lightning_app.data.augment import Normalisation, evaluation_transform, training_transform
 from lightning_app.data.samples import seeded
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'interpolation': 'bilinear'}
@@ -26,12 +26,13 @@ def ramp():
 
 def draw(augment, image, size, count=DRAWS, **normalisation):
     """Return `count` random results, (count, 3, size, size)."""
-    transform = training_transform(augment, size, **(normalisation or PLAIN))
+    normalisation = normalisation or PLAIN
+    transform = training_transform(augment, size, **normalisation)
     results = []
     for seed in range(count):
         with seeded(seed):
             results.append(transform(image))
-    return torch.stack(results)
+    return Normalisation(normalisation['mean'], normalisation['std'])(torch.stack(results))
 
 
 def boxes(images):
@@ -170,7 +171,95 @@ def test_negative_cutout(refused):
         training_transform(Augment(cutout=-1), 32, **PLAIN)
 
 
+def test_rotation_turns_before_the_crop(ramp):
+    turned = draw(Augment(crop='pad', padding=0, hflip=0.0, rotation=10), ramp, 256, count=40)
+    # the direction in which red grows, near the centre
+    along, down = turned[:, 0, 128, 160] - turned[:, 0, 128, 96], turned[:, 0, 160, 128] - turned[:, 0, 96, 128]
+    angles = torch.rad2deg(torch.atan2(down, along))
+    assert angles.abs().max() < 11
+    assert angles.min() < -5
+    assert angles.max() > 5
+
+
+def test_pixel_jitter_adds_to_each_channel_its_own(noise):
+    grey = Image.new('RGB', (8, 8), (128, 250, 5))
+    changed = (draw(Augment(crop='pad', padding=0, pixel_jitter=20), grey, 8) * 255).round()
+    assert torch.equal(changed.amin((2, 3)), changed.amax((2, 3)))  # the same for all pixels
+    added = changed[:, :, 0, 0] - torch.tensor([128, 250, 5])
+    assert set(added[:, 0].tolist()) == set(range(-20, 21))
+    assert set(added[:, 1].tolist()) == set(range(-20, 6))  # values stay in 0..255
+    assert set(added[:, 2].tolist()) == set(range(-5, 21))
+    assert abs(np.corrcoef(added[:, 0], added[:, 1])[0, 1]) < 0.2
+
+
+def test_grey_and_blurred_images(noise):
+    image = noise(0, (32, 32))
+    plain = {'crop': 'pad', 'padding': 0, 'hflip': 0.0}
+    grey = draw(Augment(**plain, grayscale_prob=0.5), image, 32)
+    assert 0.4 < (grey.amax(1) == grey.amin(1)).all(-1).all(-1).float().mean() < 0.6
+    blurred = draw(Augment(**plain, gaussian_blur_prob=0.5), image, 32, count=60)
+    assert 0.3 < (blurred.std((1, 2, 3)) < 0.9 * blurred.std((1, 2, 3)).max()).float().mean() < 0.7
+
+
+def test_colour_jitter_with_a_probability(noise):
+    plain = {'crop': 'pad', 'padding': 0, 'hflip': 0.0}
+    same = draw(Augment(**plain), noise(0, (32, 32)), 32, 1)
+    changed = draw(Augment(**plain, color_jitter=0.4, color_jitter_prob=0.5), noise(0, (32, 32)), 32)
+    assert 0.4 < (changed == same).all(-1).all(-1).all(-1).float().mean() < 0.6
+
+
+@pytest.mark.parametrize('mode', ['const', 'rand', 'pixel'])
+def test_erasing(mode):
+    white = Image.new('RGB', (32, 32), 'white')
+    erased = draw(Augment(crop='pad', padding=0, random_erasing=1.0, erasing_mode=mode, erasing_count=2), white, 32, 40)
+    filled = [image[:, (image != 1).any(0)] for image in erased]
+    colours = [len(pixels.unique(dim=1).T) for pixels in filled if pixels.numel()]
+    assert max(colours) <= {'const': 1, 'rand': 2, 'pixel': 2000}[mode]
+    assert max(colours) >= {'const': 1, 'rand': 2, 'pixel': 100}[mode]
+
+
+@pytest.mark.parametrize('policy', [
+    'original', 'originalr', 'v0', 'v0r', '3a', 'rand-m9-mstd0.5', 'rand-m7-n3-inc1', 'augmix-m3-w3'])
+def test_every_kind_of_policy(noise, policy):
+    image = noise(0, (32, 32))
+    plain = draw(Augment(crop='pad', padding=0, hflip=0.0), image, 32, 1)
+    changed = draw(Augment(crop='pad', padding=0, hflip=0.0, auto_augment=policy), image, 32, 20)
+    assert changed.shape == (20, 3, 32, 32)
+    assert len({image.numpy().tobytes() for image in changed} - {plain[0].numpy().tobytes()}) > 3
+
+
+@pytest.mark.parametrize('erasing', [0.0, 1.0])
+def test_versions_of_an_image_share_their_crop_and_the_first_is_clean(ramp, erasing):
+    augment = Augment(auto_augment='augmix-m3-w3', splits=3, random_erasing=erasing)
+    clean = draw(Augment(), ramp, 64, 20)
+    versions = draw(augment, ramp, 64, 20)
+    assert versions.shape == (20, 3, 3, 64, 64)
+    torch.testing.assert_close(versions[:, 0], clean)
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.equal(versions[:, first], versions[:, second])
+
+
+@pytest.mark.parametrize(('settings', 'given', 'why'), [
+    ({'splits': 1}, 'splits: 1', 'no other'), ({'pixel_jitter': -1}, 'pixel_jitter: -1', '0 to 255'),
+    ({'color_jitter': 0.4, 'auto_augment': 'rand-m9'}, 'color_jitter: 0.4 with auto_augment rand-m9', 'leaves colour'),
+    ({'color_jitter_prob': 0.5}, 'color_jitter_prob: 0.5 without', 'without strength')])
+def test_settings_that_mean_nothing(refused, settings, given, why):
+    with refused(given, why, ''):
+        training_transform(Augment(**settings), 32, **PLAIN)
+
+
 # Evaluation
+
+
+def test_views(noise):
+    image = noise(0, (60, 40))
+    resized = image.resize((54, 36), Image.Resampling.BILINEAR)
+    centre = evaluation_transform(32, 32 / 36, **IMAGENET)(image)
+    flipped = evaluation_transform(32, 32 / 36, 'flip', **IMAGENET)(image)
+    assert torch.equal(flipped, torch.stack([centre, centre.flip(2)]))
+    ten = evaluation_transform(32, 32 / 36, 'ten', **IMAGENET)(image)
+    expected = torch.stack([tvf.pil_to_tensor(view) for view in tvf.ten_crop(resized, 32)])
+    assert torch.equal(ten, expected)
 
 
 @pytest.mark.parametrize(('size', 'crop_pct', 'resized'), [
@@ -184,7 +273,7 @@ def test_evaluation_is_torchvision_s(ramp, size, crop_pct, resized, shape, inter
         transforms.Resize(resized, transforms.InterpolationMode(interpolation)), transforms.CenterCrop(size),
         transforms.ToTensor(), transforms.Normalize(IMAGENET['mean'], IMAGENET['std'])])(image)
     transform = evaluation_transform(size, crop_pct, **{**IMAGENET, 'interpolation': interpolation})
-    torch.testing.assert_close(transform(image), expected, rtol=0, atol=1e-6)  # 1 in 255 is 0.017 and more
+    assert torch.equal(Normalisation(IMAGENET['mean'], IMAGENET['std'])(transform(image)), expected)
 
 
 def test_evaluation_is_not_random(noise):

@@ -11,7 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_app import ImageClassifier
-from lightning_app.callbacks import NetworkSummary, ProgressBar, ResultLine, Throughput, WeightEMA, throughput
+from lightning_app.callbacks import (
+    NetworkSummary,
+    ProgressBar,
+    ProgressiveSize,
+    ResultLine,
+    Throughput,
+    WeightEMA,
+    throughput,
+)
 from lightning_app.cli import main
 from lightning_app.logger import CsvLogger
 from lightning_app.optim import Optim, Schedule
@@ -160,6 +168,37 @@ def test_throughput_leaves_out_checkpoints_within_an_epoch(clock, make_trainer, 
     ).fit(classifier(), photo_data(batch_size=4))
     values = [value for _, value in read_csv(tmp_path / 'run', 'train/images_per_second')]
     assert values == pytest.approx([4] * len(values))
+
+
+# Progressive sizes
+
+
+def test_crops_grow_over_the_epochs(make_trainer, photo_data, caplog):
+    sizes = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            sizes.append(batch[0].shape[-1])
+
+    with caplog.at_level('INFO'):
+        make_trainer(max_epochs=6, callbacks=[Look(), ProgressiveSize(16, 1, 5, multiple=8)]).fit(
+            classifier(), photo_data(image_size=44, eval_size=32, num_workers=1))
+    assert sizes[::3] == [16, 16, 24, 32, 40, 44]
+    assert '16 px from epoch 0, 24 px from epoch 2, 32 px from epoch 3, 40 px from epoch 4, 44 px from epoch 5' in (
+        caplog.text)
+
+
+@pytest.mark.parametrize(('settings', 'given'), [
+    ({'start_size': 0}, 'start_size'), ({'start_epoch': 3, 'end_epoch': 3}, 'end_epoch'),
+    ({'multiple': 0}, 'multiple')])
+def test_sizes_that_cannot_grow(refused, settings, given):
+    with refused(f'ProgressiveSize: {given}', 'to a later end_epoch', 'end_epoch after start_epoch'):
+        ProgressiveSize(**settings)
+
+
+def test_images_that_are_no_larger_than_the_start(make_trainer, photo_data, refused):
+    with refused('start_size 32', 'images is 32', 'larger data.image_size'):
+        make_trainer(callbacks=[ProgressiveSize(32)]).fit(classifier(), photo_data())
 
 
 # The progress bar

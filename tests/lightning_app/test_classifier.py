@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_app import ImageClassifier
 from lightning_app.classifier import is_logging_step
+from lightning_app.data import Augment
 from lightning_app.logger import CsvLogger
 from lightning_app.loss import Loss
 from lightning_app.optim import Optim, Schedule
@@ -48,6 +49,11 @@ def expected_validation(model, samples):
     count = len(losses)
     return {'val/loss': sum(losses) / count, 'val/top1': 100 * sum(rank < 1 for rank in ranks) / count,
             'val/top5': 100 * sum(rank < 5 for rank in ranks) / count}
+
+
+def normalised(data):
+    """Return the validation images as the network gets them, with their labels."""
+    return [(data.normalisation(image), label) for image, label in data.validation]
 
 
 # Training
@@ -92,9 +98,38 @@ def test_loss_is_the_configured_one(make_trainer, photo_data):
     trainer.fit(model, data)
     loader = data.train_dataloader()
     loader.sampler.set_epoch(0)
-    images, labels = next(iter(loader))
+    images, labels = data.on_after_batch_transfer(next(iter(loader)), 0)
     expected = F.cross_entropy(model.train()(images), labels, label_smoothing=0.2).detach()
     assert record.steps[0]['train/loss'] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_views_are_averaged_as_probabilities(make_trainer, photo_data):
+    model, data = classifier(), photo_data(eval_views='ten')
+    result, = make_trainer().validate(model, data, verbose=False)
+    losses = []
+    for views, label in data.validation:
+        assert views.shape == (10, 3, 32, 32)
+        probability = model.eval()(data.normalisation(views)).detach().double().softmax(1).mean(0)
+        losses.append(-float(probability[label].log()))
+    assert result['val/loss'] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+    assert len(model.predict_step((data.normalisation(views)[None], torch.zeros(1)), 0)['label']) == 1
+
+
+def test_versions_of_images_line_up(make_trainer, photo_data):
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch)
+
+    data = photo_data(augment=Augment(auto_augment='augmix-m3-w3', splits=3), batch_size=4)
+    with pytest.raises(ValueError, match='batch_size'):  # plain cross-entropy knows nothing of versions
+        make_trainer(limit_train_batches=1, callbacks=[Look()]).fit(classifier(), data)
+    images, labels = seen[0]
+    assert images.shape == (12, 3, 32, 32)
+    assert len(labels) == 4
+    for row, key in enumerate(list(data.sampler)[:4]):
+        assert torch.equal(images[row::4], data.normalisation(data.training[key][0]))
 
 
 # The schedule
@@ -211,7 +246,7 @@ def test_validation_is_that_of_each_image_by_hand(arguments, make_trainer, photo
     model, data, trainer = classifier(), photo_data(**arguments), make_trainer()
     trainer.fit(model, data)
     found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith('val/')}
-    assert found == pytest.approx(expected_validation(model, data.validation), rel=1e-6)
+    assert found == pytest.approx(expected_validation(model, normalised(data)), rel=1e-6)
     assert found['val/top5'] == 100  # of three classes
 
 
@@ -219,7 +254,7 @@ def test_five_most_probable_of_more_classes_by_hand(make_trainer, photo_data):
     model = classifier(num_classes=9, network={'drop_rate': 0.0})
     data, trainer = photo_data(), make_trainer()
     found = trainer.validate(model, data, verbose=False)[0]
-    assert found == pytest.approx(expected_validation(model, data.validation), rel=1e-6)
+    assert found == pytest.approx(expected_validation(model, normalised(data)), rel=1e-6)
 
 
 def test_images_with_label_minus_one_do_not_count(make_trainer):
@@ -246,7 +281,7 @@ def test_mixed_precision(precision, channels_last, make_trainer, photo_data):
     assert {kind for kind, _ in kinds} == {torch.bfloat16}  # on the CPU Lightning replaces float16
     assert {last for _, last in kinds} == {channels_last}
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    single = expected_validation(model, data.validation)
+    single = expected_validation(model, normalised(data))
     assert float(trainer.callback_metrics['val/loss']) == pytest.approx(single['val/loss'], rel=0.05)
 
 
@@ -351,7 +386,7 @@ def test_compiled_network_keeps_its_keys_and_trains(make_trainer, photo_data, tm
     assert list(state) == keys
     eager = classifier()
     eager.load_state_dict(state)
-    expected = expected_validation(eager, trainer.datamodule.validation)
+    expected = expected_validation(eager, normalised(trainer.datamodule))
     assert float(trainer.callback_metrics['val/loss']) == pytest.approx(expected['val/loss'], rel=1e-4)
 
 
@@ -408,7 +443,7 @@ def test_checkpoint_from_python_is_validated_from_python(checkpoint, make_traine
     path, model = checkpoint
     data = photo_data()
     fresh = make_trainer().validate(classifier(network={'drop_rate': 0.1}), data, ckpt_path=path, verbose=False)[0]
-    assert fresh == pytest.approx(expected_validation(model, data.validation), rel=1e-6)
+    assert fresh == pytest.approx(expected_validation(model, normalised(data)), rel=1e-6)
 
 
 def test_checkpoint_of_another_network_is_refused_from_python_too(checkpoint, make_trainer, photo_data):

@@ -54,7 +54,8 @@ def test_table_of_a_checkpoint(checkpoint, mixed, capsys):
             assert row[1:] == ['(unreadable)']
             continue
         with torch.no_grad():
-            probability, label = model(cli.datamodule.prediction[index][0][None]).softmax(1)[0].sort(descending=True)
+            image = cli.datamodule.normalisation(cli.datamodule.prediction[index][0])
+            probability, label = model(image[None]).softmax(1)[0].sort(descending=True)
         assert row[1::2] == [['ant', 'bee', 'cat'][i] for i in label]
         assert [float(cell) for cell in row[2::2]] == pytest.approx(probability.tolist(), abs=2e-6)
     assert 'predictions of 7 images: predictions.csv; 1 could not be read' in capsys.readouterr().out

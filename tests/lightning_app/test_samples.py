@@ -19,7 +19,7 @@ from se_timm.errors import InputError
 
 LENGTH = 26
 # random in Python's, NumPy's and PyTorch's generator
-AUGMENT = Augment(color_jitter=0.4, auto_augment='rand-m9-mstd0.5', random_erasing=0.5)
+AUGMENT = Augment(grayscale_prob=0.4, auto_augment='rand-m9-mstd0.5', random_erasing=0.5)
 
 
 def random_transform():
@@ -107,15 +107,15 @@ def test_global_batches_of_two_processes_hold_the_same_pixels(source):
 
 
 def test_an_epoch_holds_each_image_once():
-    assert sorted(index for index, _ in keys()) == list(range(LENGTH))
-    assert len({seed for _, seed in keys()}) == LENGTH
+    assert sorted(key.image for key in keys()) == list(range(LENGTH))
+    assert len({key.seed for key in keys()}) == LENGTH
 
 
 @pytest.mark.parametrize('replicas', [2, 3, 4])
 def test_processes_get_equally_many_images_and_none_twice(replicas):
     shares = [keys(replicas, rank) for rank in range(replicas)]
     assert {len(share) for share in shares} == {LENGTH // replicas}
-    indices = [index for share in shares for index, _ in share]
+    indices = [key.image for share in shares for key in share]
     assert len(set(indices)) == len(indices)
     assert all(len(SeededSampler(LENGTH, replicas, rank, 0)) == LENGTH // replicas for rank in range(replicas))
 
@@ -128,10 +128,61 @@ def test_an_epoch_can_be_cut_to_whole_steps(replicas):
     assert set(itertools.chain(*samplers)) == set(keys()[:24])
 
 
+@pytest.mark.parametrize('replicas', [1, 2, 4])
+def test_epoch_can_be_gone_on_with(replicas):
+    for rank in range(replicas):
+        sampler = SeededSampler(LENGTH, replicas, rank, 7, start=(1, 8))
+        sampler.set_epoch(1)
+        assert list(sampler) == keys(replicas, rank, epoch=1)[8 // replicas:]
+        assert len(sampler) == LENGTH // replicas  # Lightning counts in whole epochs
+        for other in (0, 2):
+            sampler.set_epoch(other)
+            assert list(sampler) == keys(replicas, rank, epoch=other)
+
+
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_repeated_images_stand_in_a_row_with_seeds_of_their_own(replicas):
+    ranks = [list(SeededSampler(LENGTH, replicas, rank, 7, repeats=2)) for rank in range(replicas)]
+    order = list(itertools.chain(*zip(*ranks, strict=True)))
+    assert [key.image for key in order] == [key.image for key in keys()[:LENGTH // 2] for _ in range(2)]
+    assert len({key.seed for key in order}) == LENGTH
+
+
+def test_size_of_the_crops_follows_the_epoch_also_in_workers_that_stay(source):
+    def transform_of(size):
+        return training_transform(Augment(), size, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear')
+
+    samples = TrainingSamples(source, transform_of(16), transform_of)
+    sampler = SeededSampler(len(samples), 1, 0, 7, size_of_epoch=lambda epoch: 8 + 4 * epoch)
+    batches = DataLoader(samples, 13, sampler=sampler, num_workers=2, persistent_workers=True)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        assert {images.shape[-1] for images, _ in batches} == {8 + 4 * epoch}
+
+
+def test_another_order_has_another_digest():
+    def digest(**changed):
+        sampler = SeededSampler(**{'length': LENGTH, 'num_replicas': 2, 'rank': 0, 'seed': 7, **changed})
+        sampler.set_epoch(3)
+        return sampler.digest()
+
+    assert digest() == digest(rank=1)
+    assert len({digest(), digest(seed=8), digest(length=LENGTH - 1)}) == 3
+
+
+def test_other_files_or_labels_have_another_digest(source, tmp_path):
+    first = TrainingSamples(source, plain_transform()).digest
+    assert TrainingSamples(FolderSource(tmp_path / 'train'), plain_transform()).digest == first
+    (tmp_path / 'train' / 'cat' / '3.png').rename(tmp_path / 'train' / 'cat' / '3_.png')
+    assert TrainingSamples(FolderSource(tmp_path / 'train'), plain_transform()).digest != first
+    source.labels[0] = 1
+    assert TrainingSamples(source, plain_transform()).digest != first
+
+
 @pytest.mark.parametrize('other', [{'epoch': 1}, {'seed': 8}])
 def test_epochs_and_seeds_differ(source, other):
-    assert [index for index, _ in keys()] != [index for index, _ in keys(**other)]
-    assert {seed for _, seed in keys()}.isdisjoint(seed for _, seed in keys(**other))
+    assert [key.image for key in keys()] != [key.image for key in keys(**other)]
+    assert {key.seed for key in keys()}.isdisjoint(key.seed for key in keys(**other))
     samples = TrainingSamples(source, random_transform())
     assert not torch.equal(epoch_of(samples)[0], epoch_of(samples, **other)[0])
 
@@ -145,7 +196,7 @@ def test_the_same_image_is_augmented_anew_in_each_epoch(source):
 
 def test_labels_belong_to_the_images(source):
     samples = TrainingSamples(source, plain_transform())
-    for index, seed in keys():
+    for index, seed, _ in keys():
         image, label = samples[index, seed]
         assert torch.equal(image, plain_transform()(source.load(index)))
         assert label == source.labels[index]

@@ -1,0 +1,63 @@
+"""Smaller training images in the first epochs."""
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from se_timm.errors import InputError, message
+
+from ..data import ImageDataModule
+
+__all__ = ['ProgressiveSize']
+
+
+class ProgressiveSize(Callback):
+    """Trains on crops that grow from `start_size` to the data's `image_size`, which saves time; evaluation stays.
+
+    The size is a function of the epoch, so that a resumed training has the right one. As in FFCV's recipes for ImageNet
+    (128 px up to epoch 6, 192 px from epoch 14 of 18, evaluation at 256 px).
+
+    Args:
+        start_size: Side of the crops in pixels, up to `start_epoch`.
+        start_epoch: Epoch from which on they grow, linearly.
+        end_epoch: First epoch with crops of `data.image_size`.
+        multiple: Sides between the two are multiples of it.
+    """
+
+    def __init__(self, start_size: int = 128, start_epoch: int = 0, end_epoch: int = 10, multiple: int = 32) -> None:
+        for name, value in (('start_size', start_size), ('multiple', multiple), ('end_epoch', end_epoch - start_epoch)):
+            if value < 1:
+                raise InputError(message(
+                    f'ProgressiveSize: {name}', 'sizes grow from start_epoch to a later end_epoch',
+                    'take start_size and multiple from 1, and end_epoch after start_epoch'))
+        self.start_size, self.start_epoch, self.end_epoch = start_size, start_epoch, end_epoch
+        self.multiple = multiple
+        self.end_size = 0
+
+    def size(self, epoch: int) -> int:
+        """Return the side of the crops in an epoch."""
+        done = (epoch - self.start_epoch) / (self.end_epoch - self.start_epoch)
+        if done <= 0:
+            return self.start_size
+        if done >= 1:
+            return self.end_size
+        size = self.start_size + done * (self.end_size - self.start_size)
+        return min(max(round(size / self.multiple) * self.multiple, self.start_size), self.end_size)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the data the sizes, and say them."""
+        if stage != 'fit':
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ImageDataModule) or data.train_size <= self.start_size:
+            size = data.train_size if isinstance(data, ImageDataModule) else 'unknown'
+            raise InputError(message(
+                f'ProgressiveSize: start_size {self.start_size}', f'the size of the training images is {size}',
+                'take a smaller start_size, or a larger data.image_size, of a data module of lightning_app'))
+        self.end_size = data.train_size
+        data.size_of_epoch = self.size
+        rank_zero_info('training images: ' + ', '.join(
+            f'{self.size(epoch)} px from epoch {epoch}' for epoch in range(self.end_epoch + 1)
+            if epoch == 0 or self.size(epoch) != self.size(epoch - 1)))
