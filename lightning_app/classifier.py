@@ -10,16 +10,19 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from se_timm.errors import InputError, message
 
 from .data import ImageDataModule
 from .data.samples import run_seed, set_seed
-from .loss import Loss, build_loss
+from .distillation import Distill, Teacher, check_distill
+from .loss import Loss, build_loss, check_loss
 from .metrics import ClassificationMetrics
+from .mix import Mix, build_mixup, check_mix
 from .network import architecture, create_network, fuse_network, with_se
 from .nonfinite import NonfiniteSteps
 from .optim import (
@@ -66,6 +69,8 @@ class ImageClassifier(LightningModule):
         optim: The optimiser.
         schedule: The learning rate over the epochs.
         loss: The training loss.
+        mix: Mixup and CutMix; off by default.
+        distill: A teacher; none by default.
         fused: What computes the ends of residual blocks (batch norm, SE, add, ReLU) in training: `'fused'`, in four
             passes over memory; `'reference'`, the modules; `'auto'`, fused where that was measured to pay.
         recompute: Keep less for the backward pass and compute it again there, see `se_timm.fuse`; with `fused: fused`.
@@ -79,6 +84,7 @@ class ImageClassifier(LightningModule):
     """
 
     net: Any  # nn.Module with timm's attributes
+    criterion: nn.Module
 
     def __init__(
             self,
@@ -90,6 +96,8 @@ class ImageClassifier(LightningModule):
             optim: Optim = Optim(),  # noqa: B008  (frozen)
             schedule: Schedule = Schedule(),  # noqa: B008  (frozen)
             loss: Loss = Loss(),  # noqa: B008  (frozen)
+            mix: Mix = Mix(),  # noqa: B008  (frozen)
+            distill: Distill | None = None,
             fused: str = 'auto',
             recompute: bool = False,
             compile: bool = False,
@@ -101,7 +109,13 @@ class ImageClassifier(LightningModule):
         self.optim = Optim(**optim) if isinstance(optim, dict) else optim
         self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
         self.loss = Loss(**loss) if isinstance(loss, dict) else loss
+        self.mix = Mix(**mix) if isinstance(mix, dict) else mix
+        self.distill = Distill(**distill) if isinstance(distill, dict) else distill
         check_optimizer(self.optim)
+        check_mix(self.mix)
+        check_loss(self.loss, self.mix.on)
+        if self.distill:
+            check_distill(self.distill)
         twin = {'se': False} if plain and add_se is None else {}
         self.net = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
         if add_se is not None and not plain:
@@ -118,19 +132,41 @@ class ImageClassifier(LightningModule):
         self.save_hyperparameters({
             'name': name, 'num_classes': self.net.num_classes, 'network': architecture(network), 'plain': plain,
             'add_se': add_se, 'optim': dataclasses.asdict(self.optim), 'schedule': dataclasses.asdict(self.schedule),
-            'loss': dataclasses.asdict(self.loss), 'fused': fused, 'recompute': recompute,
-            'compile': compile, 'channels_last': channels_last, 'max_nonfinite_steps': max_nonfinite_steps,
+            'loss': dataclasses.asdict(self.loss), 'mix': dataclasses.asdict(self.mix),
+            'distill': dataclasses.asdict(self.distill) if self.distill else None, 'fused': fused,
+            'recompute': recompute, 'compile': compile, 'channels_last': channels_last,
+            'max_nonfinite_steps': max_nonfinite_steps,
         }, logger=False)
         self.net.to(memory_format=self.memory_format)
-        self.criterion = build_loss(self.loss)
+        self.mixup: Mixup | None = None
+        self.teacher: Teacher | None = None
         self.val_metrics = ClassificationMetrics(self.net.num_classes)
         self.test_metrics = ClassificationMetrics(self.net.num_classes)
 
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data, and compile the network for a training."""
         self.class_names = self._classes_of_data() or self.class_names
+        if stage == 'fit':
+            self._build_loss()
         if self.compile_network and stage == 'fit':
             self.net.compile()  # in place: the keys of the state dict stay those of the bare network
+
+    def _build_loss(self) -> None:
+        """Make what the loss consists of, some of which depends on the data."""
+        data: Any = getattr(self.trainer, 'datamodule', None)
+        known = isinstance(data, ImageDataModule)
+        criterion = build_loss(
+            self.loss, self.net.num_classes, self.mix.on, data.augment.splits if known else 0,
+            data.training.source.labels if known else None).to(self.device)
+        object.__setattr__(self, 'criterion', criterion)  # no submodule: its weights are not the network's
+        self.mixup = build_mixup(
+            self.mix, self.net.num_classes, self.loss.smoothing,
+            data.images_per_batch // self.trainer.world_size if known else None)
+        if self.distill:
+            cfg = self.net.pretrained_cfg
+            normalisation = {name: getattr(data, 'normalisation_settings', cfg)[name] for name in ('mean', 'std')}
+            self.teacher = Teacher(
+                self.distill, self.net.num_classes, normalisation, self.device, self.memory_format)
 
     def _classes_of_data(self) -> list[str] | None:
         """Return the names of the classes of the images at hand, if they have labels."""
@@ -161,8 +197,14 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the training loss of one batch."""
-        images, labels = batch
-        loss = self.criterion(self(images), labels)
+        images, targets = batch
+        if self.mixup:
+            self.mixup.mixup_enabled = self.mix.off_epoch is None or self.current_epoch < self.mix.off_epoch
+            images, targets = self.mixup(images, targets)
+        logits = self(images)
+        loss = self.criterion(logits, targets)
+        if self.teacher:
+            loss = self.teacher.loss(images, logits, loss)
         self.nonfinite.note(loss)
         self.log('train/loss', loss)
         return loss

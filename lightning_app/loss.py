@@ -1,15 +1,18 @@
 """The training loss by timm's factory, from settings that fit in YAML."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from timm.loss import create_classification_loss
+from timm.loss.class_weights import compute_class_weights
 from torch import nn
 
 from se_timm.errors import InputError, message
 
-__all__ = ['Loss', 'build_loss']
+__all__ = ['Loss', 'build_loss', 'check_loss']
 
 
 @dataclass(frozen=True)
@@ -17,22 +20,85 @@ class Loss:
     """The training loss; evaluation always uses plain cross-entropy.
 
     Attributes:
-        name: `ce` (cross-entropy) or `bce` (one binary cross-entropy a class).
+        name: `ce` (cross-entropy), `bce` (one binary cross-entropy a class), `asl` (asymmetric), `poly` (Poly-1), or
+            `jsd` (cross-entropy and Jensen-Shannon divergence of the versions that `data.augment.splits` makes).
         smoothing: Label smoothing.
+        bce_sum: Sum the binary cross-entropies over the classes, in place of their mean.
+        bce_threshold: Make mixed targets 1 above it and 0 below (`bce`).
+        class_weights: A weight for each class (`ce`, `bce`), or `balanced`: inverse to the number of its training
+            images, 1 in the mean.
     """
 
-    name: Literal['ce', 'bce'] = 'ce'
+    name: Literal['ce', 'bce', 'asl', 'poly', 'jsd'] = 'ce'
     smoothing: float = 0.0
+    bce_sum: bool = False
+    bce_threshold: float | None = None
+    class_weights: list[float] | Literal['balanced'] | None = None
 
 
-def build_loss(loss: Loss) -> nn.Module:
-    """Return timm's training criterion of logits `(N, C)` and labels `(N,)`.
-
-    Raises:
-        InputError: For a smoothing that is no share.
-    """
+def check_loss(loss: Loss, mixed: bool) -> None:
+    """Raise `InputError` for settings that contradict each other; `build_loss` looks at those that need the data."""
     if not 0 <= loss.smoothing < 1:
         raise InputError(message(
             f'model.loss.smoothing: {loss.smoothing}', 'it is the share of the target that goes to all classes',
             'take a number from 0 up to, but not, 1, such as 0.1'))
-    return create_classification_loss(loss.name, smoothing=loss.smoothing)
+    if mixed and loss.name in ('asl', 'jsd'):
+        raise InputError(message(
+            f'model.loss.name: {loss.name} with model.mix', 'it takes the labels of images that are not mixed',
+            'leave model.mix out, or take the loss ce, bce or poly'))
+    if loss.name != 'bce' and (loss.bce_sum or loss.bce_threshold is not None):
+        raise InputError(message(
+            f'model.loss.bce_sum or bce_threshold with the loss {loss.name}', 'they have no effect on it',
+            'take model.loss.name: bce, or leave them out'))
+    if loss.class_weights is not None and loss.name not in ('ce', 'bce'):
+        raise InputError(message(
+            f'model.loss.class_weights with the loss {loss.name}', 'it takes no weights of classes',
+            'take model.loss.name: ce or bce, or leave them out'))
+
+
+def build_loss(
+        loss: Loss, num_classes: int, mixed: bool = False, splits: int = 0, labels: Sequence[int] | None = None,
+) -> nn.Module:
+    """Return the training criterion of logits `(N, num_classes)` and labels `(N,)`, or targets `(N, num_classes)`.
+
+    Args:
+        loss: The settings.
+        num_classes: Number of classes.
+        mixed: Targets are soft, and smoothed already, see `Mix`.
+        splits: Versions of each image in a batch, see `Augment.splits`.
+        labels: Of all training images, for balanced weights.
+
+    Raises:
+        InputError: For settings that contradict each other or the data.
+    """
+    check_loss(loss, mixed)
+    if (loss.name == 'jsd') != (splits > 1):
+        raise InputError(message(
+            f'model.loss.name: {loss.name} with data.augment.splits: {splits}',
+            'jsd compares versions of images, of which there must be two or more, and no other loss knows them',
+            'take both, with splits 3 and auto_augment augmix-m3-w3 as published, or neither'))
+    weight = class_weights(loss, num_classes, labels)
+    if loss.name == 'ce' and weight is not None:  # timm's factory has no weights for it
+        return nn.CrossEntropyLoss(weight, label_smoothing=0.0 if mixed else loss.smoothing)
+    options: dict[str, Any] = {'jsd_splits': splits} if splits else {}
+    return create_classification_loss(
+        loss.name, smoothing=loss.smoothing, soft_targets=mixed, class_weight=weight, bce_sum=loss.bce_sum,
+        bce_target_thresh=loss.bce_threshold, **options)
+
+
+def class_weights(loss: Loss, num_classes: int, labels: Sequence[int] | None) -> torch.Tensor | None:
+    """Return the weights of the classes, None for none."""
+    if loss.class_weights is None:
+        return None
+    if loss.class_weights == 'balanced':
+        if labels is None:
+            raise InputError(message(
+                'model.loss.class_weights: balanced', 'the labels of the training images are not known to the model',
+                'use a data module of lightning_app, or give a number for each class'))
+        counts = torch.bincount(torch.as_tensor(labels), minlength=num_classes)
+        return compute_class_weights(counts, len(labels), method='inv_freq')[1]
+    if len(loss.class_weights) != num_classes or not all(weight >= 0 for weight in loss.class_weights):
+        raise InputError(message(
+            f'model.loss.class_weights: {len(loss.class_weights)} numbers', f'there are {num_classes} classes',
+            'give a number from 0 for each, in the order of the sorted names, or say balanced'))
+    return torch.tensor(loss.class_weights)

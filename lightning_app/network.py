@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from se_timm import add_se as insert_se
@@ -84,6 +85,19 @@ def own_weights(path: str) -> dict[str, Tensor] | None:
             if key.startswith('net.')}
 
 
+def without_classifier(net: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `weights`, with the new classifier of `net` in place of one for another number of classes."""
+    heads = net.pretrained_cfg.get('classifier') or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    own = net.state_dict()
+    other = {key for key, value in own.items() if key.rpartition('.')[0] in heads
+             and key in weights and weights[key].shape != value.shape}
+    if other:
+        classes = {len(weights[key]) for key in other}
+        rank_zero_info(f'initial weights: of {max(classes)} classes; the classifier of {net.num_classes} begins anew')
+    return {**weights, **{key: own[key] for key in other}}
+
+
 def create_network(name: str, **arguments: Any) -> nn.Module:
     """Return `timm.create_model(name, **arguments)`, with messages for users.
 
@@ -97,10 +111,12 @@ def create_network(name: str, **arguments: Any) -> nn.Module:
             'name a file with weights of the network, or leave it out'))
     weights = own_weights(path) if path else None
     try:
-        if weights is None:
+        if weights is None and (not path or path.lower().endswith(('.npz', '.npy'))):
             return timm.create_model(name, **arguments)
         net = timm.create_model(name, **{**arguments, 'checkpoint_path': ''})
-        net.load_state_dict(weights)
+        if weights is None:
+            weights = load_state_dict(path)
+        net.load_state_dict(without_classifier(net, weights))
         return net
     except (AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
             struct.error) as error:

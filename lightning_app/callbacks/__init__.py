@@ -1,5 +1,6 @@
 """Callbacks, one concern a file; none is added unless the config names it."""
 from .best_checkpoint import BestCheckpoint
+from .freezing import FreezeBackbone, FreezeBatchNorm
 from .last_checkpoint import LastCheckpoint
 from .progress import ProgressBar
 from .progressive_size import ProgressiveSize
@@ -9,6 +10,6 @@ from .throughput import Throughput
 from .weight_averaging import WeightEMA
 
 __all__ = [
-    'BestCheckpoint', 'LastCheckpoint', 'NetworkSummary', 'ProgressBar', 'ProgressiveSize', 'ResultLine', 'Throughput',
-    'WeightEMA',
+    'BestCheckpoint', 'FreezeBackbone', 'FreezeBatchNorm', 'LastCheckpoint', 'NetworkSummary', 'ProgressBar',
+    'ProgressiveSize', 'ResultLine', 'Throughput', 'WeightEMA',
 ]

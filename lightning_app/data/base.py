@@ -146,6 +146,7 @@ class ImageDataModule(LightningDataModule):
         eval_size = _given(self.eval_size, size)
         self.input_size = (3, eval_size, eval_size)
         self.train_size = size
+        self.normalisation_settings = normalisation
         self.normalisation = Normalisation(normalisation['mean'], normalisation['std'])
         self.transform_of_size = partial(training_transform, self.augment, **normalisation)
         self.training_transform = self.transform_of_size(size)  # type: ignore[call-arg]

@@ -123,8 +123,7 @@ def test_versions_of_images_line_up(make_trainer, photo_data):
             seen.append(batch)
 
     data = photo_data(augment=Augment(auto_augment='augmix-m3-w3', splits=3), batch_size=4)
-    with pytest.raises(ValueError, match='batch_size'):  # plain cross-entropy knows nothing of versions
-        make_trainer(limit_train_batches=1, callbacks=[Look()]).fit(classifier(), data)
+    make_trainer(limit_train_batches=1, callbacks=[Look()]).fit(classifier(loss=Loss('jsd')), data)
     images, labels = seen[0]
     assert images.shape == (12, 3, 32, 32)
     assert len(labels) == 4
@@ -406,7 +405,7 @@ def test_checkpoint_from_python_loads_with_weights_only(checkpoint):
     path, model = checkpoint
     assert torch.load(path, weights_only=True)['class_names'] == ['ant', 'bee', 'cat']
     loaded = ImageClassifier.load_from_checkpoint(path)
-    for attribute in ('name', 'optim', 'schedule', 'loss', 'class_names'):
+    for attribute in ('name', 'optim', 'schedule', 'loss', 'mix', 'distill', 'class_names'):
         assert getattr(loaded, attribute) == getattr(model, attribute)
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
@@ -429,6 +428,22 @@ def test_checkpoint_of_a_training_gives_initial_weights(checkpoint):
     assert again.hparams['network'] == {}
     with pytest.raises(InputError, match=r'model: test_convnext with .*\n  why: Error\(s\) in loading state_dict'):
         classifier(name='test_convnext', network={'checkpoint_path': str(path)})
+
+
+@pytest.mark.parametrize('kind', ['checkpoint', 'weights'])
+def test_network_of_other_classes_begins_with_the_weights_of_a_checkpoint(checkpoint, kind, tmp_path, caplog):
+    path, model = checkpoint
+    if kind == 'weights':
+        path = tmp_path / 'weights.pth'
+        torch.save(model.net.state_dict(), path)
+    with caplog.at_level('INFO'):
+        tuned = classifier(num_classes=5, network={'checkpoint_path': str(path)}).net.state_dict()
+    assert 'of 3 classes; the classifier of 5 begins anew' in caplog.text
+    for name, value in model.net.state_dict().items():
+        if name.startswith('fc.'):
+            assert tuned[name].shape[0] == 5
+        else:
+            assert torch.equal(tuned[name], value), name
 
 
 @pytest.mark.parametrize('content', [b'hello world', b'GIF89a', b'}u.', b''])

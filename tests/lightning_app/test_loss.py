@@ -1,28 +1,101 @@
 """The training loss against its formula."""
 import pytest
 import torch
+from timm.loss import JsdCrossEntropy
 from torch.nn import functional as F
 
-from lightning_app.loss import Loss, build_loss
+from lightning_app.loss import Loss, build_loss, check_loss
+
+LOGITS = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(8) % 5
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 def test_cross_entropy(smoothing):
-    logits, labels = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
-    expected = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    torch.testing.assert_close(build_loss(Loss('ce', smoothing))(logits, labels), expected)
+    expected = F.cross_entropy(LOGITS, LABELS, label_smoothing=smoothing)
+    torch.testing.assert_close(build_loss(Loss('ce', smoothing), 5)(LOGITS, LABELS), expected)
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 def test_binary_cross_entropy(smoothing):
-    logits, labels = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
-    targets = F.one_hot(labels, 5) * (1 - smoothing) + smoothing / 5
-    expected = F.binary_cross_entropy_with_logits(logits, targets)
-    torch.testing.assert_close(build_loss(Loss('bce', smoothing))(logits, labels), expected)
+    targets = F.one_hot(LABELS, 5) * (1 - smoothing) + smoothing / 5
+    expected = F.binary_cross_entropy_with_logits(LOGITS, targets)
+    torch.testing.assert_close(build_loss(Loss('bce', smoothing), 5)(LOGITS, LABELS), expected)
+
+
+def test_binary_cross_entropy_summed_over_classes_of_targets_above_a_threshold():
+    targets = torch.rand(8, 5, generator=torch.Generator().manual_seed(1))
+    found = build_loss(Loss('bce', bce_sum=True, bce_threshold=0.3), 5, mixed=True)(LOGITS, targets)
+    expected = F.binary_cross_entropy_with_logits(LOGITS, (targets > 0.3).float(), reduction='none').sum(1).mean()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('name', ['ce', 'poly'])
+def test_soft_targets(name):
+    targets = torch.rand(8, 5, generator=torch.Generator().manual_seed(1)).softmax(1)
+    found = build_loss(Loss(name, smoothing=0.1), 5, mixed=True)(LOGITS, targets)  # smoothed already
+    log_probability = LOGITS.log_softmax(1)
+    expected = -(targets * log_probability).sum(1)
+    if name == 'poly':  # epsilon 2
+        expected = expected + 2 * (1 - (targets * log_probability.exp()).sum(1))
+    torch.testing.assert_close(found, expected.mean())
+
+
+def test_asymmetric_loss_focuses_on_what_is_wrong():
+    right, wrong = 10.0 * F.one_hot(LABELS, 5).float(), 10.0 * F.one_hot((LABELS + 1) % 5, 5).float()
+    loss = build_loss(Loss('asl'), 5)
+    assert loss(right, LABELS) < 0.01 < 1 < loss(wrong, LABELS)
+
+
+def test_divergence_of_versions():
+    logits = torch.randn(24, 5, generator=torch.Generator().manual_seed(2))
+    found = build_loss(Loss('jsd'), 5, splits=3)(logits, LABELS)
+    torch.testing.assert_close(found, JsdCrossEntropy(3, smoothing=0)(logits, LABELS))
+    probability = logits.softmax(1).view(3, 8, 5)
+    mean = probability.mean(0)
+    divergence = sum((each * (each / mean).log()).sum() / 8 for each in probability) / 3
+    torch.testing.assert_close(found, F.cross_entropy(logits[:8], LABELS) + 12 * divergence)
+
+
+@pytest.mark.parametrize(('name', 'smoothing'), [('ce', 0.0), ('ce', 0.1), ('bce', 0.0)])
+def test_weights_of_classes(name, smoothing):
+    weights = [1.0, 2.0, 0.0, 1.0, 0.5]
+    found = build_loss(Loss(name, smoothing, class_weights=weights), 5)(LOGITS, LABELS)
+    if name == 'ce':
+        expected = F.cross_entropy(LOGITS, LABELS, torch.tensor(weights), label_smoothing=smoothing)
+    else:
+        each = F.binary_cross_entropy_with_logits(LOGITS, F.one_hot(LABELS, 5).float(), reduction='none')
+        expected = (each * torch.tensor(weights)).mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_balanced_weights_are_inverse_to_the_number_of_images():
+    loss = build_loss(Loss(class_weights='balanced'), 3, labels=[0] * 6 + [1] * 3 + [2] * 2)
+    weights = torch.tensor([1 / 6, 1 / 3, 1 / 2])
+    torch.testing.assert_close(loss.weight, weights / weights.mean())
 
 
 @pytest.mark.parametrize('name', ['ce', 'bce'])
 @pytest.mark.parametrize('smoothing', [1.0, 1.5, -0.1])
 def test_smoothing_that_is_no_share(refused, name, smoothing):
     with refused(f'model.loss.smoothing: {smoothing}', 'share', '0.1'):
-        build_loss(Loss(name, smoothing))
+        check_loss(Loss(name, smoothing), mixed=False)
+
+
+@pytest.mark.parametrize(('loss', 'mixed', 'given', 'why', 'do'), [
+    (Loss('jsd'), True, 'jsd with model.mix', 'not mixed', 'leave model.mix out'),
+    (Loss('asl'), True, 'asl with model.mix', 'not mixed', 'ce, bce or poly'),
+    (Loss('ce', bce_sum=True), False, 'with the loss ce', 'no effect', 'name: bce'),
+    (Loss('poly', class_weights=[1.0]), False, 'with the loss poly', 'no weights', 'ce or bce')])
+def test_settings_that_contradict_each_other(refused, loss, mixed, given, why, do):
+    with refused(given, why, do):
+        check_loss(loss, mixed)
+
+
+@pytest.mark.parametrize(('loss', 'options', 'given', 'do'), [
+    (Loss('jsd'), {}, 'jsd with data.augment.splits: 0', 'splits 3'), (Loss(), {'splits': 3}, 'ce with', 'or neither'),
+    (Loss(class_weights=[1.0]), {}, 'class_weights: 1 numbers', 'or say balanced'),
+    (Loss(class_weights='balanced'), {}, 'class_weights: balanced', 'data module of lightning_app')])
+def test_settings_that_do_not_suit_the_data(refused, loss, options, given, do):
+    with refused(given, '', do):
+        build_loss(loss, 5, **options)

@@ -2,13 +2,17 @@
 import contextlib
 
 import pytest
+import timm
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_app import ImageClassifier
-from lightning_app.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar, Throughput, WeightEMA
+from lightning_app.callbacks import BestCheckpoint, FreezeBackbone, LastCheckpoint, ProgressBar, Throughput, WeightEMA
+from lightning_app.distillation import Distill
+from lightning_app.loss import Loss
+from lightning_app.mix import Mix
 from lightning_app.optim import Optim
 
 # operations whose result the host has to know, to go on or to allocate
@@ -91,9 +95,11 @@ class Asks(Callback):
             float(outputs['loss'])
 
 
-def run(photo_data, make_trainer, context, *callbacks, optim, accelerator='cpu', **trainer):
+def run(photo_data, make_trainer, context, *callbacks, optim, accelerator='cpu', distill=None, **trainer):
     window = Window(context)
-    model = ImageClassifier('se_resnet20_cifar', num_classes=3, optim=optim, max_nonfinite_steps=1)
+    model = ImageClassifier(
+        'se_resnet20_cifar', num_classes=3, optim=optim, max_nonfinite_steps=1, mix=Mix(mixup=0.2, cutmix=1.0),
+        loss=Loss(smoothing=0.1), distill=distill)
     make_trainer(
         accelerator=accelerator, log_every_n_steps=EVERY, enable_progress_bar=True, enable_checkpointing=True,
         limit_train_batches=2 * EVERY + 1,  # a checkpoint, for which it waits, is written before the last step
@@ -134,6 +140,12 @@ def test_host_does_not_wait_for_the_gpu(photo_data, make_trainer, monkeypatch, o
         pytest.skip('gradients are clipped after a GradScaler has asked for them')
     run(photo_data, make_trainer, lambda: no_waiting_for_cuda(monkeypatch), optim=optim, accelerator='gpu',
         **PRECISIONS[precision]('cuda'))
+
+
+def test_teacher_and_frozen_parts_ask_for_nothing(photo_data, make_trainer, monkeypatch, tmp_path):
+    torch.save(timm.create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'teacher.pth')
+    run(photo_data, make_trainer, lambda: no_waiting(monkeypatch), FreezeBackbone(1), optim=OPTIMS[0], distill=Distill(
+        'test_resnet', {'checkpoint_path': str(tmp_path / 'teacher.pth'), 'num_classes': 3}))
 
 
 def test_question_would_be_found(photo_data, make_trainer, monkeypatch):

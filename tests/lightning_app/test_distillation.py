@@ -1,0 +1,87 @@
+"""A student that learns from a teacher: the loss by hand, and nothing of the teacher anywhere else."""
+import copy
+
+import pytest
+import timm
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.nn import functional as F
+
+from lightning_app import ImageClassifier
+from lightning_app.callbacks import WeightEMA
+from lightning_app.distillation import Distill, Teacher, check_distill
+from lightning_app.optim import Optim
+
+NORMALISATION = {'mean': (0.1, 0.2, 0.3), 'std': (0.2, 0.3, 0.4)}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Return a function that gives a teacher: arguments of `Distill`, and the network itself."""
+    def make(num_classes=3, **arguments):
+        torch.manual_seed(1)
+        net = timm.create_model('test_resnet', num_classes=num_classes).eval()
+        file = tmp_path / 'teacher.pth'
+        torch.save(net.state_dict(), file)
+        network = {'checkpoint_path': str(file), 'num_classes': num_classes}
+        return Distill('test_resnet', network, **arguments), net
+
+    return make
+
+
+@pytest.mark.parametrize('settings', [{}, {'temperature': 4.0, 'weight': 0.9}, {'hard': True}, {'weight': 1.0}])
+def test_loss_by_hand(trained, settings):
+    distill, net = trained(**settings)
+    teacher = Teacher(distill, 3, NORMALISATION, torch.device('cpu'), torch.contiguous_format)
+    images, logits = torch.randn(4, 3, 32, 32), torch.randn(4, 3)
+    mean, std = (torch.tensor(NORMALISATION[name]).view(3, 1, 1) for name in ('mean', 'std'))
+    cfg = net.pretrained_cfg
+    own = (images * std + mean - torch.tensor(cfg['mean']).view(3, 1, 1)) / torch.tensor(cfg['std']).view(3, 1, 1)
+    theirs = net(own).detach()
+    temperature = distill.temperature
+    expected = F.cross_entropy(logits, theirs.argmax(1)) if distill.hard else temperature ** 2 * (
+        (theirs / temperature).softmax(1) * ((theirs / temperature).log_softmax(1)
+                                             - (logits / temperature).log_softmax(1))).sum(1).mean()
+    expected = (1 - distill.weight) * 7.0 + distill.weight * expected
+    torch.testing.assert_close(teacher.loss(images, logits, torch.tensor(7.0)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_logs_the_loss_and_keeps_the_teacher_out_of_everything(trained, make_trainer, photo_data):
+    distill, _ = trained()
+    model = ImageClassifier('test_resnet', num_classes=3, optim=Optim(lr=0.01), distill=distill)
+    keys, average = set(model.state_dict()), WeightEMA()
+    losses = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            logits = copy.deepcopy(pl_module.net)(batch[0])
+            losses.append(pl_module.teacher.loss(batch[0], logits, F.cross_entropy(logits, batch[1])).item())
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            assert trainer.callback_metrics['train/loss'].item() == pytest.approx(losses[-1], rel=1e-5)
+
+    trainer = make_trainer(callbacks=[average, Look()])
+    trainer.fit(model, photo_data())
+    assert len(losses) == 3
+    assert set(model.state_dict()) == keys
+    assert sum(len(group['params']) for group in trainer.optimizers[0].param_groups) == len(list(model.parameters()))
+    assert set(average._average_model.module.state_dict()) == keys
+    assert copy.deepcopy(model).teacher is model.teacher
+    assert not any(parameter.requires_grad for parameter in model.teacher.net.parameters())
+    assert not model.teacher.net.training
+    assert model.hparams.distill['teacher'] == 'test_resnet'
+
+
+def test_teacher_of_other_classes_is_refused(trained, make_trainer, photo_data, refused):
+    distill, _ = trained(num_classes=5)
+    with refused('test_resnet with 5 classes', 'it teaches has 3', 'the same classes'):
+        make_trainer().fit(ImageClassifier('test_resnet', num_classes=3, distill=distill), photo_data())
+
+
+@pytest.mark.parametrize(('distill', 'given'), [
+    (Distill('resnet50'), 'resnet50 without weights'),
+    (Distill('resnet50', {'pretrained': True}, weight=0), 'weight 0'),
+    (Distill('resnet50', {'pretrained': True}, temperature=0), 'temperature 0')])
+def test_settings_that_mean_nothing(refused, distill, given):
+    with refused(given, '', ''):
+        check_distill(distill)
