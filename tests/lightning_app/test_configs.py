@@ -15,6 +15,8 @@ OVERLAYS = [path for path in EVERY if path.parent.name == 'overlay']
 # sweeps are W&B's files, not configs of the program
 RECIPES = [path for path in EVERY if path not in OVERLAYS and 'program' not in yaml.safe_load(path.read_text())]
 
+LARGE = ('imagenet/', 'places365/', 'cifar/cifar10_shake', 'cifar/cifar10_wrn')  # networks
+
 # One process on the CPU, whatever the recipe is for, and no W&B.
 HERE = ['--trainer.accelerator=cpu', '--trainer.devices=1', '--trainer.num_nodes=1', '--trainer.strategy=auto',
         '--trainer.logger=false', '--trainer.benchmark=false']
@@ -34,7 +36,9 @@ def data_of(photos, fake_cifar):
         if kind.startswith('CIFAR'):
             return [f'--data.root={fake_cifar}', *TINY]
         if kind == 'ImageNetDataModule':
-            return [f'--data.root={photos}', '--data.image_size=64', '--data.eval_size=64', *TINY]
+            grows = any(each['class_path'].endswith('ProgressiveSize') for each in content['trainer']['callbacks'])
+            sizes = [] if grows else ['--data.image_size=64']  # it says where they begin
+            return [f'--data.root={photos}', *sizes, '--data.eval_size=64', *TINY]
         return TINY
 
     return arguments
@@ -76,7 +80,8 @@ def test_recipe_builds(path, data_of):
     assert set(named) <= {type(callback).__name__ for callback in cli.trainer.callbacks}
 
 
-@pytest.mark.parametrize('path', RECIPES, ids=name)
+@pytest.mark.parametrize('path', [pytest.param(
+    path, marks=[pytest.mark.slow] if name(path).startswith(LARGE) else []) for path in RECIPES], ids=name)
 def test_recipe_trains_and_validates_a_step(path, data_of):
     cli = main(['fit', '--config', str(path), *data_of(path), *HERE, '--trainer.fast_dev_run=1'])
     assert cli.trainer.global_step == 1
