@@ -1,4 +1,4 @@
-"""`python -m lightning_app fit|validate|test|predict ...`."""
+"""`python -m lightning_app fit|validate|test|predict|export ...`."""
 from .cli import main
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from .distillation import Distill, Teacher, check_distill
 from .loss import Loss, build_loss, check_loss
 from .metrics import ClassificationMetrics
 from .mix import Mix, build_mixup, check_mix
-from .network import architecture, create_network, fuse_network, with_se
+from .network import architecture, build_network, fuse_network
 from .nonfinite import NonfiniteSteps
 from .optim import (
     Optim,
@@ -116,10 +116,7 @@ class ImageClassifier(LightningModule):
         check_loss(self.loss, self.mix.on)
         if self.distill:
             check_distill(self.distill)
-        twin = {'se': False} if plain and add_se is None else {}
-        self.net = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
-        if add_se is not None and not plain:
-            self.net = with_se(self.net, add_se)
+        self.net = build_network(name, num_classes, network, plain, add_se)
         fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built

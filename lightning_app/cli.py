@@ -6,6 +6,7 @@ import platform
 import re
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .checkpoints import CheckpointFiles, load_checkpoint, newest_whole, of_run,
 from .classifier import ImageClassifier
 from .data import ImageDataModule
 from .logger import place_loggers
-from .messages import LINKED, explain, linked_key, three_lines
+from .messages import LINKED, VERBS, explain, linked_key, three_lines
 from .network import INITIAL_WEIGHTS, check_name
 
 __all__ = ['AppCLI', 'main']
@@ -307,7 +308,23 @@ def check_devices(trainer: Namespace) -> None:
             + (', or --trainer.accelerator=cpu to run on the CPU' if kind == 'GPUs' else '')))
 
 
-def main(args: ArgsType = None, run: bool = True) -> AppCLI:
+def run_verb(verb: str, args: list[str]) -> Any:
+    """Run a verb that is no method of Lightning's Trainer: a function, whose arguments are the options."""
+    module, _, name = VERBS[verb].partition(':')
+    function = getattr(import_module(module), name)
+    parser = Parser(prog=f'{PROG} {verb}', usage=f'{PROG} {verb} [options]', allow_abbrev=False,
+                    description=(function.__doc__ or '').split('\n\n')[0])
+    parser.add_function_arguments(function, as_group=False)
+    try:
+        return function(**parser.parse_args(args).as_dict())
+    except (InputError, ValueError) as error:
+        if (text := three_lines(str(error))) is None:
+            raise
+        print(f'\nerror: {text}', file=sys.stderr)
+        sys.exit(2)
+
+
+def main(args: ArgsType = None, run: bool = True) -> Any:
     """Run the command line; the one entry for the shell, `python -m` and tests.
 
     Args:
@@ -316,11 +333,17 @@ def main(args: ArgsType = None, run: bool = True) -> AppCLI:
 
     Raises:
         SystemExit: With status 2 after a message of three lines, if something given cannot be used.
+
+    Returns:
+        The `AppCLI`, or what the function of another verb returns.
     """
-    if run and (args == [] or (args is None and len(sys.argv) == 1)):
-        print('\nerror: ' + message('no command', 'one is needed', f'{PROG} {{{",".join(SUBCOMMANDS)}}} ...'),
-              file=sys.stderr)
+    given = sys.argv[1:] if args is None else args
+    if run and not given:
+        commands = ','.join((*SUBCOMMANDS, *VERBS))
+        print('\nerror: ' + message('no command', 'one is needed', f'{PROG} {{{commands}}} ...'), file=sys.stderr)
         sys.exit(2)
+    if run and isinstance(given, list) and given[0] in VERBS:
+        return run_verb(given[0], given[1:])
     usage = {name: {'usage': f'{PROG} {name} [options]', 'allow_abbrev': False} for name in SUBCOMMANDS}
     try:
         return AppCLI(

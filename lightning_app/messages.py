@@ -15,6 +15,7 @@ from . import callbacks, data
 
 __all__ = ['explain', 'three_lines']
 
+VERBS = {'export': 'lightning_app.export:export'}  # commands that are no methods of Lightning's Trainer
 LINKED = {'model.num_classes': 'data.num_classes'}  # a key that follows from the data, and the one that may be given
 
 
@@ -125,7 +126,7 @@ def _missing_file(match: re.Match[str], parser: ArgumentParser) -> str:
 
 
 def _unknown_command(match: re.Match[str], parser: ArgumentParser) -> str:
-    commands = re.findall(r"'?(\w+)'?", match[2])
+    commands = [*re.findall(r"'?(\w+)'?", match[2]), *VERBS]
     return message(match[1], 'there is no such command', _suggest(match[1], commands, f'valid: {", ".join(commands)}'))
 
 

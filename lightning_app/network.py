@@ -17,7 +17,7 @@ from se_timm import fuse  # the import registers the SE networks
 from se_timm.errors import InputError, message, unknown
 from se_timm.residual_tail import BACKENDS
 
-__all__ = ['INITIAL_WEIGHTS', 'architecture', 'check_name', 'create_network', 'fuse_network', 'with_se']
+__all__ = ['INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'fuse_network']
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
 
@@ -32,6 +32,19 @@ def check_name(name: str) -> None:
     base = name.split('.', 1)[0]
     if ':' not in name and not timm.is_model(base):
         raise InputError(unknown('model.name', base, timm.list_models()))
+
+
+def build_network(
+        name: str, num_classes: int | None, network: dict[str, Any] | None, plain: bool,
+        add_se: dict[str, Any] | None) -> Any:
+    """Return the network that `ImageClassifier` trains with these arguments.
+
+    Raises:
+        InputError: If it cannot be made.
+    """
+    twin = {'se': False} if plain and add_se is None else {}
+    net = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
+    return with_se(net, add_se) if add_se is not None and not plain else net
 
 
 def fuse_network(net: nn.Module, backend: str, recompute: bool = False) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from .samples import (
 )
 from .sources import ImageFolder, Source
 
-__all__ = ['ImageDataModule']
+__all__ = ['ImageDataModule', 'evaluation_settings']
 
 # as our ImageNet networks; mean, std and crop are timm's defaults
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
@@ -140,18 +140,18 @@ class ImageDataModule(LightningDataModule):
     def prepare_transforms(self) -> None:
         """Complete the settings by the network's configuration, and make the transforms."""
         net = getattr(getattr(self.trainer, 'lightning_module', None), 'net', None)
-        cfg = timm.data.resolve_data_config(pretrained_cfg=getattr(net, 'pretrained_cfg', None) or WITHOUT_NETWORK)
-        normalisation = {name: _given(getattr(self, name), cfg[name]) for name in ('mean', 'std', 'interpolation')}
-        size = _given(self.image_size, cfg['input_size'][-1])
-        eval_size = _given(self.eval_size, size)
-        self.input_size = (3, eval_size, eval_size)
-        self.train_size = size
+        cfg = evaluation_settings(vars(self), getattr(net, 'pretrained_cfg', None))
+        normalisation = {name: cfg[name] for name in ('mean', 'std', 'interpolation')}
+        self.input_size = cfg['input_size']
+        eval_size = self.input_size[-1]
+        self.train_size = size = _given(self.image_size, network_settings(getattr(net, 'pretrained_cfg', None))[
+            'input_size'][-1])
         self.normalisation_settings = normalisation
         self.normalisation = Normalisation(normalisation['mean'], normalisation['std'])
         self.transform_of_size = partial(training_transform, self.augment, **normalisation)
         self.training_transform = self.transform_of_size(size)  # type: ignore[call-arg]
         self.evaluation_transform = evaluation_transform(
-            eval_size, _given(self.crop_pct, cfg['crop_pct']), self.eval_views, **normalisation)
+            eval_size, cfg['crop_pct'], self.eval_views, **normalisation)
 
     def setup(self, stage: str) -> None:
         """Open what `stage` (fit, validate, test or predict) needs."""
@@ -317,6 +317,20 @@ class ImageDataModule(LightningDataModule):
         values['num_classes'] = self.given_num_classes
         values['augment'] = dataclasses.asdict(self.augment)
         return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': values}
+
+
+def network_settings(pretrained_cfg: dict[str, Any] | None) -> dict[str, Any]:
+    """Return `input_size`, `mean`, `std`, `interpolation` and `crop_pct` of a network's configuration."""
+    return timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg or WITHOUT_NETWORK)
+
+
+def evaluation_settings(given: Mapping[str, Any], pretrained_cfg: dict[str, Any] | None) -> dict[str, Any]:
+    """Return how images are evaluated: the network's settings, with what a data module was given in their place."""
+    cfg = network_settings(pretrained_cfg)
+    size = _given(given.get('image_size'), cfg['input_size'][-1])
+    size = _given(given.get('eval_size'), size)
+    settings = {name: _given(given.get(name), cfg[name]) for name in ('mean', 'std', 'interpolation', 'crop_pct')}
+    return {**settings, 'input_size': (3, size, size)}
 
 
 def _given(value: Any, default: Any) -> Any:
