@@ -1,0 +1,178 @@
+"""What the training program costs: the step of `fit`, part by part, beside a loop of bare PyTorch."""
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from se_timm.tables import aligned
+
+from .callbacks import LastCheckpoint, ProgressBar, Throughput, WeightEMA
+from .checkpoints import CheckpointFiles
+from .classifier import ImageClassifier
+from .logger import CsvLogger
+from .optim import Optim, build_optimizer
+
+__all__ = ['benchmark']
+
+CLASSES = 100
+OPTIM = Optim('momentum', lr=0.01)
+WARMUP = 3  # steps that are not counted
+
+
+class Pixels(Dataset[tuple[torch.Tensor, int]]):
+    """Normalised images in memory: what loading them costs is another question."""
+
+    def __init__(self, length: int, size: int) -> None:
+        self.images = torch.randn(64, 3, size, size)
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index % len(self.images)], index % CLASSES
+
+
+def loader(steps: int, batch_size: int, size: int) -> DataLoader[Any]:
+    """Return the batches of one epoch."""
+    return DataLoader(Pixels(steps * batch_size, size), batch_size)
+
+
+class Clock(Callback):
+    """Takes the time at the start of each step; list it first."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.times = device, list[float]()
+
+    def tick(self, step: int) -> None:
+        """Take the time, on a GPU only at the first and last, when the host waits for it."""
+        if self.device.type == 'cuda' and step in (WARMUP, -1):
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Take the time."""
+        self.tick(batch_idx)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Take the time of the end."""
+        self.tick(-1)
+
+    def milliseconds(self) -> float:
+        """Return the time of a step: the median on a CPU, which has fast and slow moments, the mean on a GPU."""
+        if self.device.type == 'cuda':
+            return 1000 * (self.times[-1] - self.times[WARMUP]) / (len(self.times) - 1 - WARMUP)
+        steps = [end - start for start, end in zip(self.times, self.times[1:], strict=False)]
+        return 1000 * statistics.median(steps[WARMUP:-1])
+
+
+def bare_loop(model: ImageClassifier, batches: DataLoader[Any], precision: str, clock: Clock) -> None:
+    """Train one epoch as one would write it without Lightning."""
+    net, device = model.net.train().to(clock.device), clock.device
+    optimizer = build_optimizer(net, OPTIM, OPTIM.lr)
+    for step, (images, labels) in enumerate(batches):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        clock.tick(step)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16-mixed', cache_enabled=False):
+            loss = F.cross_entropy(net(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    clock.tick(-1)
+
+
+def parts(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return what is switched on in each row: arguments of the model, and of the Trainer."""
+    logging_parts = {
+        'callbacks': [Throughput(), ProgressBar()], 'logger': CsvLogger(str(folder / 'logs')),
+        'enable_progress_bar': True}
+    checkpoints = {'callbacks': [LastCheckpoint()], 'enable_checkpointing': True, 'plugins': [CheckpointFiles()]}
+    return {
+        'Lightning and our module': ({}, {}),
+        '+ logging, progress bar, throughput': ({}, logging_parts),
+        '+ average of the weights': ({}, {'callbacks': [WeightEMA()]}),
+        '+ steps that are not finite undone': ({'max_nonfinite_steps': 1}, {}),
+        '+ signals and checkpoints': ({}, checkpoints),
+        'all of it': ({'max_nonfinite_steps': 1}, {
+            **logging_parts, **checkpoints,
+            'callbacks': [WeightEMA(), Throughput(), ProgressBar(), LastCheckpoint()]}),
+    }
+
+
+def benchmark(
+        name: str = 'se_resnet18', batch_size: int = 16, size: int = 112, steps: int = 20, rounds: int = 7,
+        precision: str = '32', accelerator: str = 'auto', threads: int | None = None,
+) -> dict[str, float]:
+    """Time the training step of `fit` with its parts, beside a bare loop with the same network, data and optimiser.
+
+    Rounds alternate between all rows; ratios are within a round, and their median is printed.
+
+    Args:
+        name: The network.
+        batch_size: Images in a step.
+        size: Their side in pixels.
+        steps: Steps in a round of a row.
+        rounds: How often all rows are run.
+        precision: `32` or `bf16-mixed`.
+        accelerator: Lightning's.
+        threads: Of PyTorch on the CPU; its own choice where not given.
+
+    Returns:
+        For each row its step time relative to the bare loop.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    times: dict[str, list[float]] = {}
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        device = Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
+        for _ in range(rounds):
+            rows: dict[str, Callable[[Clock], None]] = {'bare PyTorch': lambda clock: bare_loop(
+                ImageClassifier(name, CLASSES), loader(steps, batch_size, size), precision, clock)}
+            for row, (model, trainer) in parts(Path(folder)).items():
+                rows[row] = lambda clock, model=model, trainer=trainer: Trainer(**{  # type: ignore[misc]
+                    'accelerator': accelerator, 'devices': 1, 'precision': precision, 'max_epochs': 1, 'logger': False,
+                    'enable_checkpointing': False, 'enable_model_summary': False, 'limit_val_batches': 0,
+                    'default_root_dir': folder, 'enable_progress_bar': False, **trainer,
+                    'callbacks': [clock, *trainer.get('callbacks', [])]}).fit(
+                        ImageClassifier(name, CLASSES, optim=OPTIM, **model), loader(steps, batch_size, size))
+            for row, run in rows.items():
+                clock = Clock(device)
+                run(clock)
+                times.setdefault(row, []).append(clock.milliseconds())
+    bare = times['bare PyTorch']
+    ratios = {row: statistics.median(own / other for own, other in zip(values, bare, strict=True))
+              for row, values in times.items()}
+    table = aligned([['a training step', 'ms', 'relative'], *(
+        [row, f'{statistics.median(times[row]):.1f}', f'{ratio:.3f}'] for row, ratio in ratios.items())])
+    print(f'{name}, batches of {batch_size} images of {size} px, {precision}, {device}, {torch.get_num_threads()} '
+          f'threads; medians of {rounds} rounds of {steps} steps; torch {torch.__version__}, '
+          f'lightning {lightning.__version__}, Python {platform.python_version()}\n\n{table}')
+    return ratios
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let Lightning say nothing of its many short trainings."""
+    logger = logging.getLogger('lightning.pytorch')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
