@@ -1,0 +1,21 @@
+"""The faults of `faults.py`, each on a training of its own."""
+import os
+import sys
+
+import faults
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes in /proc')]
+
+
+@pytest.fixture(scope='module')
+def expected(tmp_path_factory):
+    return faults.unbroken(tmp_path_factory.mktemp('unbroken'))
+
+
+@pytest.mark.parametrize('fault', faults.FAULTS, ids=lambda fault: fault.__name__)
+def test_fault(fault, expected, tmp_path):
+    if fault is faults.disk_full and os.geteuid() != 0:
+        pytest.skip('only root can mount a small disk')
+    fewer = {'times': 3} if fault in (faults.job_killed, faults.checkpoint_damaged) else {}
+    assert fault(faults.Training(tmp_path), expected, **fewer)
