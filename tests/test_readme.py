@@ -47,7 +47,7 @@ def test_command_parses(
         command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(command[command.index('lightning_app') + len('lightning_app'):])
     if '--ckpt_path' in words:  # the checkpoints are of other runs; tests of predict and resume cover these
-        assert words[0] in ('fit', 'validate', 'predict')
+        assert words[0] in ('fit', 'validate', 'predict', 'export')
         return
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stop:
