@@ -154,7 +154,9 @@ class ImageClassifier(LightningModule):
         known = isinstance(data, ImageDataModule)
         criterion = build_loss(
             self.loss, self.net.num_classes, self.mix.on, data.augment.splits if known else 0,
-            data.training.source.labels if known else None).to(self.device)
+            data.training.source.labels if known else None)
+        convert = self.trainer.precision_plugin.convert_module  # Lightning converts submodules only
+        criterion = convert(criterion).to(self.device)
         object.__setattr__(self, 'criterion', criterion)  # no submodule: its weights are not the network's
         self.mixup = build_mixup(
             self.mix, self.net.num_classes, self.loss.smoothing,
@@ -163,7 +165,7 @@ class ImageClassifier(LightningModule):
             cfg = self.net.pretrained_cfg
             normalisation = {name: getattr(data, 'normalisation_settings', cfg)[name] for name in ('mean', 'std')}
             self.teacher = Teacher(
-                self.distill, self.net.num_classes, normalisation, self.device, self.memory_format)
+                self.distill, self.net.num_classes, normalisation, self.device, self.memory_format, convert)
 
     def _classes_of_data(self) -> list[str] | None:
         """Return the names of the classes of the images at hand, if they have labels."""

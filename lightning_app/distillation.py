@@ -1,6 +1,7 @@
 """Knowledge distillation: a trained network as the teacher of another."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,7 @@ class Teacher:
         normalisation: `mean` and `std` of the images of the student.
         device: Where it computes.
         memory_format: Of its weights and images.
+        convert: Gives a module the dtype of the training's precision, as Lightning's precision plugins do.
 
     Raises:
         InputError: If it cannot be made, or has other classes.
@@ -66,7 +68,7 @@ class Teacher:
 
     def __init__(
             self, distill: Distill, num_classes: int, normalisation: dict[str, Any], device: torch.device,
-            memory_format: torch.memory_format) -> None:
+            memory_format: torch.memory_format, convert: Callable[[Any], Any] = lambda net: net) -> None:
         self.distill = distill
         net: Any = create_network(distill.teacher, **distill.network)
         if net.num_classes != num_classes:
@@ -74,13 +76,13 @@ class Teacher:
                 f'model.distill.teacher: {distill.teacher} with {net.num_classes} classes',
                 f'the network that it teaches has {num_classes}',
                 'take a teacher that was trained on the same classes, by network.checkpoint_path and num_classes'))
-        self.net = net.to(device, memory_format=memory_format).eval().requires_grad_(False)
+        self.net = convert(net).to(device, memory_format=memory_format).eval().requires_grad_(False)
         own = {**IMAGENET, **{name: net.pretrained_cfg[name] for name in IMAGENET if name in net.pretrained_cfg}}
+        self.same = all(tuple(normalisation[name]) == tuple(own[name]) for name in IMAGENET)
         mean, std, own_mean, own_std = (
             torch.tensor(values, device=device).view(-1, 1, 1)
             for values in (normalisation['mean'], normalisation['std'], own['mean'], own['std']))
         # (x * std + mean - own_mean) / own_std, nothing where both are equal
-        self.same = torch.equal(mean, own_mean) and torch.equal(std, own_std)
         self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
@@ -95,7 +97,8 @@ class Teacher:
             task_loss: Its loss by labels.
         """
         with torch.no_grad():
-            theirs = self.net(images if self.same else images * self.scale + self.shift).float()
+            own_images = images if self.same else (images * self.scale + self.shift).to(images.dtype)
+            theirs = self.net(own_images).float()
         if self.distill.hard:
             own = F.cross_entropy(logits.float(), theirs.argmax(1))
         else:

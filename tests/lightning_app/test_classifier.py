@@ -131,6 +131,16 @@ def test_versions_of_images_line_up(make_trainer, photo_data):
         assert torch.equal(images[row::4], data.normalisation(data.training[key][0]))
 
 
+@pytest.mark.parametrize('precision', ['bf16-mixed', 'bf16-true'])
+@pytest.mark.parametrize('name', ['ce', 'bce'])
+def test_weights_of_classes_have_the_precision_of_the_training(make_trainer, photo_data, name, precision):
+    model, trainer = classifier(loss=Loss(name, class_weights='balanced')), make_trainer(
+        precision=precision, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(model, photo_data())
+    assert trainer.callback_metrics['train/loss'].isfinite()
+    assert not any('criterion' in name for name in model.state_dict())
+
+
 # The schedule
 
 

@@ -72,6 +72,16 @@ def test_training_logs_the_loss_and_keeps_the_teacher_out_of_everything(trained,
     assert model.hparams.distill['teacher'] == 'test_resnet'
 
 
+@pytest.mark.parametrize('precision', ['bf16-mixed', 'bf16-true', '64-true'])
+def test_teacher_has_the_precision_of_the_training(trained, make_trainer, photo_data, precision):
+    distill, _ = trained()
+    model = ImageClassifier('test_resnet', num_classes=3, optim=Optim(lr=0.01), distill=distill)
+    trainer = make_trainer(precision=precision, limit_train_batches=1)
+    trainer.fit(model, photo_data(mean=(0.1, 0.2, 0.3)))
+    assert trainer.callback_metrics['train/loss'].isfinite()
+    assert {value.dtype for value in model.teacher.net.parameters()} == {value.dtype for value in model.parameters()}
+
+
 def test_teacher_of_other_classes_is_refused(trained, make_trainer, photo_data, refused):
     distill, _ = trained(num_classes=5)
     with refused('test_resnet with 5 classes', 'it teaches has 3', 'the same classes'):
