@@ -116,7 +116,7 @@ class ImageClassifier(LightningModule):
         check_loss(self.loss, self.mix.on)
         if self.distill:
             check_distill(self.distill)
-        self.net = build_network(name, num_classes, network, plain, add_se)
+        self.net, self.classes_of_weights = build_network(name, num_classes, network, plain, add_se)
         fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built

@@ -108,6 +108,18 @@ class AppCLI(LightningCLI):
         if self.subcommand in EVALUATIONS:
             check_trained(self.subcommand, config)
 
+    def instantiate_classes(self) -> None:
+        """Build all; refuse to evaluate a classifier that has no trained weights."""
+        super().instantiate_classes()
+        classes = self.model.classes_of_weights
+        if self.subcommand not in EVALUATIONS or self.config_init[self.subcommand].ckpt_path:
+            return
+        if classes is not None:
+            raise InputError(message(
+                f'{self.subcommand}: weights of {classes} classes', f'there are {self.model.net.num_classes} here, for '
+                'which the classifier is random, and so would the result be',
+                'train it first (fit), take data of the classes of the weights, or weights of those of the data'))
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer, for a training with a folder of its own."""
         trainer = self._get(self.config_init, 'trainer')

@@ -70,11 +70,13 @@ class Teacher:
             self, distill: Distill, num_classes: int, normalisation: dict[str, Any], device: torch.device,
             memory_format: torch.memory_format, convert: Callable[[Any], Any] = lambda net: net) -> None:
         self.distill = distill
-        net: Any = create_network(distill.teacher, **distill.network)
-        if net.num_classes != num_classes:
+        net: Any
+        net, trained = create_network(distill.teacher, **distill.network)
+        classes = net.num_classes if trained is None else trained  # a classifier that begins anew teaches nothing
+        if classes != num_classes or trained is not None:
             raise InputError(message(
-                f'model.distill.teacher: {distill.teacher} with {net.num_classes} classes',
-                f'the network that it teaches has {num_classes}',
+                f'model.distill.teacher: {distill.teacher} with weights of {classes} classes',
+                f'the network that it teaches has {num_classes}, and the teacher {net.num_classes}',
                 'take a teacher that was trained on the same classes, by network.checkpoint_path and num_classes'))
         self.net = convert(net).to(device, memory_format=memory_format).eval().requires_grad_(False)
         own = {**IMAGENET, **{name: net.pretrained_cfg[name] for name in IMAGENET if name in net.pretrained_cfg}}

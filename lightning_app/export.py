@@ -96,7 +96,7 @@ def check_export(
 
 def network_of(checkpoint: dict[str, Any], hparams: dict[str, Any], weights: str | None) -> Any:
     """Return the network for evaluation."""
-    net = build_network(
+    net, _ = build_network(
         hparams['name'], hparams['num_classes'], hparams.get('network'), hparams.get('plain', False),
         hparams.get('add_se'))
     raw = weights == 'raw' and 'current_model_state' in checkpoint

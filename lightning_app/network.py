@@ -36,15 +36,15 @@ def check_name(name: str) -> None:
 
 def build_network(
         name: str, num_classes: int | None, network: dict[str, Any] | None, plain: bool,
-        add_se: dict[str, Any] | None) -> Any:
-    """Return the network that `ImageClassifier` trains with these arguments.
+        add_se: dict[str, Any] | None) -> tuple[Any, int | None]:
+    """Return the network that `ImageClassifier` trains with these arguments, and the number of `create_network`.
 
     Raises:
         InputError: If it cannot be made.
     """
     twin = {'se': False} if plain and add_se is None else {}
-    net = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
-    return with_se(net, add_se) if add_se is not None and not plain else net
+    net, classes = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
+    return with_se(net, add_se) if add_se is not None and not plain else net, classes
 
 
 def fuse_network(net: nn.Module, backend: str, recompute: bool = False) -> None:
@@ -98,21 +98,28 @@ def own_weights(path: str) -> dict[str, Tensor] | None:
             if key.startswith('net.')}
 
 
-def without_classifier(net: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `weights`, with the new classifier of `net` in place of one for another number of classes."""
+def load_weights(net: Any, weights: dict[str, Tensor]) -> int | None:
+    """Load `weights` into `net`, but for a classifier of another number of classes, which is returned."""
     heads = net.pretrained_cfg.get('classifier') or ()
     heads = (heads,) if isinstance(heads, str) else heads
     own = net.state_dict()
-    other = {key for key, value in own.items() if key.rpartition('.')[0] in heads
-             and key in weights and weights[key].shape != value.shape}
-    if other:
-        classes = {len(weights[key]) for key in other}
-        rank_zero_info(f'initial weights: of {max(classes)} classes; the classifier of {net.num_classes} begins anew')
-    return {**weights, **{key: own[key] for key in other}}
+    other = [key for key, value in own.items() if key.rpartition('.')[0] in heads and key in weights
+             and weights[key].shape[1:] == value.shape[1:] and len(weights[key]) != len(value)]
+    net.load_state_dict({**weights, **{key: own[key] for key in other}})
+    return max((len(weights[key]) for key in other), default=None)
 
 
-def create_network(name: str, **arguments: Any) -> nn.Module:
+def other_classes(net: Any, arguments: dict[str, Any]) -> int | None:
+    """Return the number of classes of timm's pretrained weights if it is another: the classifier got none of them."""
+    classes = net.pretrained_cfg.get('num_classes')
+    return classes if arguments.get('pretrained') and classes not in (None, net.num_classes) else None
+
+
+def create_network(name: str, **arguments: Any) -> tuple[nn.Module, int | None]:
     """Return `timm.create_model(name, **arguments)`, with messages for users.
+
+    Initial weights of another number of classes are taken but for the classifier; that number is returned too, else
+    None.
 
     Raises:
         InputError: For an unknown network, or arguments that it does not take.
@@ -125,12 +132,14 @@ def create_network(name: str, **arguments: Any) -> nn.Module:
     weights = own_weights(path) if path else None
     try:
         if weights is None and (not path or path.lower().endswith(('.npz', '.npy'))):
-            return timm.create_model(name, **arguments)
-        net = timm.create_model(name, **{**arguments, 'checkpoint_path': ''})
-        if weights is None:
-            weights = load_state_dict(path)
-        net.load_state_dict(without_classifier(net, weights))
-        return net
+            net = timm.create_model(name, **arguments)
+            classes = other_classes(net, arguments)
+        else:
+            net = timm.create_model(name, **{**arguments, 'checkpoint_path': ''})
+            classes = load_weights(net, load_state_dict(path) if weights is None else weights)
+        if classes is not None:
+            rank_zero_info(f'initial weights: of {classes} classes; the classifier of {net.num_classes} begins anew')
+        return net, classes
     except (AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
             struct.error) as error:
         if '\n  why: ' in str(error):  # one of our own networks: the message is complete

@@ -456,6 +456,23 @@ def test_network_of_other_classes_begins_with_the_weights_of_a_checkpoint(checkp
             assert torch.equal(tuned[name], value), name
 
 
+def test_only_the_number_of_classes_may_be_another(tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.save(timm.create_model('test_resnet', num_classes=5).state_dict(), path)
+    with pytest.raises(InputError, match='size mismatch'):  # a classifier of twice the features
+        classifier(network={'checkpoint_path': str(path), 'global_pool': 'catavgmax'})
+
+
+def test_pretrained_weights_of_other_classes_are_told(tmp_path, caplog):
+    path = tmp_path / 'weights.pth'
+    torch.save(timm.create_model('test_resnet', num_classes=5).state_dict(), path)
+    with caplog.at_level('INFO'):
+        model = classifier(network={
+            'pretrained': True, 'pretrained_cfg_overlay': {'file': str(path), 'num_classes': 5}})
+    assert 'of 5 classes; the classifier of 3 begins anew' in caplog.text
+    assert model.classes_of_weights == 5
+
+
 @pytest.mark.parametrize('content', [b'hello world', b'GIF89a', b'}u.', b''])
 def test_file_that_is_no_checkpoint(content, tmp_path):
     (tmp_path / 'weights.pth').write_bytes(content)

@@ -82,10 +82,16 @@ def test_teacher_has_the_precision_of_the_training(trained, make_trainer, photo_
     assert {value.dtype for value in model.teacher.net.parameters()} == {value.dtype for value in model.parameters()}
 
 
-def test_teacher_of_other_classes_is_refused(trained, make_trainer, photo_data, refused):
+@pytest.mark.parametrize('network', [
+    {}, {'num_classes': 3},  # whose classifier would begin anew
+    {'num_classes': 3, 'checkpoint_path': '', 'pretrained': True}], ids=['other', 'anew', 'pretrained'])
+def test_teacher_of_other_classes_is_refused(trained, make_trainer, photo_data, refused, network):
     distill, _ = trained(num_classes=5)
-    with refused('test_resnet with 5 classes', 'it teaches has 3', 'the same classes'):
-        make_trainer().fit(ImageClassifier('test_resnet', num_classes=3, distill=distill), photo_data())
+    overlay = {'pretrained_cfg_overlay': {'file': distill.network['checkpoint_path'], 'num_classes': 5}}
+    network = {**distill.network, **network, **(overlay if 'pretrained' in network else {})}
+    with refused('test_resnet with weights of 5 classes', 'it teaches has 3', 'the same classes'):
+        make_trainer().fit(ImageClassifier('test_resnet', num_classes=3, distill=Distill('test_resnet', network)),
+                           photo_data())
 
 
 @pytest.mark.parametrize(('distill', 'given'), [

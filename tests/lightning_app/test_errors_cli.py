@@ -256,6 +256,14 @@ def test_unreadable_image_may_be_left_out(on_photos, photos, weights):
     assert float(cli.trainer.callback_metrics['val/top5']) == 100  # six images of three classes
 
 
+def test_classifier_that_the_weights_do_not_cover_is_not_evaluated(on_photos, weights, cli_error):
+    given, why, do = cli_error(['validate', *on_photos, weights(5)])
+    assert given == 'validate: weights of 5 classes'
+    assert 'there are 3 here' in why
+    assert 'random' in why
+    assert 'train it first' in do
+
+
 @pytest.mark.parametrize(('options', 'why'), [
     (['--data.batch_size=25'], '24 training images'),
     (['--data.batch_size=0'], ''),
