@@ -39,8 +39,11 @@ class Freeze(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Set batch norm to its statistics, or back to those of the batches; a validation leaves that as it is."""
+        every = [each for each in trainer.callbacks if isinstance(each, Freeze)]  # type: ignore[attr-defined]
+        frozen = {norm for each in every if each.frozen(trainer, trainer.current_epoch)
+                  for norm in each.norms(pl_module.net)}
         for norm in self.norms(pl_module.net):
-            norm.train(not self.frozen(trainer, trainer.current_epoch))
+            norm.train(norm not in frozen)  # another callback may still freeze it
 
     def on_before_optimizer_step(
             self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
@@ -56,17 +59,33 @@ class FreezeBatchNorm(Freeze):
     Args:
         last_epochs: How many.
         affine: Fix its weights and biases too.
+        from_epoch: First of them, counted from 0, in place of `last_epochs`.
     """
 
-    def __init__(self, last_epochs: int, affine: bool = False) -> None:
-        if last_epochs < 1:
+    def __init__(self, last_epochs: int | None = None, affine: bool = False, from_epoch: int | None = None) -> None:
+        if (last_epochs is None) == (from_epoch is None):
             raise InputError(message(
-                f'FreezeBatchNorm: last_epochs {last_epochs}', 'nothing would be frozen',
-                'take a number from 1, or leave the callback out'))
-        self.last_epochs, self.affine = last_epochs, affine
+                f'FreezeBatchNorm: last_epochs {last_epochs}, from_epoch {from_epoch}',
+                'each says by itself which epochs', 'give one of them, such as last_epochs: 5'))
+        if (last_epochs is not None and last_epochs < 1) or (from_epoch is not None and from_epoch < 0):
+            raise InputError(message(
+                f'FreezeBatchNorm: last_epochs {last_epochs}, from_epoch {from_epoch}', 'nothing would be frozen',
+                'take last_epochs from 1, or from_epoch from 0, or leave the callback out'))
+        self.last_epochs, self.affine, self.from_epoch = last_epochs, affine, from_epoch
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse what would freeze nothing."""
+        end = trainer.max_epochs or 0
+        if stage == 'fit' and not getattr(trainer, 'fast_dev_run', False) and 0 < end <= (self.from_epoch or 0):
+            raise InputError(message(
+                f'FreezeBatchNorm: from_epoch {self.from_epoch}',
+                f'the training has {end} epochs, counted from 0, and nothing would be frozen',
+                f'take a number up to {end - 1}, or leave the callback out'))
 
     def frozen(self, trainer: Trainer, epoch: int) -> bool:
         """Return whether `epoch` is one of the last."""
+        if self.last_epochs is None:
+            return epoch >= (self.from_epoch or 0)
         return trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch + self.last_epochs
 
     def parameters(self, net: nn.Module) -> Iterable[nn.Parameter]:
@@ -90,7 +109,15 @@ class FreezeBackbone(Freeze):
         self.epochs, self.train_batch_norm = epochs, train_batch_norm
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Take the backbone out of the training if it never joins it."""
+        """Take the backbone out of the training if it never joins it.
+
+        Raises:
+            InputError: If nothing would be left to train.
+        """
+        if stage == 'fit' and not any(True for head in classifiers(pl_module.net) for _ in head.parameters()):
+            raise InputError(message(
+                f'FreezeBackbone with {pl_module.net.num_classes} classes', 'without a classifier nothing would train',
+                'give the network a classifier, or leave the callback out'))
         if stage == 'fit' and self.epochs is None:
             for parameter in self.parameters(pl_module.net):
                 parameter.requires_grad_(False)
@@ -101,9 +128,16 @@ class FreezeBackbone(Freeze):
 
     def parameters(self, net: Any) -> Iterable[nn.Parameter]:
         """Return all parameters but the classifier's."""
-        own = {id(parameter) for parameter in net.get_classifier().parameters()}
+        own = {id(parameter) for head in classifiers(net) for parameter in head.parameters()}
         return [parameter for parameter in net.parameters() if id(parameter) not in own]
 
     def norms(self, net: nn.Module) -> list[_BatchNorm]:
-        """Return all batch norms, unless they shall follow."""
-        return [] if self.train_batch_norm else super().norms(net)
+        """Return those of the backbone, unless they shall follow."""
+        own = {module for head in classifiers(net) for module in head.modules()}
+        return [] if self.train_batch_norm else [norm for norm in super().norms(net) if norm not in own]
+
+
+def classifiers(net: Any) -> tuple[nn.Module, ...]:
+    """Return the classifier of a network of timm; some have several, such as distilled ones."""
+    found = net.get_classifier()
+    return tuple(found) if isinstance(found, (tuple, list)) else (found,)

@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_app import ImageClassifier
 from lightning_app.callbacks import FreezeBackbone, FreezeBatchNorm
 from lightning_app.optim import Optim
+from se_timm.fused import operators
 
 
 class Changes(Callback):
@@ -25,11 +26,12 @@ class Changes(Callback):
 @pytest.fixture
 def changes(make_trainer, photo_data):
     """Return a function that trains three epochs, and returns what changed in each."""
-    def run(callback, name='momentum', **arguments):
+    def run(*callbacks, name='momentum', network='test_resnet', options=None, fused='auto', **arguments):
         seen = Changes()
         model = ImageClassifier(
-            'test_resnet', num_classes=3, optim=Optim(name, lr=0.01, weight_decay=0.1, decay_bias_and_norm=True))
-        make_trainer(max_epochs=3, callbacks=[callback, seen], val_check_interval=0.5, **arguments).fit(
+            network, num_classes=3, network=options, fused=fused,
+            optim=Optim(name, lr=0.01, weight_decay=0.1, decay_bias_and_norm=True))
+        make_trainer(max_epochs=3, callbacks=[*callbacks, seen], val_check_interval=0.5, **arguments).fit(
             model, photo_data(batch_size=4))
         return seen.changed, set(seen.before)
 
@@ -47,10 +49,41 @@ def norms(names):
 
 @pytest.mark.parametrize('name', ['momentum', 'adamw', 'rmsprop'])
 def test_batch_norm_of_the_last_epochs(changes, name):
-    changed, names = changes(FreezeBatchNorm(2), name)
+    changed, names = changes(FreezeBatchNorm(2), name=name)
     assert statistics(names)
     assert statistics(changed[0]) == statistics(names)
     assert changed[1] == changed[2] == names - statistics(names)
+
+
+def test_batch_norm_from_an_epoch(changes):
+    changed, names = changes(FreezeBatchNorm(from_epoch=2))
+    assert [len(statistics(each)) for each in changed] == [len(statistics(names))] * 2 + [0]
+
+
+@pytest.mark.parametrize('backend', ['reference', 'fused'])
+def test_fused_tails_keep_to_the_statistics(changes, backend, monkeypatch):
+    monkeypatch.setattr(operators, 'compiler_available', lambda: False)  # plain torch takes no time to compile
+    changed, names = changes(FreezeBatchNorm(1, affine=True), network='se_resnet20_cifar', fused=backend)
+    assert changed[0] == changed[1] == names
+    assert statistics(changed[2]) == set()
+    assert {name for name in names - changed[2] if '.bn' in name} == {name for name in names if '.bn' in name}
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_two_freeze_one_after_the_other_whatever_their_order(changes, reverse):
+    callbacks = [FreezeBackbone(1), FreezeBatchNorm(1)]
+    changed, names = changes(*(callbacks[::-1] if reverse else callbacks))
+    assert changed[0] == {'fc.weight', 'fc.bias'}
+    assert changed[1] == names
+    assert changed[2] == names - statistics(names)
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_what_two_freeze_is_frozen_while_either_does(changes, reverse):
+    callbacks = [FreezeBackbone(2), FreezeBatchNorm(2)]
+    changed, names = changes(*(callbacks[::-1] if reverse else callbacks))
+    assert changed[0] == changed[1] == {'fc.weight', 'fc.bias'}
+    assert changed[2] == names - statistics(names)
 
 
 def test_weights_of_batch_norm_too(changes):
@@ -78,7 +111,31 @@ def test_statistics_that_follow(changes):
     assert changed == [{'fc.weight', 'fc.bias'} | statistics(names)] * 3
 
 
-@pytest.mark.parametrize('make', [lambda: FreezeBatchNorm(0), lambda: FreezeBackbone(0)])
+def test_network_with_two_classifiers(changes):
+    changed, _ = changes(FreezeBackbone(), network='deit_tiny_distilled_patch16_224',
+                         options={'img_size': 32, 'depth': 1})
+    assert changed == [{'head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias'}] * 3
+
+
+@pytest.mark.parametrize('make', [
+    lambda: FreezeBatchNorm(0), lambda: FreezeBatchNorm(from_epoch=-1), lambda: FreezeBackbone(0)])
 def test_nothing_to_freeze(refused, make):
     with refused('Freeze', 'nothing would be frozen', 'from 1'):
         make()
+
+
+@pytest.mark.parametrize('arguments', [{}, {'last_epochs': 1, 'from_epoch': 1}])
+def test_epochs_that_are_not_clear(refused, arguments):
+    with refused('FreezeBatchNorm: last_epochs', 'each says by itself', 'give one'):
+        FreezeBatchNorm(**arguments)
+
+
+def test_epoch_that_never_comes(changes, refused):
+    with refused('from_epoch 3', 'the training has 3 epochs', 'up to 2'):
+        changes(FreezeBatchNorm(from_epoch=3))
+
+
+def test_backbone_without_a_classifier(make_trainer, photo_data, refused):
+    model = ImageClassifier('test_resnet', num_classes=0)
+    with refused('FreezeBackbone with 0 classes', 'nothing would train', 'a classifier'):
+        make_trainer(callbacks=[FreezeBackbone()]).fit(model, photo_data())
