@@ -44,6 +44,10 @@ def check_distill(distill: Distill) -> None:
         raise InputError(message(
             f'model.distill.teacher: {distill.teacher} without weights', 'it would teach random predictions',
             "say --model.distill.network '{pretrained: true}' or '{checkpoint_path: FILE}'"))
+    if distill.hard and distill.temperature != Distill.temperature:
+        raise InputError(message(
+            f'model.distill.temperature: {distill.temperature} with hard', 'it does not change the most probable class',
+            'leave one of them out'))
     if not 0 < distill.weight <= 1 or not distill.temperature > 0:
         raise InputError(message(
             f'model.distill: weight {distill.weight}, temperature {distill.temperature}',

@@ -1,6 +1,7 @@
 """The training loss by timm's factory, from settings that fit in YAML."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -97,8 +98,13 @@ def class_weights(loss: Loss, num_classes: int, labels: Sequence[int] | None) ->
                 'use a data module of lightning_app, or give a number for each class'))
         counts = torch.bincount(torch.as_tensor(labels), minlength=num_classes)
         return compute_class_weights(counts, len(labels), method='inv_freq')[1]
-    if len(loss.class_weights) != num_classes or not all(weight >= 0 for weight in loss.class_weights):
+    if len(loss.class_weights) != num_classes:
         raise InputError(message(
             f'model.loss.class_weights: {len(loss.class_weights)} numbers', f'there are {num_classes} classes',
             'give a number from 0 for each, in the order of the sorted names, or say balanced'))
+    if not all(0 <= weight < math.inf for weight in loss.class_weights) or not any(loss.class_weights):
+        wrong = [weight for weight in loss.class_weights if not 0 <= weight < math.inf]
+        raise InputError(message(
+            f'model.loss.class_weights: {wrong[0] if wrong else "all 0"}', 'the loss would not be a number, or grow as '
+            'the network learns', 'give finite numbers from 0, not all of them 0, or say balanced'))
     return torch.tensor(loss.class_weights)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from timm.data import Mixup
+from torch import Tensor
 
 from se_timm.errors import InputError, message
 
@@ -18,7 +19,7 @@ class Mix:
     Attributes:
         mixup: Alpha of mixup (https://arxiv.org/abs/1710.09412), such as 0.2; 0 for none.
         cutmix: Alpha of CutMix (https://arxiv.org/abs/1905.04899), such as 1.0; 0 for none.
-        prob: Probability that a batch is mixed.
+        prob: Probability that a batch is mixed, or in the other modes a pair or an image.
         switch_prob: Probability of CutMix where there are both.
         mode: `batch` mixes all images of a batch in the same way; `pair` and `elem` draw anew for each pair or image,
             one after another, and make the host wait for the device at each step.
@@ -49,10 +50,35 @@ def check_mix(mix: Mix) -> None:
         if not 0 <= getattr(mix, name) <= 1:
             raise InputError(message(
                 f'model.mix.{name}: {getattr(mix, name)}', 'it is a probability', 'take a number from 0 to 1'))
-    if not mix.on and mix != Mix():
+    if (mix.on and not mix.prob) or (not mix.on and mix != Mix()):
         raise InputError(message(
-            f'model.mix: {mix}', 'nothing is mixed, as mixup and cutmix are 0',
-            'give model.mix.mixup or model.mix.cutmix, or leave model.mix out'))
+            f'model.mix: {mix}', 'nothing is mixed, as ' + ('prob is 0' if mix.on else 'mixup and cutmix are 0'),
+            'give model.mix.mixup or model.mix.cutmix and a prob above 0, or leave model.mix out'))
+    if mix.off_epoch is not None and mix.off_epoch < 1:
+        raise InputError(message(
+            f'model.mix.off_epoch: {mix.off_epoch}', 'it is the first epoch without, counted from 0, and nothing would '
+            'be mixed', 'take a number from 1, or leave model.mix out'))
+    if mix.switch_prob != Mix.switch_prob and not (mix.mixup and mix.cutmix):
+        raise InputError(message(
+            f'model.mix.switch_prob: {mix.switch_prob} with mixup {mix.mixup} and cutmix {mix.cutmix}',
+            'there is nothing to switch between', 'give both, or leave switch_prob out'))
+
+
+def check_even(count: int) -> None:
+    """Raise `InputError` for a batch of one process that is not even."""
+    if count % 2:
+        raise InputError(message(
+            f'model.mix with {count} images in a batch of each process', 'timm mixes them in pairs',
+            'take a data.batch_size that gives each process an even number'))
+
+
+class EvenMixup(Mixup):
+    """timm's mixing, with a message for users where the size of the batches was not known before."""
+
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `x (N, 3, H, W)`, mixed in place, and targets `(N, num_classes)` of the labels `target (N,)`."""
+        check_even(len(x))
+        return super().__call__(x, target)
 
 
 def build_mixup(mix: Mix, num_classes: int, smoothing: float, batch_size: int | None) -> Mixup | None:
@@ -71,10 +97,7 @@ def build_mixup(mix: Mix, num_classes: int, smoothing: float, batch_size: int | 
     """
     if not mix.on:
         return None
-    if batch_size is not None and batch_size % 2:
-        raise InputError(message(
-            f'model.mix with {batch_size} images in a batch of each process', 'timm mixes them in pairs',
-            'take a data.batch_size that gives each process an even number'))
-    return Mixup(
+    check_even(batch_size or 0)
+    return EvenMixup(
         mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, prob=mix.prob, switch_prob=mix.switch_prob, mode=mix.mode,
         label_smoothing=smoothing, num_classes=num_classes)

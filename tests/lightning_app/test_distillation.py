@@ -97,7 +97,8 @@ def test_teacher_of_other_classes_is_refused(trained, make_trainer, photo_data, 
 @pytest.mark.parametrize(('distill', 'given'), [
     (Distill('resnet50'), 'resnet50 without weights'),
     (Distill('resnet50', {'pretrained': True}, weight=0), 'weight 0'),
-    (Distill('resnet50', {'pretrained': True}, temperature=0), 'temperature 0')])
+    (Distill('resnet50', {'pretrained': True}, temperature=0), 'temperature 0'),
+    (Distill('resnet50', {'pretrained': True}, temperature=4.0, hard=True), 'temperature: 4.0 with hard')])
 def test_settings_that_mean_nothing(refused, distill, given):
     with refused(given, '', ''):
         check_distill(distill)

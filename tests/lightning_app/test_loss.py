@@ -95,6 +95,9 @@ def test_settings_that_contradict_each_other(refused, loss, mixed, given, why, d
 @pytest.mark.parametrize(('loss', 'options', 'given', 'do'), [
     (Loss('jsd'), {}, 'jsd with data.augment.splits: 0', 'splits 3'), (Loss(), {'splits': 3}, 'ce with', 'or neither'),
     (Loss(class_weights=[1.0]), {}, 'class_weights: 1 numbers', 'or say balanced'),
+    (Loss(class_weights=[1.0, 1.0, 1.0, 1.0, -2.0]), {}, 'class_weights: -2.0', 'from 0'),
+    (Loss(class_weights=[0.0] * 5), {}, 'class_weights: all 0', 'not all of them 0'),
+    (Loss(class_weights=[1.0] * 4 + [float('inf')]), {}, 'class_weights: inf', 'finite'),
     (Loss(class_weights='balanced'), {}, 'class_weights: balanced', 'data module of lightning_app')])
 def test_settings_that_do_not_suit_the_data(refused, loss, options, given, do):
     with refused(given, '', do):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_app import ImageClassifier
 from lightning_app.loss import Loss
@@ -82,7 +83,8 @@ def test_training_takes_mixtures_that_follow_from_the_step_until_they_end(make_t
 
 @pytest.mark.parametrize(('mix', 'given'), [
     (Mix(mixup=-1), 'model.mix.mixup: -1'), (Mix(mixup=1, prob=2), 'model.mix.prob: 2'),
-    (Mix(prob=0.5), 'model.mix: ')])
+    (Mix(prob=0.5), 'model.mix: '), (Mix(mixup=1, prob=0), 'model.mix: '), (Mix(cutmix=1, off_epoch=0), 'off_epoch: 0'),
+    (Mix(mixup=1, switch_prob=0.9), 'switch_prob: 0.9')])
 def test_settings_that_mean_nothing(refused, mix, given):
     with refused(given, '', ''):
         check_mix(mix)
@@ -91,3 +93,19 @@ def test_settings_that_mean_nothing(refused, mix, given):
 def test_odd_batches_are_refused_before_the_training(make_trainer, photo_data, refused):
     with refused('model.mix with 3 images', 'in pairs', 'an even number'):
         make_trainer().fit(ImageClassifier('test_resnet', num_classes=3, mix=Mix(mixup=0.2)), photo_data(batch_size=3))
+
+
+def test_odd_batches_of_a_plain_loader_are_refused(make_trainer, refused):
+    loader = DataLoader(TensorDataset(torch.randn(3, 3, 32, 32), torch.arange(3)), batch_size=3)
+    with refused('model.mix with 3 images', 'in pairs', 'an even number'):
+        make_trainer().fit(ImageClassifier('test_resnet', num_classes=3, mix=Mix(mixup=0.2)), loader)
+
+
+@pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])
+@pytest.mark.parametrize('mix', [{'mixup': 1.0}, {'cutmix': 1.0}], ids=str)
+def test_memory_format_is_kept(mix, mode):
+    np.random.seed(0)
+    images = torch.randn(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    mixed, _ = build_mixup(Mix(mode=mode, **mix), 3, 0.0, 4)(images.clone(), torch.tensor([0, 1, 2, 0]))
+    assert not torch.equal(mixed, images)
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
