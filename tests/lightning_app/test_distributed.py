@@ -1,4 +1,5 @@
 """Two processes on the CPU: the numbers of one process, one folder, one W&B run."""
+import json
 import os
 import runpy
 import sys
@@ -136,6 +137,59 @@ def test_loss_that_is_not_finite_in_one_process_is_found_and_counted_once(tmp_pa
     done = program('broken.py', photos, module=None, check=False)
     assert done.returncode != 0
     assert 'train/loss: not finite in 1 steps up to step 3' in done.stderr
+
+
+# Tells of each epoch which tensors changed in it, with a teacher, an average, and parts that are frozen for a time.
+FROZEN = '''
+import json
+import sys
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning_app import ImageClassifier, ImageNetDataModule
+from lightning_app.callbacks import FreezeBackbone, FreezeBatchNorm, WeightEMA
+from lightning_app.distillation import Distill
+from lightning_app.optim import Optim
+
+
+OPTIM = Optim(lr=0.01, weight_decay=0.1, decay_bias_and_norm=True)  # which moves all that is not frozen
+
+
+class Changes(Callback):
+    changed = []
+
+    def on_train_epoch_start(self, trainer, model):
+        self.before = {name: value.clone() for name, value in model.net.state_dict().items()}
+
+    def on_train_epoch_end(self, trainer, model):
+        after = model.net.state_dict()
+        self.changed.append([name for name, value in self.before.items() if not torch.equal(value, after[name])])
+        sums = trainer.strategy.all_gather(torch.stack([value.double().sum() for value in model.net.parameters()]))
+        assert torch.equal(*sums)
+        assert not any('teacher' in name for name, _ in trainer.model.named_parameters())
+        if trainer.is_global_zero:
+            with open('changed.json', 'w') as file:
+                json.dump([self.changed, list(self.before)], file)
+
+
+if __name__ == '__main__':
+    distill = Distill('test_resnet', {'checkpoint_path': sys.argv[2], 'num_classes': 3})
+    Trainer(accelerator='cpu', devices=2, strategy='ddp', max_epochs=3, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[WeightEMA(), FreezeBackbone(1), FreezeBatchNorm(1), Changes()],
+    ).fit(ImageClassifier('test_resnet', num_classes=3, optim=OPTIM, distill=distill),
+          ImageNetDataModule(root=sys.argv[1], batch_size=8, image_size=32, num_workers=0))
+'''
+
+
+@pytest.mark.slow
+def test_frozen_parts_and_a_teacher_in_two_processes(tmp_path, photos, program, weights):
+    (tmp_path / 'frozen.py').write_text(FROZEN)
+    program('frozen.py', photos, weights().partition('=')[2], module=None)
+    changed, names = json.loads(Path('changed.json').read_text())
+    statistics = {name for name in names if 'running' in name or 'num_batches' in name}
+    assert set(changed[0]) == {'fc.weight', 'fc.bias'}
+    assert set(changed[1]) == set(names)
+    assert set(changed[2]) == set(names) - statistics
 
 
 @pytest.mark.slow

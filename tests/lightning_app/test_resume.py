@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -269,6 +270,28 @@ def test_training_resumed_at_any_step_is_the_unbroken_one(steps, callbacks, sett
         for step in range(stop + 1, 10):
             assert_same(whole[step], state(at(step)), f'{step} after {stop}')
         assert rows() == metrics
+
+
+FREEZING = [{'class_path': f'lightning_app.callbacks.{name}', 'init_args': arguments} for name, arguments in (
+    ('FreezeBackbone', {'epochs': 1}), ('FreezeBatchNorm', {'last_epochs': 1, 'affine': True}))]
+TAUGHT = {
+    'model.mix.mixup': 0.4, 'model.mix.cutmix': 1.0, 'model.mix.off_epoch': 2, 'model.loss.smoothing': 0.1,
+    'model.distill.teacher': 'test_resnet', 'model.distill.network': '{checkpoint_path: teacher.pth, num_classes: 3}'}
+
+
+def test_mixtures_a_teacher_and_frozen_parts_go_on(steps):
+    teacher = timm.create_model('test_resnet', num_classes=3).state_dict()
+    torch.save(teacher, 'teacher.pth')
+    main(steps(EMA, *FREEZING, **TAUGHT))
+    whole, metrics = {step: state(at(step)) for step in range(1, 10)}, rows()
+    for stop in (1, 4, 7):  # with the backbone frozen, with nothing, and with batch norm
+        main([*steps(EMA, *FREEZING, **TAUGHT), '--ckpt_path', killed_after(stop)])
+        for step in range(stop + 1, 10):
+            assert_same(whole[step], state(at(step)), f'{step} after {stop}')
+        assert rows() == metrics
+    assert not any('teacher' in key or 'criterion' in key for key in whole[9]['state_dict'])
+    Path('teacher.pth').unlink()  # an evaluation needs none
+    main(['validate', '--ckpt_path', str(at(9)), '--trainer.enable_progress_bar=false'])
 
 
 def note_loads(monkeypatch):
