@@ -22,6 +22,7 @@ from timm.models.efficientnet import EfficientNet, decode_arch_def
 from torch import nn
 
 from .entry_points import create, imagenet_cfg
+from .errors import message
 from .placement import check_se_arguments
 from .squeeze_excite import activation_and_se, se_maker
 
@@ -66,6 +67,10 @@ class SEMobileNetV1(EfficientNet):
             **efficientnet_args: Any,
     ) -> None:
         stages = check_se_arguments(se, 'standard', stages, STAGES)
+        if rate := efficientnet_args.get('drop_path_rate'):
+            raise ValueError(message(
+                f'drop_path_rate: {rate}', 'its units have no shortcut beside which a branch could be left out',
+                'leave it out; drop_rate is the dropout before the classifier'))
         super().__init__(**efficientnet_args)
         if se:
             make_se = se_maker(reduction, squeeze, excitation, bias, efficientnet_args)

@@ -131,6 +131,20 @@ def test_versions_of_images_line_up(make_trainer, photo_data):
         assert torch.equal(images[row::4], data.normalisation(data.training[key][0]))
 
 
+@pytest.mark.parametrize('backend', ['reference', 'fused'])
+def test_rates_of_what_is_dropped_come_by_network(make_trainer, photo_data, monkeypatch, backend):
+    monkeypatch.setattr(operators, 'compiler_available', lambda: False)  # plain torch takes no time to compile
+    rates = {'drop_rate': 0.1, 'drop_path_rate': 0.1, 'drop_block_rate': 0.1}
+    model = classifier(name='se_resnet18', network=rates, fused=backend)
+    kinds = {type(module).__name__ for module in model.net.modules()}
+    assert {'DropPath', 'DropBlock2d'} <= kinds
+    assert model.net.drop_rate == 0.1
+    trainer = make_trainer(limit_train_batches=2)
+    trainer.fit(model, photo_data(image_size=64))
+    assert trainer.callback_metrics['train/loss'].isfinite()
+    assert model.hparams.network == rates
+
+
 @pytest.mark.parametrize('precision', ['bf16-mixed', 'bf16-true'])
 @pytest.mark.parametrize('name', ['ce', 'bce'])
 def test_weights_of_classes_have_the_precision_of_the_training(make_trainer, photo_data, name, precision):

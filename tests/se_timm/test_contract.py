@@ -8,6 +8,7 @@ import timm
 import torch
 from timm.layers import get_notrace_modules
 from timm.models import FeatureInfo
+from timm.models.resnet import ResNet
 from timm.optim import create_optimizer_v2
 
 from se_timm import SEResNet, SEResNetCifar
@@ -89,6 +90,8 @@ BLOCKS = {'se_vgg': r'features\.\d+', 'se_mobilenet': r'blocks\.\d+\.\d+', 'se_b
           'se_inception': r'Mixed_\d\w|repeat(?:_\d)?\.\d+|block8'}
 STAGES = {'se_mobilenet': r'blocks\.\d+', 'se_bn_inception': r'inception_\d'}
 OTHERS = {'se_bn_inception': 3}  # stem, second convolution and classifier
+WITHOUT_DEPTH = dict.fromkeys(  # no stochastic depth
+    ['se_bn_inception', 'se_inception', 'se_mobilenet', 'se_shakeshake', 'se_shufflenet', 'se_vgg'], True)
 
 
 def of_module(table, name, default):
@@ -398,6 +401,26 @@ def test_other_sizes_are_taken(name, size):
     # the paper's max pool has no padding: in ceil mode it can be a pixel short of the rounded-up size
     taps = net.forward_intermediates(x, intermediates_only=True)
     assert_reduced(x, taps, reductions, SHORT.get(name, 1))
+
+
+@over(NAMES, lambda name: NETWORKS[name].parameters < 12e6)
+@pytest.mark.parametrize('argument', ['drop_rate', 'drop_path_rate', 'drop_block_rate'])
+def test_what_is_dropped_is_dropped_in_training_only_or_refused(name, argument):
+    net, x = build(name, num_classes=10), images(name, 4)
+    if (argument == 'drop_block_rate' and not isinstance(net, ResNet)) or (
+            argument == 'drop_path_rate' and of_module(WITHOUT_DEPTH, name, False)):
+        with pytest.raises((TypeError, ValueError), match=argument):
+            build(name, num_classes=10, **{argument: 0.5})
+        return
+    dropping = build(name, num_classes=10, **{argument: 0.5})
+    dropping.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        assert torch.equal(dropping(x), net(x))
+        torch.manual_seed(1)
+        expected = net.train()(x)
+        torch.manual_seed(1)
+        assert not torch.equal(y := dropping.train()(x), expected)
+    assert y.isfinite().all()
 
 
 @over_all
