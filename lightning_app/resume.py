@@ -70,6 +70,10 @@ def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, An
     changed = {field.name: getattr(trained, field.name) for field in dataclasses.fields(Optim)
                if field.name in ('name', 'weight_decay', 'decay_bias_and_norm', 'layer_decay')
                and getattr(trained, field.name) != getattr(optim, field.name)}
+    if not changed:
+        raise InputError(message(
+            f'model: {sum(own)} tensors that train', f'the checkpoint holds the state of an optimiser of {sum(sizes)}',
+            f'resume with the callbacks of the checkpoint, such as FreezeBackbone, {NEW_TRAINING}'))
     raise InputError(message(
         'model.optim: ' + ', '.join(f'{name} {getattr(optim, name)}' for name in changed),
         'the checkpoint holds the state of an optimiser with '

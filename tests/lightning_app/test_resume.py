@@ -174,6 +174,14 @@ def test_another_optimiser_cannot_go_on(recipe, cli_error, settings, given, trai
     assert trained in why
 
 
+def test_training_of_other_parts_cannot_go_on(recipe, cli_error):
+    main(recipe({'class_path': 'lightning_app.callbacks.FreezeBackbone'}))
+    given, why, do = cli_error([*recipe(), '--ckpt_path', stop_after(0)])
+    assert given.endswith('tensors that train')
+    assert why.endswith('an optimiser of 2')
+    assert 'FreezeBackbone' in do
+
+
 def test_weights_alone_cannot_go_on(recipe, cli_error):
     main([*recipe(), '--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.save_weights_only=true'])
     _, why, _ = cli_error([*recipe(), '--ckpt_path', str(next(FIRST.rglob('*.ckpt')))])
