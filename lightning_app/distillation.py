@@ -75,7 +75,8 @@ class Teacher:
             memory_format: torch.memory_format, convert: Callable[[Any], Any] = lambda net: net) -> None:
         self.distill = distill
         net: Any
-        net, trained = create_network(distill.teacher, **distill.network)
+        net, trained = create_network(
+            distill.teacher, keys=('model.distill.teacher', 'model.distill.network'), **distill.network)
         classes = net.num_classes if trained is None else trained  # a classifier that begins anew teaches nothing
         if classes != num_classes or trained is not None:
             raise InputError(message(

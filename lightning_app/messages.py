@@ -34,10 +34,10 @@ def explain(text: str, parser: ArgumentParser) -> str:
 
 def three_lines(text: str) -> str | None:
     """Return the message of ours that a library, or a worker process, has wrapped in a text of its own; else None."""
-    match = re.search(r'([^\n]*)\n  why: ([^\n]*)\n  do:  ([^\n]*)', text)
+    match = re.search(r'([^\n]*)\n *why: ([^\n]*)\n *do:  ([^\n]*)', text)  # jsonargparse indents what it lists
     if match is None:
         return None
-    given = re.split(r'failed: |InputError: ', match[1])[-1]
+    given = re.split(r'failed: |InputError: |^ *- ', match[1])[-1]
     return message(given, match[2], match[3])
 
 
@@ -118,6 +118,11 @@ def _type_name(text: str) -> str:
     return named.get(text, text)
 
 
+def _incomplete(match: re.Match[str], parser: ArgumentParser) -> str:
+    return message(f'{match[1]} without {match[2]}', 'it is the one setting of this group that must be given',
+                   f'say --{match[1]}.{match[2]} too, or leave {match[1]} out')
+
+
 def _linked(match: re.Match[str], parser: ArgumentParser) -> str:
     return linked_key(match[1], 'on the command line')
 
@@ -151,6 +156,7 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'argument .*--> ([\w.]+):': _linked,
     r'Linked "([\w.]+)" must be given': _linked,
     r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: ([^\n]*)': _wrong_value,
+    r'Parser key "([\w.]+)":[^$]*the following arguments are required: (\w+)': _incomplete,
     r"File does not exist: '([^']*)'": _missing_file,
     r"invalid choice: '(\w+)' \(choose from ([^)]*)\)": _unknown_command,
     r'Parser key "data":[^$]*(?:import path string|class path): (\S+)': _unknown_data,

@@ -27,11 +27,11 @@ def architecture(network: dict[str, Any] | None) -> dict[str, Any] | None:
     return network and {name: value for name, value in network.items() if name not in INITIAL_WEIGHTS}
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, key: str = 'model.name') -> None:
     """Raise `InputError` for a network that timm does not have."""
     base = name.split('.', 1)[0]
     if ':' not in name and not timm.is_model(base):
-        raise InputError(unknown('model.name', base, timm.list_models()))
+        raise InputError(unknown(key, base, timm.list_models()))
 
 
 def build_network(
@@ -115,19 +115,26 @@ def other_classes(net: Any, arguments: dict[str, Any]) -> int | None:
     return classes if arguments.get('pretrained') and classes not in (None, net.num_classes) else None
 
 
-def create_network(name: str, **arguments: Any) -> tuple[nn.Module, int | None]:
+def create_network(
+        name: str, *, keys: tuple[str, str] = ('model.name', 'model.network'), **arguments: Any,
+) -> tuple[nn.Module, int | None]:
     """Return `timm.create_model(name, **arguments)`, with messages for users.
 
     Initial weights of another number of classes are taken but for the classifier; that number is returned too, else
     None.
 
+    Args:
+        name: Of the network.
+        keys: What the user calls the name and the arguments.
+        **arguments: For timm.
+
     Raises:
         InputError: For an unknown network, or arguments that it does not take.
     """
-    check_name(name)
+    check_name(name, keys[0])
     if (path := arguments.get('checkpoint_path')) and not os.path.isfile(path):
         raise InputError(message(
-            f'model.network.checkpoint_path: {path}', 'there is no such file',
+            f'{keys[1]}.checkpoint_path: {path}', 'there is no such file',
             'name a file with weights of the network, or leave it out'))
     weights = own_weights(path) if path else None
     try:
@@ -145,7 +152,7 @@ def create_network(name: str, **arguments: Any) -> tuple[nn.Module, int | None]:
         if '\n  why: ' in str(error):  # one of our own networks: the message is complete
             raise InputError(str(error)) from error
         raise InputError(message(
-            f'model: {name} with {arguments}', str(error) or type(error).__name__,
-            'give the weights as a file by model.network.checkpoint_path, or try again with a network connection'
+            f'{keys[0].rpartition(".")[0]}: {name} with {arguments}', str(error) or type(error).__name__,
+            f'give the weights as a file by {keys[1]}.checkpoint_path, or try again with a network connection'
             if isinstance(error, OSError) else
-            "correct model.name or model.network; the arguments are those of the network's class in timm")) from error
+            f"correct {keys[0]} or {keys[1]}; the arguments are those of the network's class in timm")) from error

@@ -256,6 +256,31 @@ def test_unreadable_image_may_be_left_out(on_photos, photos, weights):
     assert float(cli.trainer.callback_metrics['val/top5']) == 100  # six images of three classes
 
 
+def test_group_without_what_it_needs(on_photos, cli_error):
+    given, _, do = cli_error(['fit', *on_photos, '--model.distill.weight=0.3'])
+    assert given == 'model.distill without teacher'
+    assert '--model.distill.teacher' in do
+
+
+@pytest.mark.parametrize(('teacher', 'network', 'given', 'do'), [
+    ('test_resnt', '{pretrained: true}', "model.distill.teacher: 'test_resnt'", 'test_resnet'),
+    ('test_resnet', '{checkpoint_path: none.pth}', 'model.distill.network.checkpoint_path: none.pth', 'name a file'),
+    ('test_resnet', '{pretrained: true, depths: 3}', 'model.distill: test_resnet with', 'model.distill.network')])
+def test_error_of_a_teacher_names_its_own_keys(on_photos, cli_error, teacher, network, given, do):
+    lines = cli_error([
+        'fit', *on_photos, f'--model.distill.teacher={teacher}', f'--model.distill.network={network}'])
+    assert lines[0].startswith(given)
+    assert do in lines[2]
+
+
+def test_error_of_a_callback_has_three_lines(on_photos, cli_error, write_yaml):
+    config = write_yaml('callback.yaml', {'trainer': {'callbacks': [
+        {'class_path': 'lightning_app.callbacks.FreezeBackbone', 'init_args': {'epochs': 0}}]}})
+    given, why, _ = cli_error(['fit', *on_photos, '--config', config])
+    assert given == 'FreezeBackbone: epochs 0'
+    assert why == 'nothing would be frozen'
+
+
 def test_classifier_that_the_weights_do_not_cover_is_not_evaluated(on_photos, weights, cli_error):
     given, why, do = cli_error(['validate', *on_photos, weights(5)])
     assert given == 'validate: weights of 5 classes'
