@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode, hflip
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, message, unknown
 
 __all__ = [
     'Augment', 'Cutout', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform',
@@ -21,6 +21,10 @@ __all__ = [
 ]
 
 BILINEAR = InterpolationMode.BILINEAR
+VIEWS = ('center', 'flip', 'ten')
+PROBABILITIES = ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'random_erasing')
+CHANGES = ('color_jitter', 'grayscale_prob', 'gaussian_blur_prob', 'pixel_jitter', 'auto_augment', 'random_erasing',
+           'cutout')  # what tells the versions of an image apart
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,37 @@ def timm_transforms(
 
 def check(augment: Augment) -> None:
     """Raise `InputError` for settings that mean nothing, or have no effect."""
+    check_ranges(augment)
+    check_policy(augment)
+    if augment.splits and not any(getattr(augment, name) for name in CHANGES):
+        raise InputError(message(
+            f'data.augment.splits: {augment.splits}', 'nothing changes the versions of an image, all would be equal',
+            'say what does, such as auto_augment augmix-m3-w3'))
+    if augment.color_jitter_prob is not None and not augment.color_jitter:
+        raise InputError(message(
+            f'data.augment.color_jitter_prob: {augment.color_jitter_prob} without color_jitter',
+            'it is the probability of a jitter without strength', 'give color_jitter, such as 0.4, or leave it out'))
+    for name in ('erasing_mode', 'erasing_count'):
+        if not augment.random_erasing and (value := getattr(augment, name)) != getattr(Augment, name):
+            raise InputError(message(
+                f'data.augment.{name}: {value} without random_erasing', 'nothing is erased',
+                'give random_erasing, such as 0.25, or leave it out'))
+
+
+def check_ranges(augment: Augment) -> None:
+    """Raise `InputError` for numbers out of their range."""
+    for name in PROBABILITIES:
+        if (value := getattr(augment, name)) is not None and not 0 <= value <= 1:
+            raise InputError(message(
+                f'data.augment.{name}: {value}', 'it is a probability', 'take a number from 0 to 1'))
+    if not 0 <= augment.rotation <= 180:
+        raise InputError(message(
+            f'data.augment.rotation: {augment.rotation}', 'it is the largest angle to both sides, in degrees',
+            "take 0 for none, or the authors' 10"))
+    if augment.erasing_count < 1:
+        raise InputError(message(
+            f'data.augment.erasing_count: {augment.erasing_count}', 'it is the largest number of rectangles',
+            'take a number from 1; random_erasing 0 erases none'))
     if augment.cutout < 0:
         raise InputError(message(
             f'data.augment.cutout: {augment.cutout}', 'it is the side of a square, in pixels',
@@ -242,15 +277,21 @@ def check(augment: Augment) -> None:
         raise InputError(message(
             f'data.augment.splits: {augment.splits}', 'one version of an image can be compared with no other',
             'take 0 for none, or 3 as published'))
-    policy = augment.auto_augment
-    if policy and augment.color_jitter and '3a' not in policy:
+
+
+def check_policy(augment: Augment) -> None:
+    """Raise `InputError` for parts of the policy, or settings beside it, that timm leaves out in silence."""
+    kind, *parts = (augment.auto_augment or '').split('-')
+    for part in parts:
+        named = kind == 'rand' and part.startswith('t')  # a set of transforms; all others are numbers
+        if not named and not any(character.isdigit() for character in part):
+            raise InputError(message(
+                f'data.augment.auto_augment: {augment.auto_augment}', f'timm leaves out {part!r}, which has no number',
+                'give it one, such as m9, mstd0.5 or inc1, or remove it'))
+    if kind and augment.color_jitter and '3a' not in kind:
         raise InputError(message(
-            f'data.augment.color_jitter: {augment.color_jitter} with auto_augment {policy}',
+            f'data.augment.color_jitter: {augment.color_jitter} with auto_augment {augment.auto_augment}',
             'timm leaves colour jitter out where a policy changes the colours', 'leave one of them out'))
-    if augment.color_jitter_prob is not None and not augment.color_jitter:
-        raise InputError(message(
-            f'data.augment.color_jitter_prob: {augment.color_jitter_prob} without color_jitter',
-            'it is the probability of a jitter without strength', 'give color_jitter, such as 0.4, or leave it out'))
 
 
 def evaluation_transform(size: int, crop_pct: float, views: str = 'center', **normalisation: Any) -> Any:
@@ -264,7 +305,12 @@ def evaluation_transform(size: int, crop_pct: float, views: str = 'center', **no
 
     Returns:
         Image to uint8 tensor, `(3, size, size)` or `(views, 3, size, size)`, to be normalised on the device.
+
+    Raises:
+        InputError: For unknown views.
     """
+    if views not in VIEWS:
+        raise InputError(unknown('data.eval_views', views, VIEWS))
     transform = create_transform(size, is_training=False, crop_pct=crop_pct, normalize=False, **normalisation)
     return transform if views == 'center' else Views(transform.transforms, views)
 

@@ -219,7 +219,8 @@ def test_erasing(mode):
 
 
 @pytest.mark.parametrize('policy', [
-    'original', 'originalr', 'v0', 'v0r', '3a', 'rand-m9-mstd0.5', 'rand-m7-n3-inc1', 'augmix-m3-w3'])
+    'original', 'originalr', 'v0', 'v0r', '3a', 'rand-m9-mstd0.5', 'rand-m7-n3-inc1', 'rand-mstd1-tweights',
+    'augmix-m3-w3', 'augmix-m5-w4-d2', 'original-mstd0.5'])
 def test_every_kind_of_policy(noise, policy):
     image = noise(0, (32, 32))
     plain = draw(Augment(crop='pad', padding=0, hflip=0.0), image, 32, 1)
@@ -242,7 +243,17 @@ def test_versions_of_an_image_share_their_crop_and_the_first_is_clean(ramp, eras
 @pytest.mark.parametrize(('settings', 'given', 'why'), [
     ({'splits': 1}, 'splits: 1', 'no other'), ({'pixel_jitter': -1}, 'pixel_jitter: -1', '0 to 255'),
     ({'color_jitter': 0.4, 'auto_augment': 'rand-m9'}, 'color_jitter: 0.4 with auto_augment rand-m9', 'leaves colour'),
-    ({'color_jitter_prob': 0.5}, 'color_jitter_prob: 0.5 without', 'without strength')])
+    ({'color_jitter_prob': 0.5}, 'color_jitter_prob: 0.5 without', 'without strength'),
+    ({'splits': 3}, 'splits: 3', 'all would be equal'), ({'splits': 3, 'rotation': 10}, 'splits: 3', 'would be equal'),
+    ({'erasing_mode': 'const'}, 'erasing_mode: const without', 'nothing is erased'),
+    ({'erasing_count': 2}, 'erasing_count: 2 without', 'nothing is erased'),
+    ({'erasing_count': 0, 'random_erasing': 0.5}, 'erasing_count: 0', 'number of rectangles'),
+    ({'rotation': -5}, 'rotation: -5', 'to both sides'), ({'rotation': 181}, 'rotation: 181', 'in degrees'),
+    ({'hflip': 1.5}, 'hflip: 1.5', 'a probability'), ({'vflip': -0.1}, 'vflip: -0.1', 'a probability'),
+    ({'grayscale_prob': 2.0}, 'grayscale_prob: 2.0', 'a probability'),
+    ({'gaussian_blur_prob': -1.0}, 'gaussian_blur_prob: -1.0', 'a probability'),
+    ({'random_erasing': 25.0}, 'random_erasing: 25.0', 'a probability'),
+    ({'color_jitter': 0.4, 'color_jitter_prob': 3.0}, 'color_jitter_prob: 3.0', 'a probability')])
 def test_settings_that_mean_nothing(refused, settings, given, why):
     with refused(given, why, ''):
         training_transform(Augment(**settings), 32, **PLAIN)
@@ -260,6 +271,11 @@ def test_views(noise):
     ten = evaluation_transform(32, 32 / 36, 'ten', **IMAGENET)(image)
     expected = torch.stack([tvf.pil_to_tensor(view) for view in tvf.ten_crop(resized, 32)])
     assert torch.equal(ten, expected)
+
+
+def test_unknown_views(refused):
+    with refused("data.eval_views: 'fliped'", 'no such', 'did you mean flip?'):
+        evaluation_transform(32, 0.875, 'fliped', **IMAGENET)
 
 
 @pytest.mark.parametrize(('size', 'crop_pct', 'resized'), [
@@ -291,7 +307,15 @@ def test_padding_takes_images_of_any_size(noise, shape, size):
         assert ((images == 0).all(1).sum(dim=(1, 2)) <= size * size - (size - 4) ** 2).all()
 
 
-@pytest.mark.parametrize('policy', ['foo', 'rand-m9-foo1'])
+@pytest.mark.parametrize(('policy', 'part'), [
+    ('rand-m9-foo', 'foo'), ('rand-m9-inc', 'inc'), ('rand-m', 'm'), ('rand-mstdinf', 'mstdinf'), ('rand-', ''),
+    ('augmix-m3-blend', 'blend'), ('original-mstd', 'mstd'), ('3a-foo', 'foo')])
+def test_parts_of_a_policy_that_timm_would_leave_out(refused, policy, part):
+    with refused(f'auto_augment: {policy}', f"leaves out '{part}'", 'mstd0.5'):
+        training_transform(Augment(auto_augment=policy), 32, **PLAIN)
+
+
+@pytest.mark.parametrize('policy', ['foo', 'randx-m9', 'v1', '3ab', 'rand-m9.5', 'rand-m9-foo1', 'augmix-foo1'])
 def test_unknown_policy(refused, policy):
     with refused(f"auto_augment='{policy}'", 'timm', 'rand-m9-mstd0.5'):
         training_transform(Augment(auto_augment=policy), 32, **PLAIN)
