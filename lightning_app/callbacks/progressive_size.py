@@ -17,7 +17,8 @@ class ProgressiveSize(Callback):
     """Trains on crops that grow from `start_size` to the data's `image_size`, which saves time; evaluation stays.
 
     The size is a function of the epoch, so that a resumed training has the right one. As in FFCV's recipes for ImageNet
-    (128 px up to epoch 6, 192 px from epoch 14 of 18, evaluation at 256 px).
+    (128 px up to epoch 6, 192 px from epoch 14 of 18, evaluation at 256 px). With `model.compile` the network is
+    compiled a second time when the size first changes, then for all sizes.
 
     Args:
         start_size: Side of the crops in pixels, up to `start_epoch`.
@@ -27,13 +28,14 @@ class ProgressiveSize(Callback):
     """
 
     def __init__(self, start_size: int = 128, start_epoch: int = 0, end_epoch: int = 10, multiple: int = 32) -> None:
-        for name, value in (('start_size', start_size), ('multiple', multiple), ('end_epoch', end_epoch - start_epoch)):
-            if value < 1:
-                raise InputError(message(
-                    f'ProgressiveSize: {name}', 'sizes grow from start_epoch to a later end_epoch',
-                    'take start_size and multiple from 1, and end_epoch after start_epoch'))
         self.start_size, self.start_epoch, self.end_epoch = start_size, start_epoch, end_epoch
         self.multiple = multiple
+        for name, above in (('start_size', 0), ('multiple', 0), ('end_epoch', start_epoch)):
+            if getattr(self, name) <= above:
+                raise InputError(message(
+                    f'ProgressiveSize: {name} {getattr(self, name)}',
+                    'sizes grow from start_epoch to a later end_epoch',
+                    'take start_size and multiple from 1, and end_epoch after start_epoch'))
         self.end_size = 0
 
     def size(self, epoch: int) -> int:
@@ -60,4 +62,5 @@ class ProgressiveSize(Callback):
         data.size_of_epoch = self.size
         rank_zero_info('training images: ' + ', '.join(
             f'{self.size(epoch)} px from epoch {epoch}' for epoch in range(self.end_epoch + 1)
-            if epoch == 0 or self.size(epoch) != self.size(epoch - 1)))
+            if epoch == 0 or self.size(epoch) != self.size(epoch - 1))
+            + ('; the network is compiled again at the first change' if pl_module.hparams.get('compile') else ''))

@@ -188,9 +188,53 @@ def test_crops_grow_over_the_epochs(make_trainer, photo_data, caplog):
         caplog.text)
 
 
+def test_a_resumed_training_goes_on_with_the_size_of_its_epoch(make_trainer, photo_data, tmp_path):
+    sizes, models = {}, {}
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            sizes.setdefault(name, []).append((trainer.current_epoch, batch[0].shape[-1]))
+
+    for name, start in (('whole', None), ('resumed', tmp_path / 'epoch=1.ckpt')):
+        torch.manual_seed(0)
+        models[name] = classifier()
+        kept = ModelCheckpoint(dirpath=tmp_path, filename='{epoch}', save_top_k=-1, enable_version_counter=False)
+        trainer = make_trainer(
+            max_epochs=4, enable_checkpointing=True, callbacks=[Look(), ProgressiveSize(16, 0, 3, multiple=8), kept])
+        trainer.fit(models[name], photo_data(image_size=40, num_workers=2), ckpt_path=start, weights_only=True)
+    assert [size for _, size in sizes['whole'][::3]] == [16, 24, 32, 40]
+    assert sizes['resumed'] == sizes['whole'][6:]
+    assert_same(weights(models['resumed']), weights(models['whole']), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_second_compilation_is_announced(compiled, make_trainer, photo_data, caplog):
+    with caplog.at_level('INFO'):  # nothing is compiled before the first batch
+        make_trainer(limit_train_batches=0, limit_val_batches=0, callbacks=[ProgressiveSize(16, 0, 2, multiple=8)]).fit(
+            classifier(compile=compiled), photo_data())
+    assert '16 px from epoch 0' in caplog.text
+    assert ('compiled again at the first change' in caplog.text) == compiled
+
+
+@pytest.mark.slow  # traced twice
+@pytest.mark.parametrize('fused', ['reference', pytest.param('auto', marks=pytest.mark.xfail(
+    torch.__version__.startswith('2.11.'), reason='torch 2.11 cannot trace the fused tail with a variable size',
+    raises=torch._dynamo.exc.InternalTorchDynamoError, strict=True))])
+def test_network_is_compiled_twice_for_any_number_of_sizes(fused):
+    torch._dynamo.reset()
+    graphs = []
+    net = classifier(fused=fused).net.train()
+    net.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    counts = []
+    for size in (32, 32, 64, 96, 128, 160, 32):
+        net(torch.rand(2, 3, size, size)).sum().backward()
+        counts.append(len(graphs))
+    assert counts == [1, 1, 2, 2, 2, 2, 2]
+
+
 @pytest.mark.parametrize(('settings', 'given'), [
-    ({'start_size': 0}, 'start_size'), ({'start_epoch': 3, 'end_epoch': 3}, 'end_epoch'),
-    ({'multiple': 0}, 'multiple')])
+    ({'start_size': 0}, 'start_size 0'), ({'start_epoch': 3, 'end_epoch': 3}, 'end_epoch 3'),
+    ({'multiple': -8}, 'multiple -8')])
 def test_sizes_that_cannot_grow(refused, settings, given):
     with refused(f'ProgressiveSize: {given}', 'to a later end_epoch', 'end_epoch after start_epoch'):
         ProgressiveSize(**settings)
