@@ -199,9 +199,12 @@ def cli_error(capfd):
 
 @pytest.fixture
 def program(tmp_path):
-    """Return a function that runs `python -m lightning_app ARGS`, or another command line of Python, in `tmp_path`."""
-    def run(*args, module='lightning_app', check=True, timeout=240, **variables):
-        command = [sys.executable, *(['-m', module] if module else []), *map(str, args)]
+    """Return a function that runs `python -m lightning_app ARGS`, or another command line of Python, in `tmp_path`.
+
+    `prefix` is a command that runs the command line that follows it.
+    """
+    def run(*args, module='lightning_app', prefix=(), check=True, timeout=240, **variables):
+        command = [*prefix, sys.executable, *(['-m', module] if module else []), *map(str, args)]
         # the package under test, whether it is installed or not
         paths = filter(None, [str(REPOSITORY), os.environ.get('PYTHONPATH')])
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(paths), **variables}
