@@ -28,6 +28,7 @@ from .data import ImageDataModule
 from .logger import place_loggers
 from .messages import LINKED, VERBS, explain, linked_key, three_lines
 from .network import INITIAL_WEIGHTS, check_name
+from .processes import check_launch, check_sync_batchnorm
 
 __all__ = ['AppCLI', 'main']
 
@@ -109,8 +110,10 @@ class AppCLI(LightningCLI):
             check_trained(self.subcommand, config)
 
     def instantiate_classes(self) -> None:
-        """Build all; refuse to evaluate a classifier that has no trained weights."""
+        """Build all; refuse other processes than there are, and an evaluation of a classifier without trained weights."""
         super().instantiate_classes()
+        check_launch(self.trainer)
+        check_sync_batchnorm(self.trainer, self._get(self.config_init, 'trainer').sync_batchnorm)
         classes = self.model.classes_of_weights
         if self.subcommand not in EVALUATIONS or self.config_init[self.subcommand].ckpt_path:
             return

@@ -418,8 +418,8 @@ def test_auto_begins_a_training_where_there_is_none(steps):
 
 
 @pytest.mark.parametrize('variables', [
-    {'TORCHELASTIC_RUN_ID': '7', 'TORCHELASTIC_RESTART_COUNT': '0'},
-    {'TORCHELASTIC_RUN_ID': 'none', 'TORCHELASTIC_RESTART_COUNT': '0'}, {'SLURM_JOB_ID': '7'}])
+    {'TORCHELASTIC_RUN_ID': '7', 'TORCHELASTIC_RESTART_COUNT': '0', 'WORLD_SIZE': '1'},
+    {'TORCHELASTIC_RUN_ID': 'none', 'TORCHELASTIC_RESTART_COUNT': '0', 'WORLD_SIZE': '1'}, {'SLURM_JOB_ID': '7'}])
 def test_training_that_is_started_again_goes_on(steps, monkeypatch, variables):
     main(steps(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))  # another run
     for name, value in variables.items():

@@ -1,0 +1,45 @@
+"""Whether the Trainer counts on the processes that torchrun or srun have started."""
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy
+
+from se_timm.errors import InputError, message
+
+__all__ = ['check_launch', 'check_sync_batchnorm']
+
+# what has started the processes, and where it says on how many machines
+LAUNCHERS: dict[type, tuple[str, str]] = {
+    TorchElasticEnvironment: ('torchrun', 'GROUP_WORLD_SIZE'), SLURMEnvironment: ('srun', 'SLURM_NNODES')}
+
+
+def check_launch(trainer: Trainer) -> None:
+    """Raise `InputError` if there is another number of processes than the Trainer counts on.
+
+    Lightning refuses that later, without saying what to do, and not at all where the Trainer counts on one device: each
+    process would then train by itself, on all images.
+    """
+    environment: Any = trainer._accelerator_connector.cluster_environment  # the one that a plugin gives, too
+    if (named := LAUNCHERS.get(type(environment))) is None:
+        return
+    launcher, variable = named
+    started, counted = environment.world_size(), trainer.num_nodes * trainer.num_devices
+    if started != counted:
+        nodes = int(os.environ.get(variable, 1))
+        raise InputError(message(
+            f'trainer.num_nodes: {trainer.num_nodes} with trainer.devices: {trainer.num_devices}',
+            f'{launcher} has started {started} processes on {nodes} machines, not {counted}',
+            f'say --trainer.num_nodes={nodes} --trainer.devices={started // nodes}'))
+
+
+def check_sync_batchnorm(trainer: Trainer, wanted: bool) -> None:
+    """Raise `InputError` if batch norm is `wanted` over all processes where torch has it for GPUs alone."""
+    if wanted and isinstance(trainer.accelerator, CPUAccelerator) and isinstance(trainer.strategy, DDPStrategy):
+        raise InputError(message(
+            'trainer.sync_batchnorm: true', "torch's SyncBatchNorm under DDP works on GPUs alone",
+            'leave it out on the CPU: batch norm then takes the statistics of the images of each process'))

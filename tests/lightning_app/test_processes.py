@@ -1,0 +1,56 @@
+"""A Trainer that counts on other processes than torchrun or srun have started is refused."""
+import os
+
+import pytest
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch import Trainer
+
+from lightning_app.processes import check_launch
+
+pytestmark = pytest.mark.usefixtures('in_tmp_path')
+
+TORCHRUN = {'TORCHELASTIC_RUN_ID': '1', 'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '4', 'LOCAL_WORLD_SIZE': '2',
+            'GROUP_RANK': '0', 'GROUP_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29500'}
+SRUN = {'SLURM_JOB_ID': '4711', 'SLURM_JOB_NAME': 'train', 'SLURM_NTASKS': '4', 'SLURM_NTASKS_PER_NODE': '2',
+        'SLURM_NNODES': '2', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0', 'SLURM_NODEID': '0',
+        'SLURM_NODELIST': 'localhost', 'SLURM_JOB_NODELIST': 'localhost'}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Return a function that sets what a launcher sets."""
+    def launched(variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+    return launched
+
+
+@pytest.mark.parametrize(('variables', 'launcher'), [(TORCHRUN, 'torchrun'), (SRUN, 'srun')])
+@pytest.mark.parametrize(('nodes', 'devices'), [(1, 1), (1, 2), (2, 1)])
+def test_other_number_of_processes_is_refused(variables, launcher, nodes, devices, on_photos, launched, cli_error):
+    launched(variables)
+    assert cli_error(['fit', *on_photos, f'--trainer.num_nodes={nodes}', f'--trainer.devices={devices}']) == (
+        f'trainer.num_nodes: {nodes} with trainer.devices: {devices}',
+        f'{launcher} has started 4 processes on 2 machines, not {nodes * devices}',
+        'say --trainer.num_nodes=2 --trainer.devices=2')
+    assert not os.path.exists('runs')
+
+
+@pytest.mark.parametrize('variables', [TORCHRUN, SRUN])
+def test_the_processes_that_there_are_are_taken(variables, launched):
+    launched(variables)
+    check_launch(Trainer(accelerator='cpu', num_nodes=2, devices=2, logger=False, enable_checkpointing=False))
+
+
+def test_processes_that_shall_train_by_themselves_do(launched):
+    # as in a sweep whose tasks SLURM starts
+    launched(SRUN)
+    check_launch(Trainer(
+        accelerator='cpu', devices=1, plugins=[LightningEnvironment()], logger=False, enable_checkpointing=False))
+
+
+def test_synchronised_batch_norm_is_refused_on_the_cpu(on_photos, cli_error):
+    _, why, remedy = cli_error(
+        ['fit', *on_photos, '--trainer.sync_batchnorm=true', '--trainer.devices=2', '--trainer.strategy=ddp'])
+    assert why == "torch's SyncBatchNorm under DDP works on GPUs alone"
+    assert remedy.startswith('leave it out on the CPU')
