@@ -110,7 +110,7 @@ class AppCLI(LightningCLI):
             check_trained(self.subcommand, config)
 
     def instantiate_classes(self) -> None:
-        """Build all; refuse other processes than there are, and an evaluation of a classifier without trained weights."""
+        """Build all; refuse other processes than there are, and to evaluate a classifier without trained weights."""
         super().instantiate_classes()
         check_launch(self.trainer)
         check_sync_batchnorm(self.trainer, self._get(self.config_init, 'trainer').sync_batchnorm)

@@ -149,21 +149,19 @@ def kill_all(process):
     process.wait()
 
 
-def children(pid):
-    """Return the processes below a process."""
-    found = [int(child) for task in Path(f'/proc/{pid}/task').glob('*')
-             for child in (task / 'children').read_text().split()]
-    return found + [below for child in found for below in children(child)]
-
-
-def named(pids, text):
-    """Return those whose command line holds `text`."""
+def children(pid, text, file='cmdline'):
+    """Return the children of a process in whose command line, or environment, `text` stands."""
     found = []
-    for pid in pids:
+    for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split():
         with contextlib.suppress(OSError):
-            if text in Path(f'/proc/{pid}/cmdline').read_text():
-                found.append(pid)
+            if text in Path(f'/proc/{child}/{file}').read_text():
+                found.append(int(child))
     return found
+
+
+def second_rank(pid):
+    """Return the second process of a training, which Lightning has started from the first."""
+    return children(pid, 'LOCAL_RANK=1', 'environ')[0]
 
 
 def same(first, second):
@@ -209,8 +207,7 @@ def one_rank_killed(training, expected):
     """SIGKILL of the second of two processes."""
     process = training.start()
     training.wait_for_step(3, process)
-    second = named(children(process.pid), 'lightning_app')[0]
-    os.kill(second, signal.SIGKILL)
+    os.kill(second_rank(process.pid), signal.SIGKILL)
     start = time.monotonic()
     text = wait(process, BOUND)
     assert process.returncode != 0
@@ -224,8 +221,7 @@ def worker_killed(training, expected):
     """SIGKILL of a process that loads images."""
     process = training.start()
     training.wait_for_step(3, process)
-    ranks = [process.pid, *named(children(process.pid), 'lightning_app')]
-    os.kill(next(child for rank in ranks for child in children(rank) if child not in ranks), signal.SIGKILL)
+    os.kill(children(second_rank(process.pid), 'lightning_app')[0], signal.SIGKILL)  # they are forks, and named alike
     text = wait(process, BOUND)
     assert process.returncode != 0
     assert 'DataLoader worker' in text, text
@@ -319,7 +315,7 @@ def wandb_lost(training, expected):
     shutil.rmtree(training.folder / 'runs')
     process = training.start(*logger, WANDB_MODE='offline', WANDB_ERROR_REPORTING='false')
     training.wait_for_step(4, process)
-    services = named(children(process.pid), 'wandb-core')
+    services = children(process.pid, 'wandb-core')
     assert services
     for service in services:
         os.kill(service, signal.SIGKILL)
