@@ -184,7 +184,10 @@ def launch_id() -> str:
 
 def restarted_run(base: Path) -> Path | None:
     """Return the folder of the run that SLURM or torchrun has started again in this process; None if they have not."""
-    if not any(int(os.environ.get(name, 0)) for name in ('SLURM_RESTART_COUNT', 'TORCHELASTIC_RESTART_COUNT')):
+    counts = ['SLURM_RESTART_COUNT']
+    if int(os.environ.get('GROUP_WORLD_SIZE', 1)) == 1:  # torchrun counts on each machine for itself
+        counts.append('TORCHELASTIC_RESTART_COUNT')
+    if not any(int(os.environ.get(name, 0)) for name in counts):
         return None
     files = [file for file in base.glob(f'version_*/{LAUNCH}') if file.read_text() == launch_id()]
     return max(files, key=lambda file: file.stat().st_mtime_ns).parent if files else None

@@ -49,6 +49,7 @@ class LastCheckpoint(Checkpoint):
         self.keep = keep
         self.signals = StopSignals() if handle_signals else None
         self.saved = 0  # the step of the newest
+        self.after_validation = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the order of the callbacks."""
@@ -88,8 +89,12 @@ class LastCheckpoint(Checkpoint):
         if left <= 0:
             return  # the validation belongs to the epoch
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if due or number or left <= trainer.accumulate_grad_batches:
-            self.save(trainer)
+        if not (due or number or left <= trainer.accumulate_grad_batches):
+            return
+        if validates(trainer, batch_idx):
+            self.after_validation = True  # else a training that goes on from here would leave it out
+            return
+        self.save(trainer)
         if number:
             self.leave(trainer, number)
 
@@ -99,6 +104,14 @@ class LastCheckpoint(Checkpoint):
         """End the training if it shall stop."""
         if number := self._asked_to_stop(trainer, batch_idx % log_interval(trainer) == 0):
             self.leave(trainer, number)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if it was time to before a validation within an epoch, and end the training if it shall stop."""
+        if self.after_validation:
+            self.after_validation = False
+            self.save(trainer)
+            if number := self._asked_to_stop(trainer, True):
+                self.leave(trainer, number)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and end the training if it shall stop."""
@@ -144,6 +157,16 @@ class LastCheckpoint(Checkpoint):
         # a process that Lightning started and that ends before the first one with a status makes it kill that
         child = trainer.strategy.launcher is not None and not trainer.is_global_zero
         raise Stopped(0 if requeued or child else 128 + number)
+
+
+def validates(trainer: Any, batch_idx: int) -> bool:
+    """Return whether a validation follows a batch within an epoch."""
+    every, batches = trainer.val_check_batch, batch_idx + 1
+    if trainer.check_val_every_n_epoch is None:  # counted over the epochs
+        batches = trainer.fit_loop.total_batch_idx + 1
+    elif (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+        return False
+    return bool(trainer.enable_validation and every and every != float('inf') and batches % every == 0)
 
 
 def step_checkpoints(folder: Path) -> list[Path]:

@@ -1,9 +1,13 @@
 """The faults of `faults.py`, each on a training of its own."""
 import os
+import runpy
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
-import faults
 import pytest
+
+faults = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name('faults.py'))))
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != 'linux', reason='looks for processes in /proc')]
 

@@ -28,7 +28,7 @@ CHECKPOINTS = [
 ]
 EMA = {'class_path': 'lightning_app.callbacks.WeightEMA', 'init_args': {'decay': 0.9}}
 FIRST = Path('runs/test_resnet/version_0')
-SPEED = ('train/images_per_second',)
+SPEED = ('train/images_per_second', 'train/data_wait')
 
 
 @pytest.fixture
@@ -267,8 +267,10 @@ def rows(folder=FIRST):
                 for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize(('callbacks', 'settings', 'stops'), [([], {}, range(1, 9)), ([EMA], MANY, (1, 5, 7))],
-                         ids=['plain', 'everything'])
+@pytest.mark.parametrize(('callbacks', 'settings', 'stops'), [
+    ([], {}, range(1, 9)), ([EMA], MANY, (1, 5, 7)), ([], {'trainer.val_check_interval': 1}, (1, 2, 4, 8)),
+    ([], {'trainer.val_check_interval': 2, 'trainer.check_val_every_n_epoch': 'null'}, (1, 2, 4, 6))],
+    ids=['plain', 'everything', 'validated', 'validated over epochs'])
 def test_training_resumed_at_any_step_is_the_unbroken_one(steps, callbacks, settings, stops):
     main(steps(*callbacks, **settings))
     whole, metrics = {step: state(at(step)) for step in range(1, 10)}, rows()
