@@ -29,7 +29,8 @@ def explain(text: str, parser: ArgumentParser) -> str:
             return describe(match, parser)
     first, _, rest = text.partition('\n')
     return message(first, ' '.join(rest.split()) or 'the parser cannot use it',
-                   'see python -m lightning_app fit --help, or fit --config ... --print_config for what is set')
+                   'see python -m lightning_app fit --help, or fit --config ... --print_config for what is set'
+                   if _has_data(parser) else f'see {parser.prog} --help')
 
 
 def three_lines(text: str) -> str | None:
@@ -49,11 +50,22 @@ def linked_key(key: str, where: str) -> str:
 
 def _keys(parser: ArgumentParser) -> list[str]:
     """Return all keys of `parser` and its subcommands that may be set."""
-    subcommands = getattr(parser, '_subcommands_action', None)
-    parsers = [parser, *(subcommands._name_parser_map.values() if subcommands else [])]
+    own = {action.dest for each in _parsers(parser) for action in each._actions} - LINKED.keys()
+    if not _has_data(parser):
+        return sorted(own)
     of_data = {f'data.augment.{field.name}' for field in dataclasses.fields(data.Augment)}
     of_data |= {f'data.{parameter.name}' for parameter in get_signature_parameters(data.ImageDataModule)}
-    return sorted({action.dest for each in parsers for action in each._actions} - LINKED.keys() | of_data)
+    return sorted(own | of_data)
+
+
+def _parsers(parser: ArgumentParser) -> list[ArgumentParser]:
+    subcommands = getattr(parser, '_subcommands_action', None)
+    return [parser, *(subcommands._name_parser_map.values() if subcommands else [])]
+
+
+def _has_data(parser: ArgumentParser) -> bool:
+    """Return whether the command has images; the options of a data module are not the parser's own."""
+    return any(action.dest == 'data' for each in _parsers(parser) for action in each._actions)
 
 
 def _nearest_keys(key: str, keys: list[str]) -> list[str]:
@@ -76,7 +88,8 @@ def _unknown_key(match: re.Match[str], parser: ArgumentParser) -> str:
         return linked_key(key, 'on the command line')
     close = _nearest_keys(key, _keys(parser))
     return message(match[1], 'there is no such option', f'did you mean {" or ".join(close)}?' if close
-                   else 'see python -m lightning_app fit --print_config for all there are')
+                   else 'see python -m lightning_app fit --print_config for all there are' if _has_data(parser)
+                   else f'see {parser.prog} --help for all there are')
 
 
 def _unknown_class_option(match: re.Match[str], parser: ArgumentParser) -> str:
@@ -157,6 +170,8 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'Linked "([\w.]+)" must be given': _linked,
     r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: ([^\n]*)': _wrong_value,
     r'Parser key "([\w.]+)":[^$]*the following arguments are required: (\w+)': _incomplete,
+    r'Parser key "([\w.]+)":[^$]*Subtypes: \[(?:<class .NoneType.>, )?(<class .(?:int|float|bool|str).>)'
+    r'(?:, <class .NoneType.>)?\][^$]*Given value: (\S+)': _wrong_value,
     r"File does not exist: '([^']*)'": _missing_file,
     r"invalid choice: '(\w+)' \(choose from ([^)]*)\)": _unknown_command,
     r'Parser key "data":[^$]*(?:import path string|class path): (\S+)': _unknown_data,
