@@ -1,5 +1,8 @@
 """What is exported computes what the checkpoint does, and knows how its images are made."""
 import json
+import resource
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -10,6 +13,8 @@ import torch
 
 from lightning_app import ImageClassifier
 from lightning_app.cli import main
+from lightning_app.export import compare
+from se_timm.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('in_tmp_path')
 
@@ -40,110 +45,217 @@ def logits(path, images, part='state_dict'):
         return model.net.eval()(images)
 
 
-@pytest.mark.parametrize('options', [[], ['--model.network.reduction=4'], ['--model.plain=true'], EMA], ids=[
-    'se', 'reduction', 'plain', 'ema'])
-def test_folder_for_timm(checkpoint, images, options, capsys):
+def altered(path, alter, to='altered.ckpt'):
+    """Write a checkpoint anew, after `alter` has changed its contents."""
+    content = torch.load(path, weights_only=True)
+    alter(content)
+    torch.save(content, to)
+    return to
+
+
+@contextmanager
+def full_disk(room):
+    """Let no file grow over `room` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def timm_network(folder):
+    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+
+
+# What is written
+
+
+@pytest.mark.parametrize(('options', 'blocks'), [
+    ([], 9), (['--model.network.reduction=4'], 9), (['--model.plain=true'], 0)], ids=['se', 'reduction', 'plain'])
+def test_folder_for_timm(checkpoint, images, options, blocks, capsys):
     path = checkpoint(*options)
-    folder = main(['export', '--ckpt_path', path])
+    folder, = main(['export', '--ckpt_path', path])
     assert folder == Path(path).with_suffix('')
     assert sorted(file.name for file in folder.iterdir()) == ['config.json', 'model.safetensors']
-    net = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    net = timm_network(folder)
     with torch.no_grad():
         assert torch.equal(net(images), logits(path, images))
     data = timm.data.resolve_model_data_config(net)
     assert (data['input_size'], tuple(data['mean']), data['crop_pct']) == ((3, 48, 48), (0.1, 0.2, 0.3), 0.9)
     assert json.loads((folder / 'config.json').read_text())['label_names'] == ['ant', 'bee', 'cat']
-    assert sum(module.__class__.__name__ == 'SqueezeExcite' for module in net.modules()) == 9 * (options[:1] != [
-        '--model.plain=true'])
+    assert sum(module.__class__.__name__ == 'SqueezeExcite' for module in net.modules()) == blocks
     assert f"timm.create_model('local-dir:{folder}', pretrained=True)" in capsys.readouterr().out
 
 
 def test_either_weights_of_a_training_with_an_average(checkpoint, images, capsys):
     path = checkpoint(*EMA)
-    found = {}
-    for weights in ('ema', 'raw'):
-        main(['export', '--ckpt_path', path, '--weights', weights, '--output', weights])
+    found, printed = {}, {}
+    for weights in (None, 'ema', 'raw'):
+        given = ['--weights', weights] if weights else []
+        folder, = main(['export', '--ckpt_path', path, f'--output={weights}', *given])
         with torch.no_grad():
-            found[weights] = timm.create_model(f'local-dir:{weights}', pretrained=True).eval()(images)
+            found[weights], printed[weights] = timm_network(folder)(images), capsys.readouterr().out
     assert torch.equal(found['ema'], logits(path, images))
     assert torch.equal(found['raw'], logits(path, images, 'current_model_state'))
+    assert torch.equal(found[None], found['ema'])
     assert not torch.equal(found['raw'], found['ema'])
-    assert 'the average of the weights' in capsys.readouterr().out
+    assert 'the average of the weights' in printed[None]
+    assert 'the weights, not their average' in printed['raw']
 
 
-@pytest.mark.parametrize('options', [[], ['--fold=true']], ids=['plain', 'folded'])
-def test_onnx(checkpoint, images, options):
-    path = checkpoint()
-    file = main(['export', '--ckpt_path', path, '--format=onnx', '--output=net.onnx', *options])
-    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
-    for count in (1, 5):
-        found, = session.run(None, {'images': images[:count].numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), logits(path, images)[:count], rtol=1e-4, atol=1e-4)
-    described = {entry.key: json.loads(entry.value) for entry in onnx.load(file).metadata_props
-                 if entry.key in ('mean', 'input_size', 'classes')}
-    assert described == {'mean': [0.1, 0.2, 0.3], 'input_size': [3, 48, 48], 'classes': ['ant', 'bee', 'cat']}
-
-
-def test_program_of_torch_export_with_se_that_was_put_in(checkpoint, images):
-    path = checkpoint('--model.name=test_resnet', '--model.add_se', '{}')
-    file = main(['export', '--ckpt_path', path, '--format=pt2', '--output=net.pt2'])
+@pytest.mark.parametrize('options', [
+    ['--model.name=test_resnet', '--model.add_se', '{}'], pytest.param([], marks=pytest.mark.slow)], ids=[
+        'se put in', 'se_resnet20'])
+@pytest.mark.parametrize('fold', ['false', pytest.param('true', marks=pytest.mark.slow)])
+def test_programs_for_any_number_of_images(checkpoint, images, options, fold):
+    path = checkpoint(*options)
+    files = main(['export', '--ckpt_path', path, '--format=[onnx,pt2]', f'--fold={fold}', '--output=net'])
+    assert files == [Path('net.onnx'), Path('net.pt2')]
+    session = onnxruntime.InferenceSession('net.onnx', providers=['CPUExecutionProvider'])
     extra = {'config.json': ''}
-    with open(file, 'rb') as opened:
-        net = torch.export.load(opened, extra_files=extra).module()
+    net = torch.export.load('net.pt2', extra_files=extra).module()
+    for count in (1, 5):
+        expected = logits(path, images[:count])
+        found = torch.from_numpy(session.run(None, {'images': images[:count].numpy()})[0])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            torch.testing.assert_close(net(images[:count]), expected, rtol=1e-4, atol=1e-4)
+    described = {entry.key: json.loads(entry.value) for entry in onnx.load('net.onnx').metadata_props}
+    for found in (described, json.loads(extra['config.json'])):
+        assert [found[key] for key in ('mean', 'input_size', 'crop_pct', 'classes')] == [
+            [0.1, 0.2, 0.3], [3, 48, 48], 0.9, ['ant', 'bee', 'cat']]
+
+
+def test_program_for_one_image_of_another_size(checkpoint):
+    path = checkpoint('--model.name=test_resnet')
+    file, = main(['export', '--ckpt_path', path, '--format=pt2', '--dynamic_batch=false', '--image_size=40'])
+    assert file == Path(path).with_suffix('.pt2')
+    net = torch.export.load(str(file)).module()
+    image = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        for count in (1, 5):
-            torch.testing.assert_close(net(images[:count]), logits(path, images[:count]), rtol=1e-4, atol=1e-5)
-    assert json.loads(extra['config.json'])['classes'] == ['ant', 'bee', 'cat']
+        torch.testing.assert_close(net(image), logits(path, image), rtol=1e-4, atol=1e-4)
+        with pytest.raises(AssertionError, match='Guard failed'):
+            net(image.repeat(2, 1, 1, 1))
 
 
-def fail(*args, **options):
-    raise OSError('full')
+# What must not happen
 
 
-def test_older_export_stays_until_the_new_one_is_whole(checkpoint, monkeypatch):
-    path = checkpoint()
-    for options in ([], ['--format=pt2', '--output=net.pt2']):
-        before = main(['export', '--ckpt_path', path, *options])
-        kept = (before / 'model.safetensors' if before.is_dir() else before).read_bytes()
-        with monkeypatch.context() as patch:
-            patch.setattr('lightning_app.export.compare', fail)
-            with pytest.raises(OSError, match='full'):
-                main(['export', '--ckpt_path', path, *options])
-        assert (before / 'model.safetensors' if before.is_dir() else before).read_bytes() == kept
-        assert not list(before.parent.glob('.*'))
-        main(['export', '--ckpt_path', path, *options])
+@pytest.mark.parametrize('format', [
+    'safetensors', *(pytest.param(name, marks=pytest.mark.slow) for name in ('onnx', 'pt2'))])
+def test_full_disk_keeps_the_older_export(checkpoint, cli_error, format):
+    path = checkpoint('--model.name=test_resnet')
+    export = ['export', '--ckpt_path', path, f'--format={format}', '--output=net']
+    written, = main(export)
+    file = written / 'model.safetensors' if written.is_dir() else written
+    before, names = file.read_bytes(), sorted(Path().iterdir())
+    with full_disk(len(before) // 2):
+        given, why, _ = cli_error(export)
+    assert (given, why.startswith('it cannot be written (')) == (f'output: {written}', True)
+    assert file.read_bytes() == before
+    assert sorted(Path().iterdir()) == names
+    assert main(export) == [written]
 
 
-def test_other_logits_are_found(checkpoint, monkeypatch, cli_error):
+def test_other_logits_are_found(checkpoint, cli_error, monkeypatch):
     path = checkpoint()
     create = timm.create_model
 
-    def altered(name, **arguments):
+    def with_other_classifier(name, **arguments):
         net = create(name, **arguments)
         if name.startswith('local-dir:'):
             torch.nn.init.zeros_(net.get_classifier().weight)
         return net
 
-    monkeypatch.setattr(timm, 'create_model', altered)
+    monkeypatch.setattr(timm, 'create_model', with_other_classifier)
     given, why, _ = cli_error(['export', '--ckpt_path', path])
     assert 'logits that differ' in given
     assert 'was removed' in why
     assert not Path(path).with_suffix('').exists()
 
 
-@pytest.mark.parametrize(('options', 'given', 'do'), [
-    (['--weights=ema'], 'weights: ema', 'leave weights out'), (['--fold=true'], 'fold: true', 'onnx or pt2'),
-    (['--format=onx'], 'format: onx', 'onnx'), (['--output=photos'], 'output: photos', 'another folder'),
-    (['--format=pt2', '--output=photos'], 'output: photos', 'another file'), (['--outptu=x'], '--outptu', 'output')])
-def test_what_cannot_be_exported(checkpoint, cli_error, options, given, do):
-    error = cli_error(['export', '--ckpt_path', checkpoint(), *options])
-    assert given in error[0]
-    assert do in error[2]
+@pytest.mark.parametrize('kind', ['safetensors', 'onnx', 'pt2'])
+@pytest.mark.parametrize('found', [[[1.0, float('nan')]], [[1.0, 2.1]], [[1.0, 2.0], [1.0, 2.0]]])
+def test_comparison_refuses(kind, found):
+    with pytest.raises(InputError, match='logits that differ'):
+        compare(kind, torch.tensor(found), torch.tensor([[1.0, 2.0]]))
+
+
+def test_comparison_of_logits_that_are_all_zero():
+    compare('onnx', torch.zeros(1, 2), torch.zeros(1, 2))
+    with pytest.raises(InputError):
+        compare('onnx', torch.full((1, 2), 1e-9), torch.zeros(1, 2))
+
+
+def test_output_never_costs_other_files(checkpoint, cli_error):
+    path = checkpoint('--model.name=test_resnet')
+    content = Path(path).read_bytes()
+    assert main(['export', '--ckpt_path', path, '--format=pt2', f'--output={path}']) == [Path(f'{path}.pt2')]
+    assert Path(path).read_bytes() == content
+    Path('net.pt2').write_bytes(content)
+    assert 'it is the checkpoint' in cli_error(['export', '--ckpt_path=net.pt2', '--format=pt2'])[1]
+    folder, = main(['export', '--ckpt_path', path, '--output=folder'])
+    (folder / 'README.md').write_text('of mine')
+    for output in ('folder', 'nothing/..', 'photos'):
+        assert 'other files lie there' in cli_error(['export', '--ckpt_path', path, '--output', output])[1]
+    (folder / 'README.md').unlink()
+    Path('link').symlink_to(folder)
+    main(['export', '--ckpt_path', path, '--output=link'])
+    assert Path('link').is_symlink()
+    assert {file.name for file in folder.iterdir()} == {'config.json', 'model.safetensors'}
+
+
+def test_working_directory_is_not_replaced(checkpoint, cli_error, tmp_path, monkeypatch):
+    path = Path(checkpoint('--model.name=test_resnet')).resolve()
+    (tmp_path / 'here').mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir('here')
+        assert 'the working directory' in cli_error(['export', '--ckpt_path', str(path), '--output=.'])[1]
+
+
+def test_what_cannot_be_exported(checkpoint, cli_error):
+    path = checkpoint('--model.name=test_resnet')
+    Path('file').write_text('')
+    for options, given, do in [
+            ('--weights=ema', 'weights: ema', 'leave weights out'), ('--fold=true', 'fold: true', 'onnx or pt2'),
+            ('--format=onx', 'format: onx', 'did you mean onnx'), ('--format=[]', 'format: []', 'pt2'),
+            ('--output=file', 'output: file', 'another folder'), ('--output=file/x', 'output: file/x', 'another place'),
+            ('--format=pt2 --output=photos', 'output: photos', 'another file'),
+            ('--format=pt2 --output=net.onnx', 'net.onnx with format: pt2', 'leave the suffix out: net'),
+            ('--dynamic_batch=false', 'dynamic_batch: false', 'leave it out'),
+            ('--image_size=0', 'image_size: 0', 'leave it out'), ('--image_size=x', 'image_size: x', 'correct'),
+            ('--outptu=x', '--outptu', 'did you mean output?'), ('--xyz=1', '--xyz', 'export --help')]:
+        error = cli_error(['export', '--ckpt_path', path, *options.split()])
+        assert given in error[0]
+        assert do in error[2]
 
 
 def test_network_that_timm_cannot_build(checkpoint, cli_error):
     path = checkpoint('--model.name=test_resnet', '--model.add_se', '{}')
     assert 'onnx or pt2' in cli_error(['export', '--ckpt_path', path])[2]
+
+
+def test_checkpoint_that_cannot_be_exported(checkpoint, cli_error):
+    path = checkpoint('--model.name=test_resnet')
+    diverged = altered(path, lambda content: content['state_dict']['net.fc.weight'].fill_(float('nan')), 'nan.ckpt')
+    assert 'not finite' in cli_error(['export', '--ckpt_path', diverged])[1]
+    other = altered(path, lambda content: content['state_dict'].pop('net.fc.weight'), 'other.ckpt')
+    assert 'fc.weight' in cli_error(['export', '--ckpt_path', other])[1]
+    bare = altered(path, lambda content: content.pop('hyper_parameters'), 'bare.ckpt')
+    assert 'settings of a network' in cli_error(['export', '--ckpt_path', bare])[1]
+    Path('cut.ckpt').write_bytes(Path(path).read_bytes()[:5000])
+    assert 'cut off' in cli_error(['export', '--ckpt_path=cut.ckpt'])[1]
+    torch.save({'weight': torch.zeros(1)}, 'foreign.ckpt')
+    assert 'no checkpoint' in cli_error(['export', '--ckpt_path=foreign.ckpt'])[1]
+
+
+def test_missing_package_is_named_before_any_work(checkpoint, cli_error, monkeypatch):
+    path = checkpoint('--model.name=test_resnet')
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    error = cli_error(['export', '--ckpt_path', path, '--format=onnx', '--output=new/net'])
+    assert "pip install 'se-timm[onnx]'" in error[2]
+    assert not Path('new').exists()
 
 
 def test_missing_checkpoint(cli_error):
