@@ -140,6 +140,7 @@ class WandbLogger(LightningWandbLogger):
             group=group, job_type=job_type, tags=tags, notes=notes, mode=mode, resume='allow',
             settings=wandb.Settings(init_timeout=CONNECT_SECONDS, silent=True))
         self._wandb_init.pop('anonymous', None)  # wandb warns of it
+        self.lost = False
         self.placed = save_dir is not None
 
     def place(self, folder: Path) -> None:
@@ -154,6 +155,25 @@ class WandbLogger(LightningWandbLogger):
         if self._experiment is None and rank() == 0:
             self._start()
         return super().experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Log, for as long as W&B's service lives."""
+        self._unless_lost(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the run, if W&B's service lives."""
+        self._unless_lost(super().finalize, status)
+
+    def _unless_lost(self, function: Any, *args: Any) -> None:
+        if self.lost:
+            return
+        try:
+            function(*args)
+        except Exception as error:  # of many kinds: whatever becomes of W&B, the training goes on
+            self.lost = True
+            rank_zero_warn(f'W&B: its service is gone ({error or type(error).__name__}); the training goes on without')
 
     def _start(self) -> None:
         import wandb

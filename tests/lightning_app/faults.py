@@ -147,6 +147,7 @@ def kill_all(process):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    process.stdout.close()
 
 
 def children(pid, text, file='cmdline'):
@@ -247,7 +248,7 @@ def disk_full(training, expected):
     """A disk that is full for a while (a tmpfs)."""
     disk = training.folder / 'disk'
     disk.mkdir()
-    subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(disk)], check=True)
+    subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=100m', 'tmpfs', str(disk)], check=True)
     try:
         (training.folder / 'runs').symlink_to(disk)
         process = training.start()
@@ -255,7 +256,7 @@ def disk_full(training, expected):
         ballast = disk / 'ballast'
         with contextlib.suppress(OSError), open(ballast, 'wb') as file:
             while True:
-                file.write(bytes(4096))
+                file.write(bytes(2 ** 16))
                 file.flush()
         kept = training.step()
         time.sleep(1)
