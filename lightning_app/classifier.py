@@ -235,8 +235,8 @@ class ImageClassifier(LightningModule):
         self.stop_if_nonfinite()
 
     def _weights_are_finite(self) -> bool:
-        return all(bool(tensor.isfinite().all()) for tensor in self.net.state_dict().values()
-                   if tensor.is_floating_point())
+        finite = [tensor.isfinite().all() for tensor in self.net.state_dict().values() if tensor.is_floating_point()]
+        return bool(torch.stack(finite).all())  # one wait for the device, not one for each
 
     def stop_if_nonfinite(self, weights: bool = False) -> None:
         """Raise `InputError` if too many training steps had a loss that is not finite. Collective over processes.

@@ -21,7 +21,7 @@ from se_timm.errors import InputError, message
 
 from .checkpoints import load_checkpoint
 from .data.base import evaluation_settings
-from .network import architecture, build_network, create_network
+from .network import architecture, arguments_of, build_network, create_network
 
 __all__ = ['export']
 
@@ -233,15 +233,15 @@ def read(
         raise InputError(message(
             f'ckpt_path: weights of {name}', f'they are not those of the network that timm builds now ({error})',
             'use the versions of timm and se_timm that it was trained with')) from error
-    settings = evaluation_settings(
+    settings, _ = evaluation_settings(
         {**checkpoint.get('data', {}).get('init_args', {}), **({'eval_size': image_size} if image_size else {})},
         net.pretrained_cfg)
     images = torch.randn(3 if dynamic_batch else 1, *settings['input_size'],
                          generator=torch.Generator().manual_seed(0))
-    twin = {'se': False} if plain and add_se is None else {}
     words = 'the weights, not their average' if weights == 'raw' else 'the average of the weights'
-    return Source(net.eval(), name, {**(architecture(hparams.get('network')) or {}), **twin},
-                  words if averaged else 'the weights', settings, checkpoint.get('class_names'), images, dynamic_batch)
+    arguments = architecture(arguments_of(hparams.get('network'), plain, add_se)) or {}
+    return Source(net.eval(), name, arguments, words if averaged else 'the weights', settings,
+                  checkpoint.get('class_names'), images, dynamic_batch)
 
 
 def logits_of(ckpt_path: str, source: Source) -> Tensor:

@@ -34,6 +34,12 @@ def check_name(name: str, key: str = 'model.name') -> None:
         raise InputError(unknown(key, base, timm.list_models()))
 
 
+def arguments_of(
+        network: dict[str, Any] | None, plain: bool, add_se: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the arguments of `timm.create_model`: `network`, and for the plain twin of a network with SE no SE."""
+    return {**(network or {}), **({'se': False} if plain and add_se is None else {})}
+
+
 def build_network(
         name: str, num_classes: int | None, network: dict[str, Any] | None, plain: bool,
         add_se: dict[str, Any] | None) -> tuple[Any, int | None]:
@@ -42,8 +48,7 @@ def build_network(
     Raises:
         InputError: If it cannot be made.
     """
-    twin = {'se': False} if plain and add_se is None else {}
-    net, classes = create_network(name, num_classes=num_classes, **{**(network or {}), **twin})
+    net, classes = create_network(name, num_classes=num_classes, **arguments_of(network, plain, add_se))
     return with_se(net, add_se) if add_se is not None and not plain else net, classes
 
 

@@ -20,7 +20,7 @@ class NonfiniteSteps:
 
     Args:
         net: The network, on its device.
-        allowed: Number of steps from which on the count is only counted, as the training ends.
+        allowed: How many steps are undone; where none are, they are only counted, as the training ends.
         count: Steps that a training which is resumed has counted.
 
     Attributes:

@@ -154,12 +154,12 @@ class Views:
     def __init__(self, steps: list[Any], views: str) -> None:
         centre = next(place for place, step in enumerate(steps) if isinstance(step, transforms.CenterCrop))
         crop = transforms.TenCrop(steps[centre].size) if views == 'ten' else Mirrored(steps[centre])
-        self.before, self.crop, self.after = steps[:centre], crop, transforms.Compose(steps[centre + 1:])
+        self.before, self.after = transforms.Compose(steps[:centre]), transforms.Compose(steps[centre + 1:])
+        self.crop = crop
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the views of an RGB image."""
-        image = transforms.Compose(self.before)(image)
-        return torch.stack([self.after(view) for view in self.crop(image)])
+        return torch.stack([self.after(view) for view in self.crop(self.before(image))])
 
 
 class Mirrored:

@@ -140,18 +140,15 @@ class ImageDataModule(LightningDataModule):
     def prepare_transforms(self) -> None:
         """Complete the settings by the network's configuration, and make the transforms."""
         net = getattr(getattr(self.trainer, 'lightning_module', None), 'net', None)
-        cfg = evaluation_settings(vars(self), getattr(net, 'pretrained_cfg', None))
+        cfg, self.train_size = evaluation_settings(vars(self), getattr(net, 'pretrained_cfg', None))
         normalisation = {name: cfg[name] for name in ('mean', 'std', 'interpolation')}
         self.input_size = cfg['input_size']
-        eval_size = self.input_size[-1]
-        self.train_size = size = _given(self.image_size, network_settings(getattr(net, 'pretrained_cfg', None))[
-            'input_size'][-1])
         self.normalisation_settings = normalisation
         self.normalisation = Normalisation(normalisation['mean'], normalisation['std'])
         self.transform_of_size = partial(training_transform, self.augment, **normalisation)
-        self.training_transform = self.transform_of_size(size)  # type: ignore[call-arg]
+        self.training_transform = self.transform_of_size(self.train_size)  # type: ignore[call-arg]
         self.evaluation_transform = evaluation_transform(
-            eval_size, cfg['crop_pct'], self.eval_views, **normalisation)
+            self.input_size[-1], cfg['crop_pct'], self.eval_views, **normalisation)
 
     def setup(self, stage: str) -> None:
         """Open what `stage` (fit, validate, test or predict) needs."""
@@ -285,7 +282,7 @@ class ImageDataModule(LightningDataModule):
     def _evaluation_loader(self, samples: EvaluationSamples) -> DataLoader[Any]:
         padded = PadToMultiple(samples, self._world_size)
         sampler: DistributedSampler[Any] = DistributedSampler(padded, self._world_size, self._rank, shuffle=False)
-        total = _given(self.eval_batch_size, self.batch_size // self._accumulated)
+        total = _given(self.eval_batch_size, self.images_per_batch)
         batch_size = max(total // self._world_size, 1)
         return self._loader(padded, sampler, batch_size, drop_last=False)
 
@@ -319,18 +316,18 @@ class ImageDataModule(LightningDataModule):
         return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': values}
 
 
-def network_settings(pretrained_cfg: dict[str, Any] | None) -> dict[str, Any]:
-    """Return `input_size`, `mean`, `std`, `interpolation` and `crop_pct` of a network's configuration."""
-    return timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg or WITHOUT_NETWORK)
+def evaluation_settings(
+        given: Mapping[str, Any], pretrained_cfg: dict[str, Any] | None) -> tuple[dict[str, Any], int]:
+    """Return how images are evaluated, and the side of the training images in pixels.
 
-
-def evaluation_settings(given: Mapping[str, Any], pretrained_cfg: dict[str, Any] | None) -> dict[str, Any]:
-    """Return how images are evaluated: the network's settings, with what a data module was given in their place."""
-    cfg = network_settings(pretrained_cfg)
-    size = _given(given.get('image_size'), cfg['input_size'][-1])
-    size = _given(given.get('eval_size'), size)
+    They are the network's settings, with what a data module was given in their place: `input_size`, `mean`, `std`,
+    `interpolation`, `crop_pct`.
+    """
+    cfg = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg or WITHOUT_NETWORK)
+    train_size = _given(given.get('image_size'), cfg['input_size'][-1])
+    size = _given(given.get('eval_size'), train_size)
     settings = {name: _given(given.get(name), cfg[name]) for name in ('mean', 'std', 'interpolation', 'crop_pct')}
-    return {**settings, 'input_size': (3, size, size)}
+    return {**settings, 'input_size': (3, size, size)}, train_size
 
 
 def _given(value: Any, default: Any) -> Any:

@@ -1,5 +1,7 @@
 """What the tests of the program share: fake images, written where each test wants them, and the check of an error."""
 import logging
+import resource
+import signal
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +68,22 @@ def pets(tmp_path, write_images):
     write_images(tmp_path / 'pets' / 'train')
     write_images(tmp_path / 'pets' / 'val', first=100)
     return tmp_path / 'pets'
+
+
+@pytest.fixture
+def full_disk():
+    """Return a context in which no file grows over so many bytes: writes fail in the middle, as on a full disk."""
+    @contextmanager
+    def full_disk(room=4096):
+        before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return full_disk
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Checkpoint files on disks that are full, and files that are damaged in every way."""
 import contextlib
 import random
-import resource
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,18 +13,6 @@ from lightning_app.callbacks import BestCheckpoint, LastCheckpoint, ResultLine
 from lightning_app.checkpoints import CheckpointFiles, damage, load_checkpoint, newest_whole
 
 CONTENT = {'state_dict': {'weight': torch.arange(5000.0)}, 'pytorch-lightning_version': '2.6', 'epoch': 3}
-
-
-@contextlib.contextmanager
-def full_disk(room=4096):
-    """Let no file of this process grow over `room` bytes: writes fail in the middle, as on a full disk."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture
@@ -43,7 +29,7 @@ def test_file_is_what_was_saved(files, tmp_path):
         assert loaded['epoch'] == 3
 
 
-def test_full_disk_costs_neither_the_old_file_nor_another(files, tmp_path):
+def test_full_disk_costs_neither_the_old_file_nor_another(files, tmp_path, full_disk):
     for name in ('a', 'b'):
         files.save_checkpoint({**CONTENT, 'epoch': name}, tmp_path / f'{name}.ckpt')
     with full_disk(), pytest.warns(UserWarning, match=r'a.ckpt: not written .*older ones are kept'):
@@ -107,12 +93,13 @@ def test_foreign_file_is_refused(tmp_path, refused):
 class Fill(Callback):
     """Fills the disk from one epoch to another."""
 
-    def __init__(self, first, last):
+    def __init__(self, full_disk, first, last):
+        self.full_disk = full_disk
         self.full, self.first, self.last = contextlib.ExitStack(), first, last
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == self.first:
-            self.full.enter_context(full_disk(100_000))
+            self.full.enter_context(self.full_disk(100_000))
         if trainer.current_epoch == self.last:
             self.full.close()
 
@@ -125,8 +112,8 @@ class Rising(ImageClassifier):
 
 
 @pytest.mark.filterwarnings('ignore:.*not written:UserWarning')
-def test_training_goes_on_while_the_disk_is_full(make_trainer, photo_data, tmp_path):
-    best, fill = BestCheckpoint(), Fill(1, 3)
+def test_training_goes_on_while_the_disk_is_full(make_trainer, photo_data, tmp_path, full_disk):
+    best, fill = BestCheckpoint(), Fill(full_disk, 1, 3)
     seen = []
 
     class Look(Callback):

@@ -1,8 +1,6 @@
 """What is exported computes what the checkpoint does, and knows how its images are made."""
 import json
-import resource
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -51,17 +49,6 @@ def altered(path, alter, to='altered.ckpt'):
     alter(content)
     torch.save(content, to)
     return to
-
-
-@contextmanager
-def full_disk(room):
-    """Let no file grow over `room` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def timm_network(folder):
@@ -144,7 +131,7 @@ def test_program_for_one_image_of_another_size(checkpoint):
 
 @pytest.mark.parametrize('format', [
     'safetensors', *(pytest.param(name, marks=pytest.mark.slow) for name in ('onnx', 'pt2'))])
-def test_full_disk_keeps_the_older_export(checkpoint, cli_error, format):
+def test_full_disk_keeps_the_older_export(checkpoint, cli_error, full_disk, format):
     path = checkpoint('--model.name=test_resnet')
     export = ['export', '--ckpt_path', path, f'--format={format}', '--output=net']
     written, = main(export)

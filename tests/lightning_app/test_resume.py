@@ -32,15 +32,24 @@ SPEED = ('train/images_per_second', 'train/data_wait')
 
 
 @pytest.fixture
-def recipe(write_yaml, on_photos):
-    """Return a function that gives the arguments of a training of three epochs with the given callbacks first."""
-    def arguments(*callbacks, **settings):
-        config = write_yaml('recipe.yaml', {'trainer': {
-            'callbacks': [*callbacks, *CHECKPOINTS], 'logger': {'class_path': 'lightning_app.logger.CsvLogger'}}})
-        options = {'trainer.max_epochs': 3, 'model.optim.lr': 0.05, 'model.schedule.warmup_epochs': 1, **settings}
-        return ['fit', *on_photos, '--config', config, *[f'--{name}={value}' for name, value in options.items()]]
+def training_with(write_yaml, on_photos):
+    """Return a function that gives one which gives the arguments of a training of three epochs with these callbacks."""
+    def last(own):
+        def arguments(*callbacks, **settings):
+            config = write_yaml('recipe.yaml', {'trainer': {
+                'callbacks': [*callbacks, *own], 'logger': {'class_path': 'lightning_app.logger.CsvLogger'}}})
+            options = {'trainer.max_epochs': 3, 'model.optim.lr': 0.05, 'model.schedule.warmup_epochs': 1, **settings}
+            return ['fit', *on_photos, '--config', config, *[f'--{name}={value}' for name, value in options.items()]]
 
-    return arguments
+        return arguments
+
+    return last
+
+
+@pytest.fixture
+def recipe(training_with):
+    """Return a function that gives the arguments of a training of three epochs with the given callbacks first."""
+    return training_with(CHECKPOINTS)
 
 
 def state(path):
@@ -220,15 +229,9 @@ MANY = {  # everything that could carry something along
 
 
 @pytest.fixture
-def steps(write_yaml, on_photos):
+def steps(training_with):
     """Return a function that gives the arguments of a training of three epochs of three steps, each of them saved."""
-    def arguments(*callbacks, **settings):
-        config = write_yaml('steps.yaml', {'trainer': {
-            'callbacks': [*callbacks, *WITHIN], 'logger': {'class_path': 'lightning_app.logger.CsvLogger'}}})
-        options = {'trainer.max_epochs': 3, 'model.optim.lr': 0.05, 'model.schedule.warmup_epochs': 1, **settings}
-        return ['fit', *on_photos, '--config', config, *[f'--{name}={value}' for name, value in options.items()]]
-
-    return arguments
+    return training_with(WITHIN)
 
 
 def at(step, folder=FIRST):
