@@ -9,10 +9,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-__all__ = ['STOP_SIGNALS', 'StopSignals', 'Stopped']
+from ..data.workers import STOP_SIGNALS
 
-# SLURM's and others' notice (`--signal=SIGUSR1@90`), the request of an operating system or of torchrun, and Ctrl-C
-STOP_SIGNALS = ('SIGUSR1', 'SIGTERM', 'SIGINT')
+__all__ = ['StopSignals', 'Stopped']
 
 
 class Stopped(SystemExit):

@@ -27,23 +27,13 @@ from .samples import (
     run_seed,
 )
 from .sources import ImageFolder, Source
+from .workers import Loader, start_method, start_server
 
 __all__ = ['ImageDataModule', 'evaluation_settings']
 
 # as our ImageNet networks; mean, std and crop are timm's defaults
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
 LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1, 'repeats': 1}
-
-
-class ResumableLoader(DataLoader[Any]):
-    """A loader that Lightning knows to go on within an epoch; where that is, the sampler knows from the checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the position is kept in images, as batches depend on the number of processes."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -153,6 +143,8 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open what `stage` (fit, validate, test or predict) needs."""
         self._check_numbers()
+        if self._start_method == 'forkserver':
+            start_server()
         self.prepare_transforms()
         if stage == 'fit':
             self.settings()  # a checkpoint will hold them
@@ -249,6 +241,20 @@ class ImageDataModule(LightningDataModule):
         """Images in one training batch over all processes: a step's, divided by the batches that are accumulated."""
         return self.batch_size // self._accumulated
 
+    @property
+    def _process_workers(self) -> int:
+        """Worker processes of one process."""
+        if self.num_workers is not None:
+            return self.num_workers
+        local = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or (self.trainer.num_devices if self.trainer else 1)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        return min(8, max(cores // local, 1))
+
+    @property
+    def _start_method(self) -> str | None:
+        """How workers are started, if there are any."""
+        return start_method(self._world_size) if self._process_workers else None
+
     def _check_numbers(self) -> None:
         for name, least in LEAST.items():
             value = getattr(self, name)
@@ -289,15 +295,11 @@ class ImageDataModule(LightningDataModule):
     def _loader(
             self, samples: Dataset[Any], sampler: DistributedSampler[Any], batch_size: int, drop_last: bool,
     ) -> DataLoader[Any]:
-        workers = self.num_workers
-        if workers is None:
-            local = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or (self.trainer.num_devices if self.trainer else 1)
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-            workers = min(8, max(cores // local, 1))
         pin_memory = bool(self.trainer and self.trainer.strategy.root_device.type == 'cuda')
-        return ResumableLoader(
+        workers = self._process_workers
+        return Loader(
             samples, batch_size=batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last,
-            pin_memory=pin_memory, persistent_workers=workers > 0)
+            pin_memory=pin_memory, persistent_workers=workers > 0, multiprocessing_context=self._start_method)
 
     def settings(self) -> dict[str, Any]:
         """Return the class and its arguments in plain types, as a checkpoint keeps them."""

@@ -22,4 +22,5 @@ def test_fault(fault, expected, tmp_path):
     if fault is faults.disk_full and os.geteuid() != 0:
         pytest.skip('only root can mount a small disk')
     fewer = {'times': 3} if fault in (faults.job_killed, faults.checkpoint_damaged) else {}
-    assert fault(faults.Training(tmp_path), expected, **fewer)
+    with faults.Training(tmp_path) as training:
+        assert fault(training, expected, **fewer)
