@@ -28,7 +28,7 @@ from .data import ImageDataModule
 from .logger import place_loggers
 from .messages import LINKED, VERBS, explain, linked_key, three_lines
 from .network import INITIAL_WEIGHTS, check_name
-from .processes import check_launch, check_sync_batchnorm
+from .processes import check_launch, check_restarts, check_sync_batchnorm
 
 __all__ = ['AppCLI', 'main']
 
@@ -105,6 +105,7 @@ class AppCLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         check_devices(config.trainer)
         if self.subcommand == 'fit':
+            check_restarts(config.ckpt_path)
             config.ckpt_path = checkpoint_to_resume(_base_folder(config), config.ckpt_path)
         if self.subcommand in EVALUATIONS:
             check_trained(self.subcommand, config)

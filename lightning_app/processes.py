@@ -1,4 +1,4 @@
-"""Whether the Trainer counts on the processes that torchrun or srun have started."""
+"""Whether a training fits the processes that torchrun or srun have started."""
 from __future__ import annotations
 
 import os
@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from se_timm.errors import InputError, message
 
-__all__ = ['check_launch', 'check_sync_batchnorm']
+__all__ = ['check_launch', 'check_restarts', 'check_sync_batchnorm']
 
 # what has started the processes, and where it says on how many machines
 LAUNCHERS: dict[type, tuple[str, str]] = {
@@ -35,6 +35,21 @@ def check_launch(trainer: Trainer) -> None:
             f'trainer.num_nodes: {trainer.num_nodes} with trainer.devices: {trainer.num_devices}',
             f'{launcher} has started {started} processes on {nodes} machines, not {counted}',
             f'say --trainer.num_nodes={nodes} --trainer.devices={started // nodes}'))
+
+
+def check_restarts(ckpt_path: str | None) -> None:
+    """Raise `InputError` if torchrun would start the training again, and it would not go on where it was.
+
+    On one machine torchrun counts its restarts, by which a training knows that it is one. On several each agent counts
+    for itself, and some not at all.
+    """
+    machines, restarts = (int(os.environ.get(name, 0)) for name in ('GROUP_WORLD_SIZE', 'TORCHELASTIC_MAX_RESTARTS'))
+    if machines > 1 and restarts and ckpt_path not in ('auto', 'last'):
+        raise InputError(message(
+            f'torchrun: {restarts} restarts on {machines} machines',
+            f'a restart would begin again {f"from {ckpt_path}" if ckpt_path else "from scratch"}, as torchrun counts '
+            'them on each machine apart',
+            'say --ckpt_path auto, with which the same command begins and goes on, or torchrun --max-restarts 0'))
 
 
 def check_sync_batchnorm(trainer: Trainer, wanted: bool) -> None:

@@ -1,11 +1,12 @@
-"""A Trainer that counts on other processes than torchrun or srun have started is refused."""
+"""A training that does not fit the processes that torchrun or srun have started is refused."""
 import os
 
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 
-from lightning_app.processes import check_launch
+from lightning_app.processes import check_launch, check_restarts
+from se_timm.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('in_tmp_path')
 
@@ -47,6 +48,25 @@ def test_processes_that_shall_train_by_themselves_do(launched):
     launched(SRUN)
     check_launch(Trainer(
         accelerator='cpu', devices=1, plugins=[LightningEnvironment()], logger=False, enable_checkpointing=False))
+
+
+def test_restarts_that_would_begin_again_are_refused(on_photos, launched, cli_error):
+    launched({**TORCHRUN, 'TORCHELASTIC_MAX_RESTARTS': '3'})
+    assert cli_error(['fit', *on_photos]) == (
+        'torchrun: 3 restarts on 2 machines',
+        'a restart would begin again from scratch, as torchrun counts them on each machine apart',
+        'say --ckpt_path auto, with which the same command begins and goes on, or torchrun --max-restarts 0')
+    with pytest.raises(InputError, match=r'begin again from other\.ckpt'):
+        check_restarts('other.ckpt')
+
+
+@pytest.mark.parametrize('variables', [
+    {'TORCHELASTIC_MAX_RESTARTS': '3', 'GROUP_WORLD_SIZE': '1'}, {'TORCHELASTIC_MAX_RESTARTS': '0'}])
+def test_restarts_that_go_on_are_not_refused(variables, launched):
+    launched({**TORCHRUN, **variables})
+    check_restarts(None)
+    launched({'TORCHELASTIC_MAX_RESTARTS': '3', 'GROUP_WORLD_SIZE': '2'})
+    check_restarts('auto')
 
 
 def test_synchronised_batch_norm_is_refused_on_the_cpu(on_photos, cli_error):
