@@ -53,6 +53,7 @@ def count(percent):
     return round(images)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_double_batch(tmp_path, photos, program, monkeypatch):
     (tmp_path / 'step.py').write_text(STEP)
     program('step.py', photos, 2, '2.pt', module=None)
@@ -132,6 +133,7 @@ if __name__ == '__main__':
 '''
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_in_one_process_is_found_and_counted_once(tmp_path, photos, program):
     (tmp_path / 'broken.py').write_text(NONFINITE)
     done = program('broken.py', photos, module=None, check=False)

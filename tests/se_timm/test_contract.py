@@ -506,9 +506,10 @@ def assert_compiles(net, x, backend='eager'):
 
 
 COMPILERS = [assert_scripts, assert_traces, assert_exports, assert_compiles]
+QUICK_COMPILERS = [*COMPILERS[:-1], pytest.param(assert_compiles, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize('check', COMPILERS)
+@pytest.mark.parametrize('check', QUICK_COMPILERS)
 @over_all_compiled
 def test_every_network_scripts_traces_exports_and_compiles(name, check):
     check(build(name), images(name))
@@ -528,7 +529,12 @@ def shallow_variant(arguments):
 
 
 @pytest.mark.parametrize('check', COMPILERS)
-@pytest.mark.parametrize('arguments', VARIANTS[:-1], ids=str)
+def test_default_variant_scripts_traces_exports_and_compiles(check):
+    check(shallow_variant({}), images('se_resnet20_cifar'))
+
+
+@pytest.mark.parametrize('check', QUICK_COMPILERS)
+@pytest.mark.parametrize('arguments', VARIANTS[1:-1], ids=str)
 def test_every_variant_scripts_traces_exports_and_compiles(arguments, check):
     check(shallow_variant(arguments), images('se_resnet20_cifar'))
 

@@ -10,6 +10,7 @@ from se_timm.measure import our_networks
 from se_timm.paper import NETWORKS
 
 
+@pytest.mark.slow
 def test_every_network_is_in_the_table(capsys):
     assert zoo.main([]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
