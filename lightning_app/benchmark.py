@@ -5,6 +5,7 @@ import contextlib
 import logging
 import platform
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -166,12 +167,12 @@ def benchmark(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Let Lightning say nothing of its many short trainings."""
+    """Let Lightning say nothing of its many short trainings, but draw their progress bars on stderr."""
     logger = logging.getLogger('lightning.pytorch')
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter('ignore')
             yield
     finally:
