@@ -60,7 +60,10 @@ class ProgressiveSize(Callback):
                 'take a smaller start_size, or a larger data.image_size, of a data module of lightning_app'))
         self.end_size = data.train_size
         data.size_of_epoch = self.size
+        epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None  # -1 and None: without end
         rank_zero_info('training images: ' + ', '.join(
-            f'{self.size(epoch)} px from epoch {epoch}' for epoch in range(self.end_epoch + 1)
+            f'{self.size(epoch)} px from epoch {epoch}' for epoch in range(self.end_epoch + 1)[:epochs]
             if epoch == 0 or self.size(epoch) != self.size(epoch - 1))
+            + (f'; {self.end_size} px are not reached, as max_epochs is {epochs}'
+               if epochs and self.size(epochs - 1) < self.end_size else '')
             + ('; the network is compiled again at the first change' if pl_module.hparams.get('compile') else ''))

@@ -34,8 +34,8 @@ class Augment:
     Attributes:
         crop: `rrc` (random resized crop), timm's `rkrc` and `rkrr` (resize keeping the ratio, then crop at the centre
             or at random), or `pad` (shorter side to the size, zero-pad by `padding` pixels and crop at random: CIFAR).
-        scale: Range of the crop's area, as a share of the image's (`rrc`).
-        ratio: Range of the crop's aspect ratio (`rrc`).
+        scale: Range of the crop's area, as a share of the image's (all but `pad`).
+        ratio: Range of the crop's aspect ratio (all but `pad`).
         padding: Pixels on each side (`pad`).
         rotation: Largest angle, in degrees to both sides, by which an image is turned before it is cropped; the
             authors' README has 10.
@@ -244,6 +244,12 @@ def check(augment: Augment) -> None:
         raise InputError(message(
             f'data.augment.color_jitter_prob: {augment.color_jitter_prob} without color_jitter',
             'it is the probability of a jitter without strength', 'give color_jitter, such as 0.4, or leave it out'))
+    for name in (('scale', 'ratio') if augment.crop == 'pad' else ('padding',)):
+        value = getattr(augment, name)
+        if (tuple(value) if isinstance(value, list) else value) != getattr(Augment, name):
+            raise InputError(message(
+                f'data.augment.{name}: {value} with crop {augment.crop}', 'this crop makes no use of it',
+                f'leave it out, or take crop {"rrc" if augment.crop == "pad" else "pad"}'))
     for name in ('erasing_mode', 'erasing_count'):
         if not augment.random_erasing and (value := getattr(augment, name)) != getattr(Augment, name):
             raise InputError(message(

@@ -72,7 +72,8 @@ def test_default_crops(ramp):
 @pytest.mark.parametrize(('hflip', 'expected'), [(0.5, 0.5), (0.0, 0.0), (1.0, 1.0)])
 @pytest.mark.parametrize('crop', ['rrc', 'pad', 'rkrc', 'rkrr'])
 def test_horizontal_flips(ramp, crop, hflip, expected):
-    _, _, flipped = boxes(draw(Augment(crop=crop, hflip=hflip, padding=0), ramp, 64, count=200))
+    padding = {'padding': 0} if crop == 'pad' else {}
+    _, _, flipped = boxes(draw(Augment(crop=crop, hflip=hflip, **padding), ramp, 64, count=200))
     assert abs(flipped.float().mean() - expected) < (0.1 if hflip == 0.5 else 1e-9)
 
 
@@ -246,6 +247,9 @@ def test_versions_of_an_image_share_their_crop_and_the_first_is_clean(ramp, eras
     ({'color_jitter_prob': 0.5}, 'color_jitter_prob: 0.5 without', 'without strength'),
     ({'splits': 3}, 'splits: 3', 'all would be equal'), ({'splits': 3, 'rotation': 10}, 'splits: 3', 'would be equal'),
     ({'erasing_mode': 'const'}, 'erasing_mode: const without', 'nothing is erased'),
+    ({'crop': 'pad', 'scale': (0.25, 1.0)}, 'scale: (0.25, 1.0) with crop pad', 'no use of it'),
+    ({'crop': 'pad', 'ratio': (1.0, 1.0)}, 'ratio: (1.0, 1.0) with crop pad', 'no use of it'),
+    ({'crop': 'rkrr', 'padding': 0}, 'padding: 0 with crop rkrr', 'no use of it'),
     ({'erasing_count': 2}, 'erasing_count: 2 without', 'nothing is erased'),
     ({'erasing_count': 0, 'random_erasing': 0.5}, 'erasing_count: 0', 'number of rectangles'),
     ({'rotation': -5}, 'rotation: -5', 'to both sides'), ({'rotation': 181}, 'rotation: 181', 'in degrees'),

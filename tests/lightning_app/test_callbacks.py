@@ -186,6 +186,14 @@ def test_crops_grow_over_the_epochs(make_trainer, photo_data, caplog):
     assert sizes[::3] == [16, 16, 24, 32, 40, 44]
     assert '16 px from epoch 0, 24 px from epoch 2, 32 px from epoch 3, 40 px from epoch 4, 44 px from epoch 5' in (
         caplog.text)
+    assert 'not reached' not in caplog.text
+
+
+def test_a_size_that_is_never_reached_is_said(make_trainer, photo_data, caplog):
+    with caplog.at_level('INFO'):
+        make_trainer(max_epochs=4, limit_train_batches=0, limit_val_batches=0, callbacks=[
+            ProgressiveSize(16, 1, 5, multiple=8)]).fit(classifier(), photo_data(image_size=44, eval_size=32))
+    assert 'from epoch 3; 44 px are not reached, as max_epochs is 4' in caplog.text
 
 
 def test_a_resumed_training_goes_on_with_the_size_of_its_epoch(make_trainer, photo_data, tmp_path):
