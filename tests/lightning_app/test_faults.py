@@ -21,6 +21,6 @@ def expected(tmp_path_factory):
 def test_fault(fault, expected, tmp_path):
     if fault is faults.disk_full and os.geteuid() != 0:
         pytest.skip('only root can mount a small disk')
-    fewer = {'times': 3} if fault in (faults.job_killed, faults.checkpoint_damaged) else {}
+    fewer = {'times': 2} if fault in (faults.job_killed, faults.checkpoint_damaged) else {}
     with faults.Training(tmp_path) as training:
         assert fault(training, expected, **fewer)
