@@ -243,9 +243,10 @@ def worker_killed(training, expected):
     os.kill(loading(second_rank(process.pid))[0], signal.SIGKILL)
     text = wait(process, BOUND)
     assert process.returncode != 0
-    assert 'DataLoader worker' in text, text
+    # the latter where it was just handing over a batch
+    assert re.search(r'(?s)DataLoader worker|rebuild_storage_fd.*(EOFError|Connection|FileNotFound)', text), text
     check_end(training, expected)
-    return 'ends and names the worker, resumes bit-equal', 'the running step'
+    return "ends with torch's error of a lost worker, resumes bit-equal", 'the running step'
 
 
 def terminated_twice(training, expected):
