@@ -79,7 +79,9 @@ def check_same_training(read_csv, found, expected):
 
 
 def test_the_machines_have_names_and_addresses_of_their_own(nodes, program):
-    code = "import socket; print(socket.getfqdn(), socket.gethostbyname(socket.gethostname()))"
+    # in one piece, as both write to one pipe
+    code = ("import socket, sys; sys.stdout.write("
+            "f'{socket.getfqdn()} {socket.gethostbyname(socket.gethostname())}\\n')")
     done = program('-c', code, module=None, prefix=IN_NODES)
     assert sorted(done.stdout.splitlines()) == ['node0 10.77.0.10', 'node1 10.77.0.11']
     assert not Path('/run/netns/node0').exists()
