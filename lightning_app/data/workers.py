@@ -52,7 +52,7 @@ def start_method(processes: int) -> str:
     """Return how one of so many processes starts its workers: as Python does, where that does not hang.
 
     Collectives run in threads of their own. In Python before 3.10.15 and 3.11.10, a process that is forked while such a
-    thread makes itself known to Python waits for ever (CPython issue 112275): with Gloo, one worker of some hundred.
+    thread makes itself known to Python waits for ever (CPython issue 112275), as Gloo's do after each collective.
     """
     usual = multiprocessing.get_context().get_start_method()
     return 'forkserver' if usual == 'fork' and processes > 1 and FORK_MAY_HANG else usual
