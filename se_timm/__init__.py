@@ -4,7 +4,9 @@
     net = timm.create_model('se_resnext50_32x4d')
 """
 from .fold import fold
+from .gates import GateReader, find_se
 from .insertion import add_se, remove_se
+from .pruning import prune_se
 from .residual_tail import explain
 from .se_bn_inception import *
 from .se_bn_inception import SEBNInception
@@ -29,7 +31,7 @@ from .surgery import fuse
 
 __version__ = '0.1.0'
 __all__ = [
-    'SEVGG', 'SEBNInception', 'SEInceptionResnetV2', 'SEInceptionV3', 'SEMobileNetV1', 'SEPreResNetCifar', 'SEResNet',
-    'SEResNetCifar', 'SEShakeShakeCifar', 'SEShuffleNetV1', 'SqueezeExcite', '__version__', 'add_se', 'explain', 'fold',
-    'fuse', 'remove_se',
+    'SEVGG', 'GateReader', 'SEBNInception', 'SEInceptionResnetV2', 'SEInceptionV3', 'SEMobileNetV1',
+    'SEPreResNetCifar', 'SEResNet', 'SEResNetCifar', 'SEShakeShakeCifar', 'SEShuffleNetV1', 'SqueezeExcite',
+    '__version__', 'add_se', 'explain', 'find_se', 'fold', 'fuse', 'prune_se', 'remove_se',
 ]

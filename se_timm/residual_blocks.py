@@ -100,7 +100,7 @@ def _legacy_steps(block: Any) -> list[Step] | str:
 
 
 def _legacy_tail(block: Any) -> Tail | str:
-    return Tail(block.conv3, block.bn3, block.se_module, None, block.downsample, block.relu)
+    return Tail(block.conv3, block.bn3, present(block.se_module), None, block.downsample, block.relu)
 
 
 def _legacy_basic_tail(block: Any) -> Tail | str:

@@ -1,0 +1,122 @@
+"""SE taken out of some blocks of a trained network, and what that saves."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .cost import cost
+from .errors import message
+from .gates import SEBlock, choose_blocks
+from .insertion import size_of
+from .residual_blocks import block_of
+from .residual_tail import is_plain
+
+__all__ = ['ChannelScale', 'Pruned', 'prune_se']
+
+
+class ChannelScale(nn.Module):
+    """Multiplies each channel by a constant: what is left of an SE block whose gates do not depend on the image.
+
+    Shapes: `(N, C, H, W)`.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer('scale', scale[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`, scaled."""
+        return x * self.scale.to(x.dtype)
+
+
+class Pruned(NamedTuple):
+    """What `prune_se` did.
+
+    Attributes:
+        net: The network without these SE blocks.
+        blocks: What was taken out -> what stands in its place: `'nothing'`, `'folded'` (a constant for each channel,
+            in the batch norm before it) or `'scale'` (a constant for each channel, a module).
+        parameters: How many are saved.
+        multiply_adds: How many are saved for one image.
+    """
+
+    net: nn.Module
+    blocks: dict[str, str]
+    parameters: int
+    multiply_adds: int
+
+    def __str__(self) -> str:
+        return (f'{len(self.blocks)} SE blocks taken out ({", ".join(self.blocks)}): '
+                f'{self.parameters:,} parameters and {self.multiply_adds / 1e6:.2f} M multiply-adds less')
+
+
+def prune_se(
+        net: nn.Module,
+        blocks: str | Iterable[str],
+        gates: Mapping[str, Tensor] | None = None,
+        *,
+        input_size: tuple[int, int, int] | None = None,
+        inplace: bool = False,
+) -> Pruned:
+    """Take SE out of some blocks of a network, as Sec. 7.2 of the paper considers for the last stage.
+
+    Args:
+        net: A network of any kind that `find_se` knows.
+        blocks: Which, see `choose_blocks`.
+        gates: The mean gates `(C,)` of each block, which go on scaling its channels as constants; in the batch norm
+            before it where that can be, so that they cost nothing. Without, as if the gates were one: right for blocks
+            whose gates are near one.
+        input_size: Channels, height and width for the count of multiply-adds; by default the network's own.
+        inplace: Change `net`, else a copy.
+
+    Raises:
+        ValueError: If the network has no SE, no block of such a name, or `gates` lacks one of them.
+    """
+    chosen = choose_blocks(net, blocks)
+    if gates is not None and (missing := [block.name for block in chosen if block.name not in gates]):
+        raise ValueError(message(
+            f'gates: of {", ".join(gates) or "no block"}', f'those of {missing[0]} are missing',
+            'give the mean gates of each block that is taken out, or no gates at all'))
+    channels, height, width = size_of(net, input_size)
+    size = channels, height, width
+    before = cost(net, size)
+    if not inplace:
+        net = copy.deepcopy(net)
+    done = {block.name: take_out(net, block, None if gates is None else gates[block.name]) for block in chosen}
+    after = cost(net, size)
+    return Pruned(net, done, before.parameters - after.parameters, before.multiply_adds - after.multiply_adds)
+
+
+@torch.no_grad()
+def take_out(net: nn.Module, block: SEBlock, gate: Tensor | None) -> str:
+    """Put an identity, or a constant for each channel, in the place of an SE block; return which, see `Pruned`."""
+    parent, _, child = block.module.rpartition('.')
+    holder, kept = net.get_submodule(parent), 'nothing'
+    replacement: nn.Module = nn.Identity()
+    if gate is not None:
+        norm = norm_before(holder, child)
+        if norm is None:
+            weight = next(net.get_submodule(block.module).parameters())
+            replacement, kept = ChannelScale(gate.to(weight.device, weight.dtype)), 'scale'
+        else:
+            norm.weight.mul_(gate.to(norm.weight))
+            norm.bias.mul_(gate.to(norm.bias))
+            kept = 'folded'
+    setattr(holder, child, replacement.train(holder.training))
+    return kept
+
+
+def norm_before(holder: nn.Module, child: str) -> Any:
+    """Return the batch norm whose output the SE block of a residual block takes, None if there is none known."""
+    kind = block_of(holder)
+    tail = kind.tail(holder) if kind else ''
+    if isinstance(tail, str) or tail.se is not getattr(holder, child):
+        return None
+    norm: Any = tail.norm
+    return norm if isinstance(norm, nn.BatchNorm2d) and is_plain(norm) and norm.affine else None

@@ -1,0 +1,105 @@
+"""A network from which SE is taken computes what it is said to compute."""
+import copy
+
+import pytest
+import timm
+import torch
+
+from se_timm.gates import find_se
+from se_timm.pruning import prune_se
+
+
+def network(name, **arguments):
+    """Return a network whose batch norms have statistics, and whose gates differ from channel to channel."""
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=5, **arguments)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+                module.running_mean.uniform_(-0.2, 0.2)
+    return net.eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def last_layer(module):
+    return module.conv if hasattr(module, 'conv') else getattr(module, 'fc2', None) or module.conv_expand
+
+
+def with_constant_gates(net, gates):
+    """Return a copy in which these SE blocks have gates that depend on no image."""
+    net = copy.deepcopy(net)
+    for block in find_se(net):
+        if block.name in gates:
+            layer = last_layer(net.get_submodule(block.module))
+            torch.nn.init.zeros_(layer.weight)
+            layer.bias.data.copy_(torch.logit(gates[block.name]))
+    return net
+
+
+@pytest.mark.parametrize(('name', 'kept'), [
+    ('se_resnet18', 'folded'), ('se_resnet50', 'folded'), ('seresnet18', 'folded'), ('legacy_seresnet50', 'folded'),
+    ('legacy_seresnet18', 'scale'), ('regnety_002', 'scale'), ('efficientnet_b0', 'scale'),
+    ('se_mobilenetv1_100', 'scale')])
+def test_constant_gates_go_on_scaling(name, kept, x):
+    net = network(name)
+    blocks = find_se(net)[-2:]
+    generator = torch.Generator().manual_seed(2)
+    channels = {block.name: last_layer(net.get_submodule(block.module)).out_channels for block in blocks}
+    gates = {name: torch.rand(count, generator=generator) * 0.8 + 0.1 for name, count in channels.items()}
+    before = copy.deepcopy(net.state_dict())
+    pruned = prune_se(net, list(gates), gates)
+    assert pruned.blocks == dict.fromkeys(gates, kept)
+    with torch.no_grad():
+        expected = with_constant_gates(net, gates)(x)
+        torch.testing.assert_close(pruned.net(x), expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(net(x), expected, rtol=1e-2)
+    assert pruned.parameters == sum(block.parameters for block in blocks)
+    assert pruned.net is not net
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_network_without_the_last_stage_is_that_of_the_paper(x):
+    net = network('se_resnet50')
+    pruned = prune_se(net, 'SE_5_*')
+    variant = timm.create_model('se_resnet50', num_classes=5, stages=(2, 3, 4)).eval()
+    variant.load_state_dict(pruned.net.state_dict())
+    with torch.no_grad():
+        assert torch.equal(pruned.net(x), variant(x))
+    assert pruned.blocks == dict.fromkeys(['layer4.0', 'layer4.1', 'layer4.2'], 'nothing')
+    assert pruned.parameters == 1_572_864 + 3 * (2048 + 128)
+    assert pruned.multiply_adds == 1_572_864
+    assert '3 SE blocks taken out (layer4.0, layer4.1, layer4.2): 1,579,392 parameters' in str(pruned)
+    assert [block.title for block in find_se(pruned.net)][-1] == 'SE_4_6'
+
+
+def test_all_of_it_in_place(x):
+    net = network('se_resnet20_cifar')
+    plain = timm.create_model('se_resnet20_cifar', num_classes=5, se=False).eval()
+    assert prune_se(net, '*', inplace=True).net is net
+    plain.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        assert torch.equal(net(x), plain(x))
+
+
+def test_pruned_network_trains_on(x):
+    net = network('se_resnet18')
+    gates = {'layer4.1': torch.full((512,), 0.5)}
+    pruned = prune_se(net, 'SE_5_2', gates).net.train()
+    pruned(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in pruned.parameters())
+
+
+def test_gates_that_are_missing_are_named():
+    with pytest.raises(ValueError, match=r'those of layer4\.2 are missing'):
+        prune_se(network('se_resnet50'), 'SE_5_*', {'layer4.0': torch.ones(2048), 'layer4.1': torch.ones(2048)})
+
+
+def test_unknown_block_is_named():
+    with pytest.raises(ValueError, match='SE_6_1'):
+        prune_se(network('se_resnet18'), 'SE_6_1')
