@@ -54,8 +54,9 @@ COUNTERS = ('lookahead_step',)  # what optimisers count in their parameter group
 class ImageClassifier(LightningModule):
     """Trains and evaluates a timm network on batches of images `(N, 3, H, W)` and labels `(N,)`.
 
-    Logs `train/loss`, `lr`, and `val/loss`, `val/top1`, `val/top5` (0 to 100; `test/...` in tests). Labels of -1 do not
-    count. Works under LightningCLI and with a plain Trainer.
+    Logs `train/loss`, `lr`, and `val/loss`, `val/top1`, `val/top5`, `val/top1_error`, `val/top5_error` (0 to 100;
+    `test/...` in tests), and `val/top1_best`, the best accuracy of the training, also over interruptions. Labels of -1
+    do not count. Works under LightningCLI and with a plain Trainer.
 
     Args:
         name: Any of timm's networks, with tag or without: `se_resnet50`, `se_resnext50_32x4d.racm_in1k`,
@@ -121,6 +122,7 @@ class ImageClassifier(LightningModule):
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
         self.resumed_nonfinite_steps = 0
+        self.best_top1 = 0.0
         self.name = name
         self.compile_network = compile
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -313,9 +315,13 @@ class ImageClassifier(LightningModule):
         self.val_metrics.update(self.evaluate(batch[0]), batch[1])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation's loss and accuracies."""
-        self.log_dict(self.val_metrics.results('val'))
+        """Log the validation's loss, accuracies and errors, and in a training the best accuracy so far."""
+        results = self.val_metrics.results('val')
+        self.log_dict(results)
         self.val_metrics.reset()
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self.best_top1 = max(self.best_top1, float(results['val/top1']))  # never NaN
+            self.log('val/top1_best', results['val/top1'].new_tensor(self.best_top1))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch of test images."""
@@ -342,6 +348,7 @@ class ImageClassifier(LightningModule):
         if self.trainer.training or self.trainer.validating:  # never write a network that has diverged
             self.stop_if_nonfinite(weights=True)
             checkpoint['nonfinite_steps'] = int(self.nonfinite.count)
+        checkpoint['best_top1'] = self.best_top1
         checkpoint['position'] = position(self.trainer)
         checkpoint['class_names'] = self.class_names
         checkpoint['precision'] = self.trainer.precision
@@ -359,6 +366,7 @@ class ImageClassifier(LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.resumed = checkpoint
             self.resumed_nonfinite_steps = checkpoint.get('nonfinite_steps', 0)
+            self.best_top1 = checkpoint.get('best_top1', 0.0)
             take_weights_without_average(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
             if isinstance(data := getattr(self.trainer, 'datamodule', None), ImageDataModule):
                 continue_in_epoch(self.trainer, data, checkpoint)

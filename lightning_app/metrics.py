@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 from .data.samples import IGNORE
 
-__all__ = ['ClassificationMetrics']
+__all__ = ['ClassificationMetrics', 'sum_dtype']
 
 
 class ClassificationMetrics(Metric):
@@ -50,8 +50,10 @@ class ClassificationMetrics(Metric):
         return {name: value.to(self.loss_sum.dtype) / self.count for name, value in sums.items()}
 
     def results(self, stage: str) -> dict[str, Tensor]:
-        """Return the results under their logged names, such as `val/top1`."""
-        return {f'{stage}/{name}': value for name, value in self.compute().items()}
+        """Return the results under their logged names, such as `val/top1`, and the errors that the paper gives."""
+        results = self.compute()
+        errors = {f'{name}_error': 100 - results[name] for name in ('top1', 'top5')}
+        return {f'{stage}/{name}': value for name, value in {**results, **errors}.items()}
 
 
 def sum_dtype() -> torch.dtype:

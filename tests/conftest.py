@@ -1,6 +1,7 @@
 """Guards around every test, and what the tests of the program share: small images, the command line, W&B's records."""
 import csv
 import ipaddress
+import json
 import os
 import pickle
 import random
@@ -347,6 +348,25 @@ def read_wandb():
         files = list(Path(folder).rglob('run-*.wandb'))
         assert len(files) == 1, files
         return _records(files[0].read_bytes())
+
+    return read
+
+
+@pytest.fixture
+def read_history(read_wandb):
+    """Return a function that reads the rows that the only offline run below a folder has logged."""
+    def read(folder):
+        rows = []
+        for record in read_wandb(folder):
+            if record.WhichOneof('record_type') == 'history':
+                rows.append({})
+                for item in record.history.item:
+                    *outer, name = item.nested_key or [item.key]
+                    values = rows[-1]
+                    for key in outer:
+                        values = values.setdefault(key, {})
+                    values[name] = json.loads(item.value_json)
+        return rows
 
     return read
 

@@ -1,4 +1,4 @@
-"""Weight averaging, throughput, the progress bar and the lines that a training prints."""
+"""Weight averaging, throughput, the gradient's norm, the progress bar and the lines that a training prints."""
 import shlex
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_app import ImageClassifier
 from lightning_app.callbacks import (
+    GradientNorm,
     NetworkSummary,
     ProgressBar,
     ProgressiveSize,
@@ -253,6 +254,27 @@ def test_images_that_are_no_larger_than_the_start(make_trainer, photo_data, refu
         make_trainer(callbacks=[ProgressiveSize(32)]).fit(classifier(), photo_data())
 
 
+# Gradient norm
+
+
+@pytest.mark.parametrize('options', [{}, {'log_every_n_steps': 2}, {'accumulate_grad_batches': 2}], ids=str)
+def test_gradient_norm_is_that_of_the_step_before_clipping(options, make_trainer, photo_data, tmp_path, read_csv):
+    norms = []
+
+    class Keep(ImageClassifier):
+        def on_before_optimizer_step(self, optimizer):
+            super().on_before_optimizer_step(optimizer)
+            norms.append(float(torch.cat([p.grad.flatten().double() for p in self.net.parameters()]).norm()))
+
+    make_trainer(callbacks=[GradientNorm()], gradient_clip_val=1e-3, logger=CsvLogger(str(tmp_path / 'run')),
+                 max_epochs=2, **options).fit(Keep('test_resnet', 3, optim=Optim(lr=0.01)), photo_data())
+    every = options.get('log_every_n_steps', 1)
+    found = read_csv(tmp_path / 'run', 'train/grad_norm')
+    assert [step for step, _ in found] == [step for step in range(len(norms)) if (step + 1) % every == 0]
+    assert [value for _, value in found] == pytest.approx(norms[every - 1::every], rel=1e-5)
+    assert min(norms) > 1e-3
+
+
 # The progress bar
 
 
@@ -298,7 +320,7 @@ def reads(monkeypatch):
 
 
 @pytest.mark.parametrize('callbacks', [
-    [], [Throughput], [ProgressBar], [Throughput, ProgressBar], [ResultLine, ModelCheckpoint]],
+    [], [Throughput], [ProgressBar], [Throughput, ProgressBar], [GradientNorm], [ResultLine, ModelCheckpoint]],
     ids=lambda callbacks: '+'.join(callback.__name__ for callback in callbacks) or 'none')
 def test_no_tensor_is_read_between_two_logging_steps(callbacks, reads, make_trainer, tmp_path):
     images, labels = torch.randn(96, 3, 32, 32), torch.arange(96) % 3

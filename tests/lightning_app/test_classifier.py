@@ -21,7 +21,8 @@ from se_timm.errors import InputError
 from se_timm.fused import operators
 from se_timm.insertion import added
 
-METRICS = {'train/loss', 'lr', 'val/loss', 'val/top1', 'val/top5'}
+VALIDATION = {'val/loss', 'val/top1', 'val/top5', 'val/top1_error', 'val/top5_error'}
+METRICS = {'train/loss', 'lr', *VALIDATION, 'val/top1_best'}
 
 
 def classifier(**arguments):
@@ -47,8 +48,9 @@ def expected_validation(model, samples):
         losses.append(float(-logits.log_softmax(0)[label]))
         ranks.append(int((logits > logits[label]).sum()))
     count = len(losses)
-    return {'val/loss': sum(losses) / count, 'val/top1': 100 * sum(rank < 1 for rank in ranks) / count,
-            'val/top5': 100 * sum(rank < 5 for rank in ranks) / count}
+    top1, top5 = (100 * sum(rank < k for rank in ranks) / count for k in (1, 5))
+    return {'val/loss': sum(losses) / count, 'val/top1': top1, 'val/top5': top5,
+            'val/top1_error': 100 - top1, 'val/top5_error': 100 - top5}
 
 
 def normalised(data):
@@ -259,8 +261,37 @@ def test_metric_names(make_trainer, photo_data):
     trainer, model, data = make_trainer(), classifier(), photo_data()
     trainer.fit(model, data)
     assert set(trainer.callback_metrics) == METRICS
-    assert {name.replace('test/', 'val/') for name in trainer.test(model, data, verbose=False)[0]} == {
-        'val/loss', 'val/top1', 'val/top5'}
+    assert {name.replace('test/', 'val/') for name in trainer.test(model, data, verbose=False)[0]} == VALIDATION
+    assert set(trainer.validate(model, data, verbose=False)[0]) == VALIDATION
+
+
+def test_best_accuracy_is_kept_over_epochs_and_interruptions(make_trainer, photo_data, tmp_path):
+    class Given(ImageClassifier):
+        """Has the accuracies that are given."""
+
+        accuracies = (10.0, 90.0, 50.0, 60.0)
+
+        def on_validation_epoch_end(self):
+            value = torch.tensor(self.accuracies[self.current_epoch], dtype=torch.float64)
+            self.val_metrics.results = lambda stage: {'val/top1': value}
+            super().on_validation_epoch_end()
+
+    found = []
+
+    class Keep(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                found.append(float(trainer.callback_metrics['val/top1_best']))
+
+    def fit(epochs, ckpt_path=None):
+        trainer = make_trainer(max_epochs=epochs, callbacks=[Keep()])
+        model = Given('test_resnet', 3, optim=Optim(lr=0.01))
+        trainer.fit(model, photo_data(), ckpt_path=ckpt_path, weights_only=True)
+        trainer.save_checkpoint(tmp_path / f'{epochs}.ckpt')
+
+    fit(2)
+    fit(4, tmp_path / '2.ckpt')  # no better than before
+    assert found == [10, 90, 90, 90]
 
 
 @pytest.mark.parametrize('arguments', [{}, {'eval_batch_size': 3}, {'eval_batch_size': 1}])
@@ -268,7 +299,7 @@ def test_validation_is_that_of_each_image_by_hand(arguments, make_trainer, photo
     # seven images: the last batch is smaller, and must not weigh more
     model, data, trainer = classifier(), photo_data(**arguments), make_trainer()
     trainer.fit(model, data)
-    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith('val/')}
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name in VALIDATION}
     assert found == pytest.approx(expected_validation(model, normalised(data)), rel=1e-6)
     assert found['val/top5'] == 100  # of three classes
 

@@ -114,8 +114,12 @@ def test_nothing_but_padding_is_not_a_number():
 
 def test_results_have_their_logged_names():
     metrics = measure(*batch())
-    assert metrics.results('val') == {f'val/{name}': value for name, value in metrics.compute().items()}
-    assert set(metrics.results('test')) == {'test/loss', 'test/top1', 'test/top5'}
+    results = metrics.results('val')
+    assert {f'val/{name}': value for name, value in metrics.compute().items()}.items() <= results.items()
+    assert (results['val/top1_error'], results['val/top5_error']) == (
+        100 - results['val/top1'], 100 - results['val/top5'])
+    assert set(metrics.results('test')) == {
+        'test/loss', 'test/top1', 'test/top5', 'test/top1_error', 'test/top5_error'}
 
 
 def test_reset():

@@ -1,0 +1,66 @@
+"""Which channels, classes and blocks the paper's figures of the gates show, and which stand for them elsewhere."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from se_timm.errors import InputError, unknown
+from se_timm.gates import SEBlock
+
+__all__ = ['PAPER_BLOCKS', 'PAPER_CLASSES', 'default_blocks', 'default_classes', 'find_classes', 'sampled']
+
+PAPER_BLOCKS = ('SE_2_3', 'SE_3_4', 'SE_4_6', 'SE_5_1', 'SE_5_2', 'SE_5_3')
+# WordNet ids of goldfish, pug, plane and cliff. "Plane" is the carpenter's tool: Fig. 8 shows it
+PAPER_CLASSES = ('n01443537', 'n02110958', 'n03954731', 'n09246464')
+CHANNELS = 50
+FEW = 4  # classes of a figure
+
+
+def sampled(channels: int) -> range:
+    """Return the channels that Figs. 6 and 7 show: every ceil(C / 50)th, which their points are spaced by."""
+    return range(0, channels, -(-channels // CHANNELS))
+
+
+def default_blocks(blocks: Sequence[SEBlock]) -> list[SEBlock]:
+    """Return the last block of each stage, and all of the last stage: those of the paper for an SE-ResNet-50.
+
+    A stage is what the names have in common up to their last number. At most the six last.
+    """
+    stages: dict[str, list[SEBlock]] = {}
+    for block in blocks:
+        stages.setdefault(stage_of(block.name), []).append(block)
+    chosen = [each[-1] for each in stages.values()]
+    last = list(stages.values())[-1]
+    return [*chosen[:-1], *last][-len(PAPER_BLOCKS):]
+
+
+def stage_of(name: str) -> str:
+    """Return the part of a block's name before its last number."""
+    parts = name.split('.')
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    return '.'.join(parts[:numbers[-1]]) if numbers else ''
+
+
+def default_classes(names: Sequence[str]) -> list[int]:
+    """Return the labels of the paper's four classes if they are there, else of four spread over all."""
+    if all(name in names for name in PAPER_CLASSES):
+        return [names.index(name) for name in PAPER_CLASSES]
+    count = min(FEW, len(names))
+    return [index * (len(names) - 1) // max(count - 1, 1) for index in range(count)]
+
+
+def find_classes(names: Sequence[str], titles: Sequence[str], given: Sequence[str | int]) -> list[int]:
+    """Return the labels of classes that are given by name, by title (`goldfish`), or as numbers.
+
+    Raises:
+        InputError: For one that is not there, with the nearest.
+    """
+    labels: dict[str, int] = {}
+    for each in (names, titles, [str(label) for label in range(len(names))]):
+        for label, name in enumerate(each):
+            labels.setdefault(name.lower(), label)
+    found = []
+    for given_name in map(str, given):
+        if given_name.lower() not in labels:
+            raise InputError(unknown('class', given_name, dict.fromkeys([*titles, *names])))
+        found.append(labels[given_name.lower()])
+    return list(dict.fromkeys(found))

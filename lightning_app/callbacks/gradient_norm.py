@@ -1,0 +1,29 @@
+"""The norm of the gradient at the logging steps."""
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from ..classifier import log_interval
+
+__all__ = ['GradientNorm']
+
+
+class GradientNorm(Callback):
+    """Logs `train/grad_norm`, the Euclidean norm of the gradient of a whole step, before it is clipped.
+
+    At logging steps only, and without a wait for the device.
+    """
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        """Log the norm if metrics are logged after this step."""
+        if (trainer.global_step + 1) % log_interval(trainer):
+            return
+        norm = get_total_norm([p.grad for p in pl_module.net.parameters() if p.grad is not None])
+        scaler = getattr(trainer.precision_plugin, 'scaler', None)
+        if scaler is not None and getattr(optimizer, '_step_supports_amp_scaling', False):
+            norm = norm / scaler.get_scale()  # fused optimisers divide by the scale themselves, in the step
+        pl_module.log('train/grad_norm', norm)
