@@ -349,6 +349,8 @@ class ImageClassifier(LightningModule):
             self.stop_if_nonfinite(weights=True)
             checkpoint['nonfinite_steps'] = int(self.nonfinite.count)
         checkpoint['best_top1'] = self.best_top1
+        checkpoint['metrics'] = {name: float(value) for name, value in self.trainer.callback_metrics.items()
+                                 if name.startswith('val/')}
         checkpoint['position'] = position(self.trainer)
         checkpoint['class_names'] = self.class_names
         checkpoint['precision'] = self.trainer.precision

@@ -17,6 +17,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from se_timm.errors import InputError, message
@@ -25,10 +26,11 @@ from .callbacks.predictions import PredictionWriter
 from .checkpoints import CheckpointFiles, load_checkpoint, newest_whole, of_run, of_runs
 from .classifier import ImageClassifier
 from .data import ImageDataModule
-from .logger import place_loggers
+from .logger import WandbLogger, place_loggers
 from .messages import LINKED, VERBS, explain, linked_key, three_lines
 from .network import INITIAL_WEIGHTS, check_name
 from .processes import check_launch, check_restarts, check_sync_batchnorm
+from .provenance import provenance
 
 __all__ = ['AppCLI', 'main']
 
@@ -53,12 +55,32 @@ class Parser(LightningArgumentParser):
 
 
 class RecordConfig(SaveConfigCallback):
-    """Writes the resolved config of a training to its folder and to every logger; it re-runs as it is."""
+    """Writes the resolved config of a training to its folder and to every logger; it re-runs as it is.
+
+    The loggers also get where the run comes from, those of an evaluation too, and checkpoints the id of the W&B run.
+    """
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Write the config; called on rank 0 only."""
-        if stage != 'fit':
-            return
+        if stage == 'fit':
+            self._save_to_folder(trainer)
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**config, 'provenance': provenance(trainer)})
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Keep the id of the W&B run, with which a resumed training goes on wherever the file lies then."""
+        if runs := [logger.identity for logger in trainer.loggers if isinstance(logger, WandbLogger)]:
+            checkpoint['wandb'] = runs
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Tell the loggers of an evaluation of what moment of the training the checkpoint is."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            moment = {name: checkpoint[name] for name in ('epoch', 'global_step')}
+            for logger in trainer.loggers:
+                logger.log_hyperparams({'checkpoint': moment})
+
+    def _save_to_folder(self, trainer: Trainer) -> None:
         path = Path(trainer.default_root_dir, self.config_filename)
         path.parent.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
@@ -66,8 +88,6 @@ class RecordConfig(SaveConfigCallback):
             config.ckpt_path = None  # the same run; the config is that of its beginning
         self.parser.save(config, path, skip_none=False, overwrite=True)
         path.with_name(LAUNCH).write_text(launch_id())
-        for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(path.read_text()))
 
 
 class AppCLI(LightningCLI):
@@ -132,12 +152,14 @@ class AppCLI(LightningCLI):
         trainer.callbacks = [callback for callback in callbacks if callback and not isinstance(callback, refused)]
         if self.subcommand == 'predict':
             trainer.callbacks.append(PredictionWriter(self._get(self.config_init, 'output')))
+        config = self.config_init[self.subcommand] if self.subcommand else self.config_init
+        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        if self.subcommand in ('validate', 'test'):
+            place_loggers(loggers, evaluation_folder(config, self.subcommand), self.subcommand)
         if self.subcommand != 'fit' or trainer.fast_dev_run:
             return super().instantiate_trainer(**kwargs)
-        config = self.config_init[self.subcommand]
         folder = run_folder(_base_folder(config), config.ckpt_path)
-        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        place_loggers(loggers, folder)
+        place_loggers(loggers, folder, resumed=wandb_runs(config.ckpt_path))
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.plugins = [*filter(None, plugins), CheckpointFiles()]
@@ -169,9 +191,25 @@ def run_folder(base: Path, ckpt_path: str | None) -> Path:
         return _run_of(ckpt_path)
     if interrupted := restarted_run(base):
         return interrupted
-    versions = [int(path.name.removeprefix('version_')) for path in base.glob('version_*')
-                if path.name.removeprefix('version_').isdigit()]
-    return base / f'version_{max(versions, default=-1) + 1}'
+    return next_free(base, 'version_')
+
+
+def evaluation_folder(config: Namespace, subcommand: str) -> Path:
+    """Return the folder of an evaluation: the next free `validate_N` or `test_N` in that of the run."""
+    base = _run_of(config.ckpt_path) if config.ckpt_path else _base_folder(config)
+    return next_free(base, f'{subcommand}_')
+
+
+def next_free(base: Path, prefix: str) -> Path:
+    """Return the folder in `base` that is `prefix` and the number after the largest there is."""
+    numbers = [int(path.name.removeprefix(prefix)) for path in base.glob(f'{prefix}*')
+               if path.name.removeprefix(prefix).isdigit()]
+    return base / f'{prefix}{max(numbers, default=-1) + 1}'
+
+
+def wandb_runs(ckpt_path: str | None) -> list[dict[str, Any]]:
+    """Return the W&B runs of the training that wrote a checkpoint, see `RecordConfig`."""
+    return load_checkpoint(ckpt_path).get('wandb', []) if ckpt_path else []
 
 
 def launch_id() -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 import csv
 import netrc
 import os
+import re
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
@@ -19,6 +24,7 @@ __all__ = ['CsvLogger', 'WandbLogger', 'place_loggers']
 
 CONNECT_SECONDS = 20  # how long a training waits for W&B before it goes on offline
 DEFAULT_FOLDER = 'runs'
+SOURCES = ('lightning_app', 'se_timm')
 
 
 class MetricsFile(ExperimentWriter):
@@ -111,10 +117,13 @@ class WandbLogger(LightningWandbLogger):
             in, else offline.
         id: Id of the run, to continue one; where not given, a training that is resumed goes on with its own.
         group: Runs that belong together, such as a study.
-        job_type: Kind of the run.
+        job_type: Kind of the run; `train`, and for evaluations `validate` or `test`, where not given.
         tags: Tags.
         notes: A longer description.
-        log_model: Keep checkpoints as artifacts: `true` at the end, `all` at each save.
+        log_model: Keep the best checkpoints as artifacts of type `model`, named after network and run: `true` at the
+            end, `all` at each save. Their metadata are the metrics, the epoch and the size of the network; the newest
+            has the alias `latest`, the best `best`.
+        save_code: Keep the source of this program and its networks as artifacts of type `code`.
     """
 
     def __init__(
@@ -126,10 +135,11 @@ class WandbLogger(LightningWandbLogger):
             mode: Literal['online', 'offline', 'disabled'] | None = None,
             id: str | None = None,
             group: str | None = None,
-            job_type: str = 'train',
+            job_type: str | None = None,
             tags: list[str] | None = None,
             notes: str | None = None,
             log_model: bool | Literal['all'] = False,
+            save_code: bool = True,
     ) -> None:
         import wandb  # takes half a second, and not every run uses it
 
@@ -137,17 +147,40 @@ class WandbLogger(LightningWandbLogger):
             # absolute: W&B's service keeps the working directory that it was started in
             save_dir=os.path.abspath(save_dir or DEFAULT_FOLDER),
             project=project, name=name, id=id, log_model=log_model, add_file_policy='immutable', entity=entity,
-            group=group, job_type=job_type, tags=tags, notes=notes, mode=mode, resume='allow',
+            group=group, job_type=job_type or 'train', tags=tags, notes=notes, mode=mode, resume='allow',
             settings=wandb.Settings(init_timeout=CONNECT_SECONDS, silent=True))
         self._wandb_init.pop('anonymous', None)  # wandb warns of it
         self.lost = False
         self.placed = save_dir is not None
+        self.given_job_type = job_type
+        self.save_code = save_code
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The run's id, and the project and entity that were given; plain types, for a checkpoint."""
+        return {'id': self.version, 'project': self._wandb_init['project'], 'entity': self._wandb_init.get('entity')}
 
     def place(self, folder: Path) -> None:
-        """Write to `folder`, and go on with the run that is there, if no other was given."""
+        """Write to `folder`."""
         self._save_dir = self._wandb_init['dir'] = os.path.abspath(folder)
-        if self._wandb_init.get('id') is None:
-            self._id = self._wandb_init['id'] = run_id(folder)
+
+    def be(self, job_type: str) -> None:
+        """Be a run of this kind, if no other was given."""
+        self._wandb_init['job_type'] = self.given_job_type or job_type
+
+    def resume(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Go on with the run in the folder, else with the one of `runs` in the same project, if no id was given."""
+        if self._wandb_init.get('id') is not None:
+            return
+        found = run_id(Path(str(self._save_dir)))
+        own = {name: value for name, value in self.identity.items() if name != 'id'}
+        for run in runs:
+            if found is None and {name: run[name] for name in own} == own:
+                found = run['id']
+        if found is None and runs:
+            rank_zero_info(f'W&B: the checkpoint is of run {runs[0]["id"]} of project {runs[0]["project"]}; '
+                           f'this training is a new run of project {own["project"]}')
+        self._id = self._wandb_init['id'] = found
 
     @property
     def experiment(self) -> Any:
@@ -165,6 +198,25 @@ class WandbLogger(LightningWandbLogger):
     def finalize(self, status: str) -> None:
         """End the run, if W&B's service lives."""
         self._unless_lost(super().finalize, status)
+
+    def _scan_and_log_checkpoints(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Keep the checkpoints of the callback that are not kept yet; Lightning calls it as `log_model` says."""
+        best = checkpoint_callback.best_model_path
+        for path in checkpoint_callback.best_k_models or ([best] if best else []):
+            if Path(path).is_file() and self._logged_model_time.get(path) != (time := os.path.getmtime(path)):
+                self._logged_model_time[path] = time
+                self._unless_lost(self._keep, path, ['latest', *(['best'] if path == best else [])])
+
+    def _keep(self, path: str, aliases: list[str]) -> None:
+        import wandb
+
+        described = describe(path)
+        run = self.experiment
+        network = re.sub(r'[^\w.-]', '-', described['network'])  # what names of artifacts may consist of
+        artifact = wandb.Artifact(f'{network}-{run.id}', type='model', metadata={
+            **described, **dict(run.config.get('network') or {})})
+        artifact.add_file(path, policy=self.add_file_policy)
+        run.log_artifact(artifact, aliases=aliases)
 
     def _unless_lost(self, function: Any, *args: Any) -> None:
         if self.lost:
@@ -187,10 +239,21 @@ class WandbLogger(LightningWandbLogger):
             rank_zero_warn(f'W&B cannot be reached, the run is kept offline: {error}')
             self._wandb_init['mode'] = 'offline'
             run = super().experiment
+        if self.save_code:
+            keep_source(run)
         if getattr(run, 'offline', False):
             folder = Path(run.dir).parent
             rank_zero_info(f'W&B: offline. Look at the run: wandb leet run {folder}\n'
                            f'     Upload it: wandb login, then wandb sync {folder}')
+
+
+def keep_source(run: Any) -> None:
+    """Keep the source of this program's packages as artifacts."""
+    try:
+        for package in SOURCES:
+            run.log_code(str(import_module(package).__path__[0]), name=f'{package}-source')
+    except Exception as error:  # of many kinds, as of a full disk: the training goes on
+        rank_zero_warn(f'W&B: the source is not kept ({error})')
 
 
 def run_id(folder: Path) -> str | None:
@@ -216,8 +279,29 @@ def rank() -> int:
     return int(getattr(rank_zero_only, 'rank', 0) or 0)
 
 
-def place_loggers(loggers: list[Logger], folder: Path) -> None:
-    """Let the loggers of this module that were given no folder write to `folder`."""
+def describe(path: str) -> dict[str, Any]:
+    """Return what a checkpoint tells of itself: `network`, `epoch`, `global_step`, `file` and its metrics."""
+    checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    hparams = checkpoint.get('hyper_parameters', {})
+    return {'network': hparams.get('name', 'model'), 'epoch': checkpoint['epoch'],
+            'global_step': checkpoint['global_step'], 'file': Path(path).name, **checkpoint.get('metrics', {})}
+
+
+def place_loggers(
+        loggers: list[Logger], folder: Path, job_type: str = 'train',
+        resumed: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Let the loggers of this module that were given no folder write to `folder`.
+
+    Args:
+        loggers: The loggers.
+        folder: Of the run.
+        job_type: Kind of the W&B run, where none was given.
+        resumed: The W&B runs of the training that goes on, as its checkpoint has them.
+    """
     for logger in loggers:
         if isinstance(logger, (CsvLogger, WandbLogger)) and not logger.placed:
             logger.place(folder)
+        if isinstance(logger, WandbLogger):
+            logger.be(job_type)
+            if job_type == 'train':
+                logger.resume(resumed)

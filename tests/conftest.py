@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -344,10 +345,14 @@ def read_wandb():
     import wandb
 
     def read(folder):
-        wandb.finish()  # what is on its way is written now
-        files = list(Path(folder).rglob('run-*.wandb'))
-        assert len(files) == 1, files
-        return _records(files[0].read_bytes())
+        wandb.finish()
+        file, = Path(folder).rglob('run-*.wandb')
+        for _ in range(100):  # W&B's service may write the file only after `finish` has come back
+            records = _records(file.read_bytes())
+            if records and records[-1].WhichOneof('record_type') == 'exit':
+                break
+            time.sleep(0.1)
+        return records
 
     return read
 

@@ -13,7 +13,10 @@ __all__ = ['NetworkSummary']
 
 
 class NetworkSummary(Callback):
-    """Prints parameters and multiply-adds of the network, as the paper counts them, and what it is trained on."""
+    """Prints parameters and multiply-adds of the network, as the paper counts them, and what it is trained on.
+
+    The loggers get them as `network/parameters` and `network/multiply_adds` of the configuration.
+    """
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the summary."""
@@ -29,3 +32,5 @@ class NetworkSummary(Callback):
                 f'model.network.img_size={size[-1]}')) from error
         rank_zero_info(
             f'{pl_module.name}: {described} at {size[-2]}x{size[-1]} px, {pl_module.net.num_classes} classes')
+        for logger in trainer.loggers:
+            logger.log_hyperparams({'network': described._asdict()})

@@ -1,15 +1,23 @@
 """W&B never stops a training and CSV never loses a line."""
+import csv
+import importlib.metadata
 import json
+import re
+import shutil
 import socket
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import wandb
 
 from lightning_app import logger as logger_module
 from lightning_app.cli import main
 from lightning_app.logger import CsvLogger, WandbLogger
+from se_timm.cost import cost
 
 # W&B's keys have forty characters; "local" tells that the server is one's own
 FAKE_KEY = 'local-' + '0' * 40
@@ -200,3 +208,180 @@ def test_training_with_both_loggers_warns_of_nothing_of_ours(on_photos, write_ya
     main(['fit', '--config', config, *on_photos])
     said = [str(warning.message) for warning in recwarn]
     assert not [text for text in said if 'will be deleted' in text]
+
+
+# What a run holds
+
+WANDB = '--trainer.logger=lightning_app.logger.WandbLogger'
+
+
+def config_of(records):
+    """Return the configuration of a run from its records."""
+    config = {}
+    for record in records:
+        for part in (record.config, record.run.config):
+            for item in part.update:
+                *outer, name = list(item.nested_key) or [item.key]
+                values = config
+                for key in outer:
+                    values = values.setdefault(key, {})
+                values[name] = json.loads(item.value_json)
+    return config
+
+
+def of_kind(records, kind):
+    return [getattr(record, kind) for record in records if record.WhichOneof('record_type') == kind]
+
+
+def artifacts(records):
+    """Return the artifacts that a run has logged, by type."""
+    found = {}
+    for artifact in of_kind(records, 'artifact'):
+        found.setdefault(artifact.type, []).append(artifact)
+    return found
+
+
+def test_run_holds_the_nested_configuration_and_where_it_comes_from(on_photos, in_tmp_path, read_wandb):
+    callbacks = '--trainer.callbacks=lightning_app.callbacks.NetworkSummary'
+    main(['fit', *on_photos, WANDB, callbacks, '--model.optim.lr=0.02'])
+    records = read_wandb('runs')
+    config = config_of(records)
+    assert config['model']['optim']['lr'] == 0.02
+    assert config['data']['init_args']['batch_size'] == 8
+    assert config['trainer']['log_every_n_steps'] == 1
+    assert config['network'] == cost(timm.create_model('test_resnet', num_classes=3), (3, 32, 32))._asdict()
+    come = config['provenance']
+    assert come['data'] == {'train_images': 24, 'val_images': 7, 'classes': 3}
+    assert come['versions']['torch'] == importlib.metadata.version('torch')
+    assert come['versions']['wandb'] == wandb.__version__
+    assert come['machine']['processes'] == 1
+    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert come['git'] is None or come['git']['commit'] == commit.stdout.strip()
+    assert 'num_classes' not in config  # nothing of it flat beside the nested
+    assert of_kind(records, 'exit')[0].exit_code == 0
+
+
+def test_metrics_have_names_that_wandb_can_sort_by_and_equal_those_of_csv(
+        on_photos, in_tmp_path, read_history, write_yaml):
+    callbacks = [{'class_path': f'lightning_app.callbacks.{name}'} for name in ('Throughput', 'GradientNorm', 'Gates')]
+    loggers = [{'class_path': f'lightning_app.logger.{name}'} for name in ('WandbLogger', 'CsvLogger')]
+    config = write_yaml('all.yaml', {'trainer': {'callbacks': callbacks, 'logger': loggers}})
+    main(['fit', *on_photos, '--config', config, '--model.name=se_resnet20_cifar', '--trainer.max_epochs=2'])
+    rows = read_history('runs')
+    assert all(re.fullmatch('[A-Za-z0-9_/]+', name) for row in rows for name in row)
+    found = {(row['trainer/global_step'], name): value for row in rows for name, value in row.items()
+             if isinstance(value, (int, float)) and not name.startswith(('_', 'trainer/'))}
+    with open('runs/se_resnet20_cifar/version_0/metrics.csv', newline='') as file:
+        csv_rows = list(csv.DictReader(file))
+    expected = {(int(row['step']), name): float(value) for row in csv_rows for name, value in row.items()
+                if value and name != 'step'}
+    assert found == expected
+    assert {name for _, name in found} >= {
+        'train/loss', 'train/grad_norm', 'train/images_per_second', 'train/data_wait', 'lr', 'val/loss', 'val/top1',
+        'val/top5', 'val/top1_error', 'val/top5_error', 'val/top1_best', 'gates/layer1_0/mean'}
+    steps = [row['trainer/global_step'] for row in rows if 'val/loss' in row or 'train/loss' in row]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize('log_model', ['true', 'all'])
+def test_best_checkpoint_is_kept_as_an_artifact(log_model, on_photos, in_tmp_path, read_wandb, write_yaml):
+    config = write_yaml('best.yaml', {'trainer': {'callbacks': [
+        {'class_path': 'lightning_app.callbacks.NetworkSummary'},
+        {'class_path': 'lightning_app.callbacks.BestCheckpoint'}]}})
+    cli = main(['fit', *on_photos, '--config', config, WANDB, f'--trainer.logger.log_model={log_model}'])
+    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    kept, = artifacts(read_wandb('runs'))['model']
+    assert kept.name == f'test_resnet-{cli.trainer.logger.version}'
+    assert set(kept.aliases) == {'latest', 'best'}
+    described = json.loads(kept.metadata)
+    assert described.items() >= {
+        'network': 'test_resnet', 'epoch': 0, 'global_step': 3, 'file': 'best.ckpt',
+        'val/top1': metrics['val/top1'], 'val/top5': metrics['val/top5'],
+        **cost(timm.create_model('test_resnet', num_classes=3), (3, 32, 32))._asdict()}.items()
+    file, = kept.manifest.contents
+    assert (file.path, file.size) == ('best.ckpt', Path(cli.trainer.checkpoint_callback.best_model_path).stat().st_size)
+
+
+def test_checkpoint_that_cannot_be_kept_does_not_stop_the_training(on_photos, in_tmp_path, write_yaml, monkeypatch):
+    config = write_yaml('best.yaml', {'trainer': {'callbacks': [
+        {'class_path': 'lightning_app.callbacks.BestCheckpoint'}]}})
+    monkeypatch.setattr(wandb.Artifact, 'add_file', lambda *args, **options: 1 / 0)
+    with pytest.warns(UserWarning, match='division by zero'):
+        cli = main(['fit', *on_photos, '--config', config, WANDB, '--trainer.logger.log_model=all',
+                    '--trainer.logger.save_code=false'])
+    assert cli.trainer.global_step == 3
+
+
+def test_source_that_cannot_be_kept_does_not_stop_the_run(tmp_path, monkeypatch, read_history):
+    monkeypatch.setattr(wandb.Artifact, 'add_file', lambda *args, **options: 1 / 0)
+    with pytest.warns(UserWarning, match='the source is not kept .division by zero'):
+        WandbLogger(save_dir=str(tmp_path / 'run'), mode='offline').log_metrics({'val/top1': 12.5})
+    assert read_history(tmp_path / 'run')[-1]['val/top1'] == 12.5
+
+
+@pytest.mark.parametrize('save_code', [True, False])
+def test_source_is_kept(save_code, tmp_path, read_wandb):
+    WandbLogger(save_dir=str(tmp_path / 'run'), mode='offline', save_code=save_code).log_metrics({'val/top1': 12.5})
+    kept = artifacts(read_wandb(tmp_path / 'run')).get('code', [])
+    assert [each.name for each in kept] == (['lightning_app-source', 'se_timm-source'] if save_code else [])
+    paths = {file.path for each in kept for file in each.manifest.contents}
+    assert paths >= ({'classifier.py', 'data/base.py', 'squeeze_excite.py', 'fused/kernels.py'} if save_code else set())
+    assert all(path.endswith('.py') for path in paths)
+
+
+# Resumed trainings and evaluations
+
+
+@pytest.mark.filterwarnings('ignore:The dirpath has changed:UserWarning')  # Lightning's, of ModelCheckpoint
+def test_run_goes_on_from_a_checkpoint_that_lies_elsewhere(on_photos, in_tmp_path):
+    first = main(['fit', *on_photos, WANDB]).trainer
+    identity = torch.load(first.checkpoint_callback.best_model_path, weights_only=True)['wandb']
+    assert identity == [{'id': first.logger.version, 'project': 'se-timm', 'entity': None}]
+    wandb.finish()
+    shutil.copy(first.checkpoint_callback.best_model_path, 'copied.ckpt')
+    shutil.rmtree('runs')
+    resumed = main(['fit', *on_photos, WANDB, '--trainer.max_epochs=2', '--ckpt_path=copied.ckpt']).trainer.logger
+    assert resumed.experiment.id == identity[0]['id']
+    wandb.finish()
+    given = main(['fit', *on_photos, WANDB, '--trainer.logger.id=mine', '--trainer.max_epochs=3',
+                  '--ckpt_path=copied.ckpt']).trainer.logger
+    assert given.experiment.id == 'mine'
+
+
+@pytest.mark.filterwarnings('ignore:The dirpath has changed:UserWarning')  # Lightning's, of ModelCheckpoint
+def test_checkpoint_of_another_project_begins_a_run_and_says_so(on_photos, in_tmp_path, caplog):
+    first = main(['fit', *on_photos, WANDB, '--trainer.logger.project=theirs']).trainer
+    wandb.finish()
+    shutil.copy(first.checkpoint_callback.best_model_path, 'copied.ckpt')
+    resumed = main(['fit', *on_photos, WANDB, '--trainer.max_epochs=2', '--ckpt_path=copied.ckpt']).trainer
+    assert resumed.logger.experiment.id != first.logger.version
+    assert resumed.global_step == 6
+    assert (f'the checkpoint is of run {first.logger.version} of project theirs; this training is a new run of project '
+            'se-timm') in caplog.text
+
+
+@pytest.mark.parametrize('stage', ['validate', 'test'])
+def test_evaluation_is_a_run_of_its_own(stage, on_photos, in_tmp_path, read_wandb):
+    fitted = main(['fit', *on_photos, WANDB]).trainer
+    wandb.finish()
+    path = Path(fitted.checkpoint_callback.best_model_path)
+    before = sorted(Path('runs').rglob('*.wandb')), path.stat().st_mtime_ns
+    evaluated = main([stage, '--ckpt_path', str(path), WANDB]).trainer
+    assert evaluated.logger.version != fitted.logger.version
+    folder = Path(f'runs/test_resnet/version_0/{stage}_0')
+    records = read_wandb(folder)
+    assert of_kind(records, 'run')[0].job_type == stage
+    config = config_of(records)
+    assert config['checkpoint'] == {'epoch': 0, 'global_step': 3}
+    assert config['ckpt_path'] == str(path)
+    main([stage, '--ckpt_path', str(path), '--trainer.logger=lightning_app.logger.CsvLogger'])
+    assert Path(f'runs/test_resnet/version_0/{stage}_1/metrics.csv').is_file()
+    assert sorted(set(Path('runs').rglob('*.wandb')) - {next(folder.rglob('run-*.wandb'))}) == before[0]
+    # the training goes on with its own run
+    resumed = main(['fit', *on_photos, WANDB, '--trainer.max_epochs=2', f'--ckpt_path={path}']).trainer.logger
+    assert resumed.version == fitted.logger.version
+
+
+def test_kind_of_the_run_can_be_given(on_photos, in_tmp_path, read_wandb):
+    main(['fit', *on_photos, WANDB, '--trainer.logger.job_type=trial'])
+    assert of_kind(read_wandb('runs'), 'run')[0].job_type == 'trial'
