@@ -16,7 +16,11 @@ from . import callbacks, data
 __all__ = ['explain', 'three_lines']
 
 # commands that are no methods of Lightning's Trainer
-VERBS = {'benchmark': 'lightning_app.benchmark:benchmark', 'export': 'lightning_app.export:export'}
+VERBS = {
+    'analyze': 'lightning_app.analysis.analyze:analyze',
+    'benchmark': 'lightning_app.benchmark:benchmark',
+    'export': 'lightning_app.export:export',
+}
 LINKED = {'model.num_classes': 'data.num_classes'}  # a key that follows from the data, and the one that may be given
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from se_timm.errors import InputError, unknown
 from se_timm.gates import SEBlock
 
-__all__ = ['PAPER_BLOCKS', 'PAPER_CLASSES', 'default_blocks', 'default_classes', 'find_classes', 'sampled']
+__all__ = ['PAPER_BLOCKS', 'PAPER_CLASSES', 'default_blocks', 'default_classes', 'find_classes', 'sampled', 'short']
 
 PAPER_BLOCKS = ('SE_2_3', 'SE_3_4', 'SE_4_6', 'SE_5_1', 'SE_5_2', 'SE_5_3')
 # WordNet ids of goldfish, pug, plane and cliff. "Plane" is the carpenter's tool: Fig. 8 shows it
@@ -48,19 +48,25 @@ def default_classes(names: Sequence[str]) -> list[int]:
     return [index * (len(names) - 1) // max(count - 1, 1) for index in range(count)]
 
 
+def short(title: str) -> str:
+    """Return the first of the words for a class: `goldfish` of `goldfish, Carassius auratus`."""
+    return title.split(', ')[0]
+
+
 def find_classes(names: Sequence[str], titles: Sequence[str], given: Sequence[str | int]) -> list[int]:
-    """Return the labels of classes that are given by name, by title (`goldfish`), or as numbers.
+    """Return the labels of classes that are given by name, by title or a part of it (`goldfish`), or as numbers.
 
     Raises:
         InputError: For one that is not there, with the nearest.
     """
     labels: dict[str, int] = {}
-    for each in (names, titles, [str(label) for label in range(len(names))]):
-        for label, name in enumerate(each):
-            labels.setdefault(name.lower(), label)
+    parts = [(label, part) for label, title in enumerate(titles) for part in title.split(', ')]
+    numbers = [(label, str(label)) for label in range(len(names))]
+    for label, name in (*enumerate(names), *enumerate(titles), *parts, *numbers):
+        labels.setdefault(name.lower(), label)
     found = []
     for given_name in map(str, given):
         if given_name.lower() not in labels:
-            raise InputError(unknown('class', given_name, dict.fromkeys([*titles, *names])))
+            raise InputError(unknown('class', given_name, dict.fromkeys([*map(short, titles), *names])))
         found.append(labels[given_name.lower()])
     return list(dict.fromkeys(found))

@@ -14,7 +14,7 @@ from torch import distributed
 
 from ..data.samples import IGNORE, PredictionSamples
 
-__all__ = ['PredictionWriter', 'class_titles']
+__all__ = ['PredictionWriter', 'class_titles', 'titles_of']
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -74,9 +74,12 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def class_titles(model: Any) -> list[str]:
-    """Return a title for each class of an `ImageClassifier`: the data's names, ImageNet's in words, or numbers."""
-    names = model.class_names
-    count = model.net.num_classes
+    """Return a title for each class of an `ImageClassifier`, see `titles_of`."""
+    return titles_of(model.class_names, model.net.num_classes)
+
+
+def titles_of(names: list[str] | None, count: int) -> list[str]:
+    """Return a title for each of `count` classes: their names, ImageNet's in words, or numbers."""
     imagenet = ImageNetInfo()
     if names is None and count == len(imagenet.label_names()):
         names = imagenet.label_names()

@@ -1,0 +1,183 @@
+"""`python -m lightning_app analyze`: what the SE gates of a trained network do, in figures, numbers and words."""
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from se_timm.errors import InputError, message
+from se_timm.gates import SEBlock, choose_blocks, find_se
+from se_timm.pruning import prune_se
+
+from ..checkpoints import load_checkpoint
+from . import gate_figures
+from .channels import default_blocks, default_classes, find_classes, short
+from .findings import described, removable, variation
+from .gate_media import COLUMNS
+from .gate_statistics import BlockGates
+from .subject import Subject, Survey, open_subject, survey
+
+__all__ = ['analyze']
+
+WITHIN = 2  # classes of the figure of deviations; the paper's are goldfish and plane
+
+
+def analyze(
+        ckpt_path: str | None = None,
+        name: str | None = None,
+        network: dict[str, Any] | None = None,
+        root: str | None = None,
+        split: Literal['val', 'train', 'test'] = 'val',
+        blocks: list[str] | None = None,
+        classes: list[str | int] | None = None,
+        images_per_class: int = 50,
+        prune: list[str] | None = None,
+        grad_cam: bool = False,
+        output: str = 'gates',
+        batch_size: int = 64,
+        num_workers: int = 0,
+) -> list[Path]:
+    """Draw and describe what the SE gates of a trained network do over images (Sec. 7.2, Figs. 6 and 7 of the paper).
+
+    Written to `output`: `figure6` (mean gate by class) and `figure7` (mean and deviation within a class) as PNG, SVG
+    and CSV, `blocks.csv` (statistics of every block), and `findings.txt`, which is printed too: which blocks are
+    class-specific, which are saturated, which could be removed, what that saves, and the accuracy before and after.
+
+    Args:
+        ckpt_path: Checkpoint of a training.
+        name: In its place a network of timm, with its pretrained weights.
+        network: Arguments of `timm.create_model` for it, such as `checkpoint_path: FILE`.
+        root: Folder of the images (`DIR/val/CLASS/FILE` or `DIR/val.tar`); those of the training where not given.
+        split: Which images of it.
+        blocks: Blocks of the figures, such as `SE_5_3`, `layer4.*`; the paper's, or the like, where not given.
+        classes: Classes of the figures, by name or number; the paper's, or four others, where not given. The second
+            figure has the first and the third.
+        images_per_class: Images of each class; the paper has 50.
+        prune: Blocks that are taken out to see what becomes of the accuracy; where not given those that are steady.
+            Their mean gates stay as constants.
+        grad_cam: Draw also for an image of each class where in it the network saw the class (needs captum).
+        output: Folder to write to.
+        batch_size: Images at a time.
+        num_workers: Processes that load images.
+
+    Raises:
+        InputError: If there is no network with trained weights and SE, or no such image, class or block.
+
+    Returns:
+        What was written.
+    """
+    check_options(ckpt_path, name, images_per_class, grad_cam)
+    checkpoint = load_checkpoint(ckpt_path) if ckpt_path else None
+    subject = open_subject(checkpoint, name, network or {}, root, split, images_per_class)
+    every, shown, pruned = choose(subject.net, blocks, prune)
+    lines = default_classes(subject.names) if classes is None else find_classes(subject.names, subject.titles, classes)
+    folder = prepared(output)
+    found = survey(subject, every, batch_size=batch_size, num_workers=num_workers)
+    results = found.statistics.results()
+    parts = [heading(subject, images_per_class), described(results)]
+    if removed := [block for block in results if block.block in pruned] if prune else removable(results):
+        parts.append(pruning(subject, found, removed, batch_size, num_workers))
+    written = draw(folder, subject, [each for each in results if each.block in shown], lines)
+    if grad_cam:
+        from .grad_cam import draw_grad_cam
+
+        written += gate_figures.save(draw_grad_cam(subject, every[-1].name, lines), folder / 'grad_cam')
+    written += write_findings(folder, results, parts)
+    print('\n\n'.join(parts), '', *written, sep='\n')
+    return written
+
+
+def check_options(ckpt_path: str | None, name: str | None, images_per_class: int, grad_cam: bool) -> None:
+    """Raise `InputError` for options that cannot be honoured."""
+    if ckpt_path is not None and name is not None:
+        raise InputError(message(
+            f'ckpt_path: {ckpt_path} with name: {name}', 'each names a network', 'leave one of them out'))
+    if images_per_class < 1:
+        raise InputError(message(
+            f'images_per_class: {images_per_class}', 'the gates are averaged over them', 'take a number from 1'))
+    missing = [package for package in ('matplotlib', *(['captum'] if grad_cam else []))
+               if not importlib.util.find_spec(package)]
+    if missing:
+        raise InputError(message(
+            'analyze', f'it draws with packages that are not there ({", ".join(missing)})',
+            "say pip install 'se-timm[analysis]'"))
+
+
+def choose(
+        net: Any, blocks: list[str] | None, prune: list[str] | None,
+) -> tuple[list[SEBlock], list[SEBlock], list[SEBlock]]:
+    """Return all SE blocks, those of the figures, and those that are to be taken out."""
+    try:
+        choose_blocks(net, '*')  # if there are any
+        every = find_se(net)
+        shown = default_blocks(every) if blocks is None else choose_blocks(net, blocks)
+        return every, shown, choose_blocks(net, prune) if prune else []
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def prepared(output: str) -> Path:
+    """Return the folder to write to, made before any work is done."""
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(message(f'output: {output}', str(error), 'name a folder that can be written to')) from error
+    return folder
+
+
+def heading(subject: Subject, images_per_class: int) -> str:
+    """Return what was looked at, and which classes have fewer images than asked for."""
+    counts = np.bincount(subject.labels, minlength=len(subject.names))
+    text = (f'{subject.title}: gates over {len(subject.labels)} images of {len(subject.names)} classes, '
+            f'{subject.size} px')
+    if (fewer := counts < images_per_class).any():
+        least = int(counts.argmin())
+        text += (f'\nfewer than {images_per_class} images: {fewer.sum()} of {len(counts)} classes, the fewest '
+                 f'{short(subject.titles[least])} with {counts[least]}; means of few images are uncertain')
+    return text
+
+
+def pruning(
+        subject: Subject, before: Survey, removed: Sequence[BlockGates], batch_size: int, num_workers: int) -> str:
+    """Take the blocks out, and return what that saves and what becomes of the accuracy on the same images."""
+    means = {result.block.name: torch.from_numpy(result.means).float() for result in removed}
+    pruned = prune_se(subject.net, list(means), means, input_size=(3, subject.size, subject.size))
+    after = survey(subject, [], pruned.net, batch_size=batch_size, num_workers=num_workers)
+    titles = ', '.join(f'{result.block.title} ({100 * variation(result):.1f} %)' for result in removed)
+    text = (f'taken out, with their mean gates as constants (variation): {titles}\n'
+            f'saved: {pruned.parameters:,} parameters, {pruned.multiply_adds / 1e6:.2f} M multiply-adds an image')
+    if before.metrics is None or after.metrics is None:
+        return f'{text}\naccuracy: not known, the network was trained on other classes'
+    top1, top5 = (tuple(each[name] for each in (before.metrics, after.metrics)) for name in ('top1', 'top5'))
+    return (f'{text}\naccuracy on these images: top-1 {top1[0]:.2f} % before, {top1[1]:.2f} % after; '
+            f'top-5 {top5[0]:.2f} % before, {top5[1]:.2f} % after')
+
+
+def draw(folder: Path, subject: Subject, shown: Sequence[BlockGates], lines: list[int]) -> list[Path]:
+    """Draw the figures and write their numbers; return where."""
+    within = lines[::2][:WITHIN] if len(lines) > WITHIN else lines
+    titles = [short(title) for title in subject.titles]
+    images = f'{subject.title}, {len(subject.labels)} images'
+    by_class = gate_figures.draw_by_class(shown, lines, titles, f'Mean gates by class: {images}')
+    within_class = gate_figures.draw_within_class(
+        shown, within, titles, f'Gates within a class, mean and deviation: {images}')
+    written = gate_figures.save(by_class, folder / 'figure6') + gate_figures.save(within_class, folder / 'figure7')
+    numbers = [folder / 'figure6.csv', folder / 'figure7.csv']
+    gate_figures.write_by_class(numbers[0], shown, lines, titles)
+    gate_figures.write_within_class(numbers[1], shown, within, titles)
+    return [*written, *numbers]
+
+
+def write_findings(folder: Path, results: Sequence[BlockGates], parts: Sequence[str]) -> list[Path]:
+    """Write the statistics of all blocks and the words; return where."""
+    table, words = folder / 'blocks.csv', folder / 'findings.txt'
+    gate_figures.write(table, ('block', 'module', 'channels', 'parameters', *COLUMNS, 'variation'), (
+        (result.block.title, result.block.module, len(result.means), result.block.parameters,
+         *(f'{getattr(result, column):.6f}' for column in COLUMNS), f'{variation(result):.6f}') for result in results))
+    words.write_text('\n\n'.join(parts) + '\n')
+    return [table, words]

@@ -1,0 +1,114 @@
+"""The paper's figures of the gates, as pictures with their numbers."""
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .channels import sampled
+from .gate_statistics import BlockGates
+
+__all__ = ['COLOURS', 'draw_by_class', 'draw_within_class', 'save', 'write_by_class', 'write_within_class']
+
+# Okabe and Ito's colours, which all eyes can tell apart; black is for all classes
+COLOURS = ('#E69F00', '#0072B2', '#009E73', '#CC79A7', '#D55E00', '#56B4E9', '#F0E442')
+COLUMNS = 3
+
+
+def draw_by_class(results: Sequence[BlockGates], classes: Sequence[int], titles: Sequence[str], heading: str) -> Any:
+    """Return a figure like Fig. 6 of the paper: the mean gate of channels, a line for each class and one for all."""
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, len(results))
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(4.6 * columns, 2.9 * rows + 0.5), layout='constrained')
+    for axes, result in zip(figure.subplots(rows, columns, squeeze=False).flat, results, strict=False):
+        channels = sampled(len(result.means))
+        for position, label in enumerate(classes):
+            axes.plot(channels, result.class_means[label, channels], lw=1, marker='.', ms=3,
+                      color=COLOURS[position % len(COLOURS)], label=titles[label])
+        axes.plot(channels, result.means[channels], lw=1.4, color='black', label='all')
+        finish(axes, result)
+    for axes in figure.axes[len(results):]:
+        axes.remove()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 6), frameon=False)
+    figure.suptitle(heading)
+    return figure
+
+
+def draw_within_class(
+        results: Sequence[BlockGates], classes: Sequence[int], titles: Sequence[str], heading: str) -> Any:
+    """Return a figure like Fig. 7: mean and standard deviation over the images of a class, a row for each class."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(results), 2.6 * len(classes) + 0.4), layout='constrained')
+    panels = figure.subplots(len(classes), len(results), squeeze=False, sharey='col')
+    for position, label in enumerate(classes):
+        for axes, result in zip(panels[position], results, strict=True):
+            channels = list(sampled(len(result.means)))
+            mean, std = result.class_means[label, channels], stds_of(result)[label, channels]
+            colour = COLOURS[position % len(COLOURS)]
+            axes.fill_between(channels, mean - std, mean + std, color=colour, alpha=0.3, lw=0)
+            axes.plot(channels, mean, lw=1, color=colour)
+            finish(axes, result)
+            axes.set_title(f'{result.block.title}: {titles[label]}', fontsize=10)
+    figure.suptitle(heading)
+    return figure
+
+
+def stds_of(result: BlockGates) -> np.ndarray:
+    """Return the deviations within the classes, which must have been kept."""
+    assert result.class_stds is not None
+    return result.class_stds
+
+
+def finish(axes: Any, result: BlockGates) -> None:
+    """Set what all panels share."""
+    block = result.block
+    axes.set_title(block.title, fontsize=10)
+    axes.set_xlabel('channel', fontsize=9)
+    axes.set_ylabel('gate', fontsize=9)
+    margin = 0.03 * (block.high - block.low)
+    axes.set_ylim(block.low - margin, block.high + margin)
+    axes.set_xlim(-0.01 * len(result.means), 1.01 * len(result.means))
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, lw=0.5)
+    axes.spines[['top', 'right']].set_visible(False)
+
+
+def save(figure: Any, path: Path) -> list[Path]:
+    """Write a figure as PNG and SVG, and return where."""
+    paths = [path.with_suffix(suffix) for suffix in ('.png', '.svg')]
+    for each in paths:
+        figure.savefig(each, dpi=150, metadata={'Date': None} if each.suffix == '.svg' else None)
+    return paths
+
+
+def write_by_class(path: Path, results: Sequence[BlockGates], classes: Sequence[int], titles: Sequence[str]) -> None:
+    """Write the numbers of `draw_by_class`: block, channel, class, mean; the class of all images is `all`."""
+    write(path, ('block', 'channel', 'class', 'mean'), (
+        (result.block.title, channel, title, f'{value:.6f}')
+        for result in results for channel in sampled(len(result.means))
+        for title, value in (*((titles[label], result.class_means[label, channel]) for label in classes),
+                             ('all', result.means[channel]))))
+
+
+def write_within_class(
+        path: Path, results: Sequence[BlockGates], classes: Sequence[int], titles: Sequence[str]) -> None:
+    """Write the numbers of `draw_within_class`: block, channel, class, mean, std."""
+    write(path, ('block', 'channel', 'class', 'mean', 'std'), (
+        (result.block.title, channel, titles[label], f'{result.class_means[label, channel]:.6f}',
+         f'{stds_of(result)[label, channel]:.6f}')
+        for result in results for label in classes for channel in sampled(len(result.means))))
+
+
+def write(path: Path, header: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    """Write a CSV file."""
+    with open(path, 'w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
