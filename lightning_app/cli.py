@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -366,14 +367,24 @@ def check_devices(trainer: Namespace) -> None:
 
 
 def run_verb(verb: str, args: list[str]) -> Any:
-    """Run a verb that is no method of Lightning's Trainer: a function, whose arguments are the options."""
+    """Run a verb that is no method of Lightning's Trainer: a function, whose arguments are the options.
+
+    What the function collects in `*args` is what stands on the command line without an option, at least one.
+    """
     module, _, name = VERBS[verb].partition(':')
     function = getattr(import_module(module), name)
-    parser = Parser(prog=f'{PROG} {verb}', usage=f'{PROG} {verb} [options]', allow_abbrev=False,
-                    description=(function.__doc__ or '').split('\n\n')[0])
+    parser = Parser(prog=f'{PROG} {verb}', allow_abbrev=False, description=(function.__doc__ or '').split('\n\n')[0])
     parser.add_function_arguments(function, as_group=False)
+    several = [each for each in signature(function).parameters.values() if each.kind is Parameter.VAR_POSITIONAL]
+    names = [each.name.removesuffix('s').upper() for each in several]
+    for each, name in zip(several, names, strict=True):
+        described = re.search(rf'^ *\*{each.name}: (.+)$', function.__doc__ or '', re.MULTILINE)
+        parser.add_argument(each.name, nargs='+', metavar=name, help=described and described[1])
+    parser.usage = ' '.join([PROG, verb, *(f'{name} [{name} ...]' for name in names), '[options]'])
     try:
-        return function(**parser.parse_args(args).as_dict())
+        options = parser.parse_args(args).as_dict()
+        positional = [value for each in several for value in options.pop(each.name)]
+        return function(*positional, **options)
     except (InputError, ValueError) as error:
         if (text := three_lines(str(error))) is None:
             raise

@@ -19,6 +19,7 @@ __all__ = ['explain', 'three_lines']
 VERBS = {
     'analyze': 'lightning_app.analysis.analyze:analyze',
     'benchmark': 'lightning_app.benchmark:benchmark',
+    'compare': 'lightning_app.analysis.compare:compare',
     'export': 'lightning_app.export:export',
 }
 LINKED = {'model.num_classes': 'data.num_classes'}  # a key that follows from the data, and the one that may be given
@@ -67,6 +68,11 @@ def _parsers(parser: ArgumentParser) -> list[ArgumentParser]:
     return [parser, *(subcommands._name_parser_map.values() if subcommands else [])]
 
 
+def _positional(parser: ArgumentParser) -> str | None:
+    """Return what the arguments without an option are called, if the command takes such."""
+    return next((str(action.metavar) for action in parser._actions if action.nargs == '+'), None)
+
+
 def _has_data(parser: ArgumentParser) -> bool:
     """Return whether the command has images; the options of a data module are not the parser's own."""
     return any(action.dest == 'data' for each in _parsers(parser) for action in each._actions)
@@ -90,6 +96,9 @@ def _unknown_key(match: re.Match[str], parser: ArgumentParser) -> str:
     key = re.split(r'[= ]', match[1].lstrip('-'))[0]
     if key in LINKED:
         return linked_key(key, 'on the command line')
+    if not match[1].startswith('-') and (several := _positional(parser)):
+        return message(match[1], f'it stands apart from the first {several}',
+                       f'name each {several} before the options')
     close = _nearest_keys(key, _keys(parser))
     return message(match[1], 'there is no such option', f'did you mean {" or ".join(close)}?' if close
                    else 'see python -m lightning_app fit --print_config for all there are' if _has_data(parser)
@@ -164,6 +173,11 @@ def _missing_data(match: re.Match[str], parser: ArgumentParser) -> str:
                    'say --config configs/quickstart.yaml, or --data ImageNetDataModule --data.root DIR')
 
 
+def _missing_argument(match: re.Match[str], parser: ArgumentParser) -> str:
+    name = _positional(parser) or match[1]
+    return message(f'no {name}', 'the command needs it', f'give it; see {parser.prog} --help')
+
+
 # the parser's text (most telling first) -> what is said of it
 _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted": _unknown_class_option,
@@ -183,4 +197,5 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'Parser key "([\w.]+)":[^$]*Expected a dot import path string: (\S+)': _unknown_class,
     r'Parser key "([\w.]+)":[^$]*Literal[^$]*Given value: (\S+)': _wrong_choice,
     r'arguments are required: \w*\.?data': _missing_data,
+    r'arguments are required: (\w+)': _missing_argument,
 }

@@ -10,11 +10,10 @@ import numpy as np
 
 from .channels import sampled
 from .gate_statistics import BlockGates
+from .palette import COLOURS
 
-__all__ = ['COLOURS', 'draw_by_class', 'draw_within_class', 'save', 'write_by_class', 'write_within_class']
+__all__ = ['draw_by_class', 'draw_within_class', 'save', 'write_by_class', 'write_within_class']
 
-# Okabe and Ito's colours, which all eyes can tell apart; black is for all classes
-COLOURS = ('#E69F00', '#0072B2', '#009E73', '#CC79A7', '#D55E00', '#56B4E9', '#F0E442')
 COLUMNS = 3
 
 

@@ -1,0 +1,246 @@
+"""Trainings, read from their folders."""
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from se_timm.errors import InputError, message, nearest
+
+__all__ = ['Run', 'natural', 'read_runs', 'smaller_is_better']
+
+CONFIG, METRICS, HPARAMS = 'config.yaml', 'metrics.csv', 'hparams.yaml'
+SMALLER = ('loss', 'error', 'data_wait')  # in names of metrics of which less is better
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A training, as its folder tells of it.
+
+    Attributes:
+        folder: Its folder.
+        name: The end of the folder's path that tells it from the other runs.
+        config: The resolved configuration; empty if it was not recorded.
+        hparams: What the loggers were told besides.
+        rows: The rows of `metrics.csv`, `step` and mostly `epoch` (from 0) among the columns.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    hparams: dict[str, Any]
+    rows: list[Row]
+
+    @property
+    def metrics(self) -> set[str]:
+        """The metrics that were logged."""
+        return set[str]().union(*self.rows) - {'step', 'epoch'}
+
+    def values(self, metric: str) -> list[Row]:
+        """Return the rows that hold a finite value of the metric."""
+        return [row for row in self.rows if math.isfinite(row.get(metric, math.nan))]
+
+    def last(self, metric: str) -> Row | None:
+        """Return the last row with a value of the metric, None if there is none."""
+        return next(reversed(self.values(metric)), None)
+
+    def best(self, metric: str) -> Row | None:
+        """Return the row with the best value of the metric, the first of equal ones; None if there is no value."""
+        pick = min if smaller_is_better(metric) else max
+        return pick(self.values(metric), key=lambda row: row[metric], default=None)
+
+    def setting(self, key: str) -> Any:
+        """Return a setting of the configuration by its dotted key, None if it is not there."""
+        value: Any = self.config
+        for name in key.split('.'):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def epochs(self) -> int:
+        """The epochs that are done; the last one is if it was validated, as often as any other."""
+        last = max((int(row['epoch']) for row in self.rows if 'epoch' in row), default=-1)
+        validations = Counter(int(row['epoch']) for row in self.rows if 'val/loss' in row and 'epoch' in row)
+        return last + (validations[last] == max(validations.values(), default=1))
+
+    @property
+    def steps(self) -> int:
+        """The steps that are done, up to the last that was logged."""
+        return 1 + max(int(row['step']) for row in self.rows)
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """`trainer.max_epochs`, if it is a limit."""
+        return limit(self.setting('trainer.max_epochs'))
+
+    @property
+    def planned_steps(self) -> int | None:
+        """`trainer.max_steps`, if it is a limit."""
+        return limit(self.setting('trainer.max_steps'))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it has come to none of the ends that were planned."""
+        plans = [(self.epochs, self.planned_epochs), (self.steps, self.planned_steps)]
+        known = [done >= planned for done, planned in plans if planned is not None]
+        return bool(known) and not any(known)
+
+    @cached_property
+    def classes(self) -> int | None:
+        """The number of classes: what was set, else what the loggers or a checkpoint tell; None if none does."""
+        recorded = (self.hparams.get('provenance') or {}).get('data') or {}
+        told = self.setting('data.init_args.num_classes') or recorded.get('classes')
+        return told or next(filter(None, map(classes_of, sorted(self.folder.glob('checkpoints/*.ckpt')))), None)
+
+
+def limit(value: Any) -> int | None:
+    """Return a limit of the Trainer, None if it is none."""
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def classes_of(checkpoint: Path) -> int | None:
+    """Return the number of classes of a checkpoint, None if it does not tell."""
+    try:
+        content = torch.load(checkpoint, map_location='cpu', weights_only=True, mmap=True)
+        return int(content['hyper_parameters']['num_classes'])
+    except Exception:  # a damaged file is of many kinds, and its number is not needed
+        return None
+
+
+def smaller_is_better(metric: str) -> bool:
+    """Return whether the best value of a metric is the smallest."""
+    return any(word in metric for word in SMALLER)
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return a key that sorts `version_10` after `version_9`."""
+    return [(int(part), '') if part.isdigit() else (-1, part) for part in re.split(r'(\d+)', text)]
+
+
+# From folders
+
+
+def read_runs(paths: Iterable[str]) -> tuple[list[Run], list[str]]:
+    """Return the runs in the given folders, and the messages for those that cannot be read.
+
+    Args:
+        paths: Folders of runs, or folders that hold them, directly or one level further down.
+
+    Raises:
+        InputError: If there is no run that can be read.
+    """
+    problems: list[str] = []
+    folders: dict[str, Path] = {}
+    for path in paths:
+        try:
+            folders.update({os.path.realpath(folder): folder for folder in run_folders(Path(path))})
+        except InputError as error:
+            problems.append(str(error))
+    runs = []
+    for name, folder in zip(short_names(list(folders)), folders.values(), strict=True):
+        try:
+            runs.append(read_run(folder, name))
+        except InputError as error:
+            problems.append(str(error))
+    if not runs:
+        raise InputError(problems[0])
+    return runs, problems
+
+
+def run_folders(path: Path) -> list[Path]:
+    """Return the folder if it is a run's, else those of the runs in it.
+
+    Raises:
+        InputError: If there are none.
+    """
+    if not path.is_dir():
+        reason = 'it is a file' if path.exists() else 'there is no such folder'
+        raise InputError(message(f'RUN: {path}', reason, suggestion(path)))
+    if is_run(path):
+        return [path]
+    for pattern in ('*', '*/*'):
+        if found := sorted(filter(is_run, path.glob(pattern)), key=lambda folder: natural(str(folder))):
+            return found
+    raise InputError(message(
+        f'RUN: {path}', f'neither it nor a folder in it holds {CONFIG} or {METRICS}, as a run does', suggestion(path)))
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a training has written to the folder."""
+    return any(os.path.isfile(folder / name) for name in (CONFIG, METRICS))
+
+
+def suggestion(path: Path) -> str:
+    """Return what to name in place of `path`: the run that it lies in, or a folder with a name like it."""
+    inside = [str(folder) for folder in path.parents if is_run(folder)]
+    existing = next((folder for folder in path.parents if folder.is_dir()), Path())
+    beside = {str(folder) for pattern in ('*', '*/*') for folder in existing.glob(pattern) if os.path.isdir(folder)}
+    close = inside[:1] or nearest(str(path), beside - {str(path)})
+    return (f'did you mean {" or ".join(close)}?' if close else
+            'name the folder of a training, such as runs/paper/version_0, or one that holds such folders')
+
+
+def short_names(folders: Sequence[str]) -> list[str]:
+    """Return the shortest ends of the paths in which all differ; of a single one the last two parts."""
+    names: list[str] = []
+    for count in itertools.count(1 if len(folders) > 1 else 2):
+        names = [os.path.join(*Path(folder).parts[-count:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Return the run in the folder.
+
+    Raises:
+        InputError: If it has no metrics, or a file of it cannot be read.
+    """
+    return Run(folder, name, read_yaml(folder / CONFIG), read_yaml(folder / HPARAMS), read_metrics(folder / METRICS))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the content of a file, nothing if there is none."""
+    try:
+        content = yaml.safe_load(path.read_text()) if path.is_file() else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(message(
+            f'RUN: {path}', f'it cannot be read ({error})', 'correct it, or leave the run out')) from error
+    return content if isinstance(content, dict) else {}
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Return the rows of `metrics.csv`, as numbers.
+
+    Raises:
+        InputError: If there are none.
+    """
+    if not path.is_file():
+        raise InputError(message(
+            f'RUN: {path.parent}', f'it has no {METRICS}: nothing was logged yet, or not to that file',
+            'leave the run out; list lightning_app.logger.CsvLogger in trainer.logger of the next'))
+    try:
+        with open(path, newline='') as file:
+            rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    except (OSError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(message(
+            f'RUN: {path}', f'it is no table of numbers ({error})', 'correct it, or leave the run out')) from error
+    rows = [row for row in rows if math.isfinite(row.get('step', math.nan)) and math.isfinite(row.get('epoch', 0))]
+    if not rows:
+        raise InputError(message(
+            f'RUN: {path}', 'it is empty: the training has logged nothing yet',
+            'wait for it, or leave the run out; trainer.log_every_n_steps says how often is logged'))
+    return rows

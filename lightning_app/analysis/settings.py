@@ -1,0 +1,93 @@
+"""The settings in which runs differ, and runs that differ in their seed only."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .runs import Run
+
+__all__ = ['differing', 'labels', 'settings', 'with_other_seeds']
+
+SEED = 'seed_everything'
+# where a run is written, and what it tells of itself
+LEFT_OUT = (
+    'ckpt_path', 'trainer.callbacks.NetworkSummary', 'trainer.callbacks.ProgressBar', 'trainer.callbacks.ResultLine',
+    'trainer.default_root_dir', 'trainer.enable_autolog_hparams', 'trainer.enable_model_summary',
+    'trainer.enable_progress_bar', 'trainer.log_every_n_steps', 'trainer.logger', 'weights_only')
+GROUPS = ('model', 'data', SEED, 'trainer')  # the order in which they are shown
+FOLDERS = ('data.root',)  # the last part of the path tells the data; the rest is of the machine
+IN_LABEL = 4
+
+Settings = dict[str, str]
+
+
+def settings(run: Run) -> Settings:
+    """Return the settings of a run by the keys of the command line; those that are null or empty are left out."""
+    found = dict(flat('', run.config))
+    return {key: Path(value).name if key in FOLDERS else value for key, value in found.items()
+            if not any(key == name or key.startswith(f'{name}.') for name in LEFT_OUT)}
+
+
+def flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the settings in a value of a config, those of a class by its name and the names of its options."""
+    prefix = f'{key}.' if key else ''
+    if isinstance(value, dict) and 'class_path' in value:
+        yield key, value['class_path'].rpartition('.')[2]
+        value = value.get('init_args') or {}
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from flat(f'{prefix}{name}', item)
+    elif isinstance(value, list) and any(isinstance(item, dict) and 'class_path' in item for item in value):
+        for item in value:
+            name = item['class_path'].rpartition('.')[2]
+            yield f'{prefix}{name}', 'true'
+            yield from flat(f'{prefix}{name}', item.get('init_args') or {})
+    elif isinstance(value, float):
+        yield key, f'{value:.12g}'  # 3 * 0.1 is 0.3
+    elif value is not None:
+        yield key, value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def differing(found: Sequence[Settings]) -> list[str]:
+    """Return the keys whose values are not the same in all; options of a class only of those that have the class."""
+    keys = sorted({key for each in found for key in each}, key=lambda key: (place(key), key))
+    owners = {key: max((other for other in keys if key.startswith(f'{other}.')), key=len, default=None) for key in keys}
+    return [key for key, owner in owners.items()
+            if len({each.get(key) for each in found if owner is None or owner in each}) > 1]
+
+
+def place(key: str) -> int:
+    """Return where the group of a key stands."""
+    group = key.partition('.')[0]
+    return GROUPS.index(group) if group in GROUPS else len(GROUPS)
+
+
+def with_other_seeds(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the groups of runs whose settings are the same but for the seed."""
+    groups: dict[Any, dict[str | None, Run]] = {}
+    for run in runs:
+        if not run.config:
+            continue
+        found = settings(run)
+        seed = found.pop(SEED, None)
+        groups.setdefault(frozenset(found.items()), {}).setdefault(seed, run)
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Return for each run its name and the settings in which it differs from others, as short as is clear."""
+    found = [settings(run) for run in runs]
+    keys = differing([each for each, run in zip(found, runs, strict=True) if run.config])
+    ends = [key.rpartition('.')[2] for key in keys]
+    short = {key: 'seed' if key == SEED else '' if key == 'model.name' else end if ends.count(end) == 1 else key
+             for key, end in zip(keys, ends, strict=True)}
+    return [label(run.name, [f'{short[key]} {each[key]}'.strip() for key in keys if key in each])
+            for run, each in zip(runs, found, strict=True)]
+
+
+def label(name: str, words: Sequence[str]) -> str:
+    """Return a name and words about it, the first ones if they are many."""
+    shown = [*words[:IN_LABEL], *(['...'] if len(words) > IN_LABEL else [])]
+    return f'{name}: {", ".join(shown)}' if shown else name
