@@ -1,6 +1,7 @@
 """Loggers that stand in the configs: W&B, which never stops a training, and CSV, both in the run's folder."""
 from __future__ import annotations
 
+import atexit
 import csv
 import netrc
 import os
@@ -20,9 +21,13 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from se_timm.errors import InputError, message
+
 __all__ = ['CsvLogger', 'WandbLogger', 'place_loggers']
 
 CONNECT_SECONDS = 20  # how long a training waits for W&B before it goes on offline
+FINISH_SECONDS = 30  # how long a run waits at its end for W&B to take the rest, which may never come back
+UPLOAD_SECONDS = 600  # the same with checkpoints, of which each may be a gigabyte
 DEFAULT_FOLDER = 'runs'
 SOURCES = ('lightning_app', 'se_timm')
 
@@ -124,6 +129,9 @@ class WandbLogger(LightningWandbLogger):
             end, `all` at each save. Their metadata are the metrics, the epoch and the size of the network; the newest
             has the alias `latest`, the best `best`.
         save_code: Keep the source of this program and its networks as artifacts of type `code`.
+
+    Raises:
+        InputError: If W&B takes no project or run of such a name.
     """
 
     def __init__(
@@ -143,12 +151,15 @@ class WandbLogger(LightningWandbLogger):
     ) -> None:
         import wandb  # takes half a second, and not every run uses it
 
+        check_names(project, id)
         super().__init__(
             # absolute: W&B's service keeps the working directory that it was started in
             save_dir=os.path.abspath(save_dir or DEFAULT_FOLDER),
             project=project, name=name, id=id, log_model=log_model, add_file_policy='immutable', entity=entity,
             group=group, job_type=job_type or 'train', tags=tags, notes=notes, mode=mode, resume='allow',
-            settings=wandb.Settings(init_timeout=CONNECT_SECONDS, silent=True))
+            settings=wandb.Settings(
+                init_timeout=CONNECT_SECONDS, finish_timeout=UPLOAD_SECONDS if log_model else FINISH_SECONDS,
+                finish_timeout_raises=True, silent=True))
         self._wandb_init.pop('anonymous', None)  # wandb warns of it
         self.lost = False
         self.placed = save_dir is not None
@@ -245,6 +256,28 @@ class WandbLogger(LightningWandbLogger):
             folder = Path(run.dir).parent
             rank_zero_info(f'W&B: offline. Look at the run: wandb leet run {folder}\n'
                            f'     Upload it: wandb login, then wandb sync {folder}')
+        atexit.register(finish, run)  # goes before wandb's own, which could not say what to do
+
+
+def check_names(project: str, id: str | None) -> None:
+    """Raise `InputError` for names that W&B refuses wherever it runs, offline too."""
+    import wandb
+
+    try:
+        wandb.Settings(project=project, run_id=id)
+    except wandb.errors.UsageError as error:
+        raise InputError(message(
+            f'trainer.logger: project {project}' + (f', id {id}' if id else ''), str(error),
+            'take letters, digits, - and _')) from error
+
+
+def finish(run: Any) -> None:
+    """End a run; if W&B does not take all of it in time, say how to upload it later."""
+    try:
+        run.finish()
+    except Exception as error:  # of many kinds: the training has ended well, and its status says so
+        rank_zero_warn(f'W&B: the run did not arrive whole ({error or type(error).__name__}), and is kept here\n'
+                       f'     Upload it later: wandb sync --include-online {Path(run.dir).parent}')
 
 
 def keep_source(run: Any) -> None:

@@ -1,6 +1,7 @@
 """What the tests of the program share: fake images, written where each test wants them, and the check of an error."""
 import logging
 import resource
+import runpy
 import signal
 import tarfile
 from contextlib import contextmanager
@@ -84,6 +85,15 @@ def full_disk():
             signal.signal(signal.SIGXFSZ, handler)
 
     return full_disk
+
+
+@pytest.fixture
+def wandb_server():
+    """A stand-in for the W&B server; the test fails if the client asks for what it cannot answer."""
+    module = runpy.run_path(str(Path(__file__).with_name('wandb_server.py')))
+    with module['WandbServer']() as server:
+        yield server
+    assert server.unknown == []
 
 
 @pytest.fixture
