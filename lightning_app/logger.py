@@ -162,6 +162,7 @@ class WandbLogger(LightningWandbLogger):
                 finish_timeout_raises=True, silent=True))
         self._wandb_init.pop('anonymous', None)  # wandb warns of it
         self.lost = False
+        self.exit_code: int | None = None
         self.placed = save_dir is not None
         self.given_job_type = job_type
         self.save_code = save_code
@@ -207,7 +208,9 @@ class WandbLogger(LightningWandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run, if W&B's service lives."""
+        """Keep what is to be kept at the end, if W&B's service lives; the run itself ends with the process."""
+        if status == 'failed':  # how Lightning ends a training, `exit`, W&B's own hooks do not see
+            self.exit_code = 1
         self._unless_lost(super().finalize, status)
 
     def _scan_and_log_checkpoints(self, checkpoint_callback: ModelCheckpoint) -> None:
@@ -256,7 +259,8 @@ class WandbLogger(LightningWandbLogger):
             folder = Path(run.dir).parent
             rank_zero_info(f'W&B: offline. Look at the run: wandb leet run {folder}\n'
                            f'     Upload it: wandb login, then wandb sync {folder}')
-        atexit.register(finish, run)  # goes before wandb's own, which could not say what to do
+        # goes before wandb's own, which could not say what to do
+        atexit.register(lambda: finish(run, self.exit_code))
 
 
 def check_names(project: str, id: str | None) -> None:
@@ -271,10 +275,10 @@ def check_names(project: str, id: str | None) -> None:
             'take letters, digits, - and _')) from error
 
 
-def finish(run: Any) -> None:
+def finish(run: Any, exit_code: int | None = None) -> None:
     """End a run; if W&B does not take all of it in time, say how to upload it later."""
     try:
-        run.finish()
+        run.finish(exit_code)
     except Exception as error:  # of many kinds: the training has ended well, and its status says so
         rank_zero_warn(f'W&B: the run did not arrive whole ({error or type(error).__name__}), and is kept here\n'
                        f'     Upload it later: wandb sync --include-online {Path(run.dir).parent}')
