@@ -1,4 +1,4 @@
-"""`python -m lightning_app fit|validate|test|predict|analyze|compare|export|benchmark ...`."""
+"""`python -m lightning_app fit|validate|test|predict|analyze|compare|dashboard|export|sweep|benchmark ...`."""
 from .cli import main
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ VERBS = {
     'analyze': 'lightning_app.analysis.analyze:analyze',
     'benchmark': 'lightning_app.benchmark:benchmark',
     'compare': 'lightning_app.analysis.compare:compare',
+    'dashboard': 'lightning_app.dashboard:dashboard',
     'export': 'lightning_app.export:export',
 }
 LINKED = {'model.num_classes': 'data.num_classes'}  # a key that follows from the data, and the one that may be given
