@@ -371,18 +371,20 @@ def run_verb(verb: str, args: list[str]) -> Any:
 
     What the function collects in `*args` is what stands on the command line without an option, at least one.
     """
-    module, _, name = VERBS[verb].partition(':')
-    function = getattr(import_module(module), name)
+    path, _, name = VERBS[verb].partition(':')
+    module = import_module(path)
+    function = getattr(module, name)
+    named = getattr(module, 'named_arguments', list)  # of a verb that takes others than options
     parser = Parser(prog=f'{PROG} {verb}', allow_abbrev=False, description=(function.__doc__ or '').split('\n\n')[0])
     parser.add_function_arguments(function, as_group=False)
     several = [each for each in signature(function).parameters.values() if each.kind is Parameter.VAR_POSITIONAL]
     names = [each.name.removesuffix('s').upper() for each in several]
-    for each, name in zip(several, names, strict=True):
+    for each, metavar in zip(several, names, strict=True):
         described = re.search(rf'^ *\*{each.name}: (.+)$', function.__doc__ or '', re.MULTILINE)
-        parser.add_argument(each.name, nargs='+', metavar=name, help=described and described[1])
-    parser.usage = ' '.join([PROG, verb, *(f'{name} [{name} ...]' for name in names), '[options]'])
+        parser.add_argument(each.name, nargs='+', metavar=metavar, help=described and described[1])
+    parser.usage = ' '.join([PROG, verb, *(f'{each} [{each} ...]' for each in names), '[options]'])
     try:
-        options = parser.parse_args(args).as_dict()
+        options = parser.parse_args(named(args)).as_dict()
         positional = [value for each in several for value in options.pop(each.name)]
         return function(*positional, **options)
     except (InputError, ValueError) as error:

@@ -1,0 +1,288 @@
+"""The grid of a W&B sweep file, run here: one training after the other, without a server."""
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from se_timm.errors import InputError, message, nearest
+
+from .cli import main
+from .data.workers import STOP_SIGNALS
+
+__all__ = ['Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
+
+ROOT, CHECKPOINT = '--trainer.default_root_dir', '--ckpt_path'
+OWN = {'--dry_run': '--dry_run', '--folder': '--folder', ROOT: '--folder'}  # what is not for fit, and its own name
+FINISHED = 'finished.json'  # in the folder of a run: the arguments with which it came to its end
+REMARKS = {'name', 'description', 'metric'}  # of no consequence for a grid
+KEYS = {'program', 'method', 'command', 'parameters', *REMARKS}
+EXAMPLE = 'see configs/sweep/reduction.yaml for the form, or let W&B run it: wandb sweep FILE'
+TRAINING = [sys.executable, '-m', 'lightning_app', 'fit']
+REFUSED = {
+    CHECKPOINT: ('each training goes on from its own checkpoint', 'leave it out'),
+    '--print_config': ('there is a config for each training', 'say --dry_run true for the commands')}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training of a sweep.
+
+    Attributes:
+        name: Its combination of values.
+        folder: Where its runs are.
+        args: Of `python -m lightning_app`.
+        environment: Variables beside those of this process.
+    """
+
+    name: str
+    folder: Path
+    args: list[str]
+    environment: dict[str, str]
+
+    def command(self) -> str:
+        """Return what a shell takes."""
+        variables = [f'{name}={shlex.quote(value)}' for name, value in self.environment.items()]
+        return ' '.join([*variables, shlex.join(['python', *TRAINING[1:3], *self.args])])
+
+
+def sweep(file: str, dry_run: bool = False, folder: str | None = None, options: list[str] | None = None) -> None:
+    """Run the grid of a W&B sweep file, one training after the other: sweep FILE [--dry_run true] [options of fit].
+
+    Each training is a process of its own, with a folder of its own, named after its values. The same command goes on
+    where it was interrupted: trainings that are finished are left out, the others resume. One that fails does not stop
+    the next.
+
+    Args:
+        file: The sweep file, with `method: grid`.
+        dry_run: Only print the commands.
+        folder: Where the trainings' folders are, `runs/sweep/NAME-OF-FILE` where not given; also
+            `--trainer.default_root_dir`.
+        options: What is none of these is for `fit`, and wins over the file.
+
+    Raises:
+        InputError: For a sweep that cannot be run so, and for arguments that `fit` does not take, before any training.
+        SystemExit: With status 1 if a training fails, 128 and more if a signal stops the sweep.
+    """
+    runs = runs_of(file, folder, options or [])
+    check_runs(runs)
+    failed = {}
+    for number, run in enumerate(runs, 1):
+        finished = (run.folder / FINISHED).is_file()
+        print(f'{number} of {len(runs)}: {run.name}{", finished before" if finished else ""}', flush=True)
+        if dry_run:
+            print(run.command())
+        elif not finished and (status := train(run)):
+            failed[run.name] = status
+    if failed:
+        print(f'\n{len(failed)} of {len(runs)} failed; the same command tries them again', file=sys.stderr)
+        for name, status in failed.items():
+            print(f'  {name}: exit status {status}', file=sys.stderr)
+        sys.exit(1)
+
+
+def named_arguments(given: list[str]) -> list[str]:
+    """Return the arguments of `sweep FILE [--dry_run true] OPTIONS...` by name: what is not its own is for `fit`."""
+    if not given or {'-h', '--help'} & set(given) or given[0].startswith('-'):
+        return ['--help'] if {'-h', '--help'} & set(given) else []
+    own, options, words = ['--file', given[0]], [], iter(given[1:])
+    for word in words:
+        name, equals, value = word.partition('=')
+        if name in OWN:
+            own += [OWN[name], value if equals else next(words, '')]
+        else:
+            options.append(word)
+    return [*own, '--options', json.dumps(options)]
+
+
+# The file
+
+
+def read_sweep(file: str) -> dict[str, Any]:
+    """Return the content of a sweep file.
+
+    Raises:
+        InputError: If it is none, or has what only W&B's server can do.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(message(f'file: {file}', f'it cannot be read ({error})', EXAMPLE)) from error
+    forms = {'parameters': dict, 'command': list}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), form) and content[key]
+                                                for key, form in forms.items()):
+        raise InputError(message(f'file: {file}', 'it is no sweep: it needs parameters and a command', EXAMPLE))
+    if content.get('method') != 'grid':
+        raise InputError(message(
+            f'method: {content.get("method")}', 'only a grid is run here; the others ask a server for each training',
+            'say method: grid, or let W&B run it: wandb sweep FILE'))
+    if unknown := [key for key in content if key not in KEYS]:
+        close = nearest(unknown[0], KEYS)
+        raise InputError(message(
+            f'{unknown[0]}: {content[unknown[0]]}', 'a grid that is run here has no use for it',
+            f'did you mean {" or ".join(close)}?' if close else 'remove it, or let W&B run it: wandb sweep FILE'))
+    return content
+
+
+def combinations(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the combinations of the values, as texts, in the order of the file, the last parameter first to change.
+
+    Raises:
+        InputError: For a parameter without values.
+    """
+    values = [[text(value) for value in values_of(name, given)] for name, given in parameters.items()]
+    return [dict(zip(parameters, each, strict=True)) for each in itertools.product(*values)]
+
+
+def values_of(name: str, given: Any) -> list[Any]:
+    """Return the values of a parameter.
+
+    Raises:
+        InputError: If there are none, but a distribution, or further parameters.
+    """
+    if isinstance(given, dict) and given.keys() == {'value'}:
+        return [given['value']]
+    if isinstance(given, dict) and given.keys() == {'values'} and isinstance(given['values'], list) and given['values']:
+        return given['values']
+    raise InputError(message(
+        f'parameters.{name}: {given}', 'a grid goes over values, and keys have dots, as on the command line',
+        'list them as values: [...], or let W&B run it: wandb sweep FILE'))
+
+
+def text(value: Any) -> str:
+    """Return a value as an option of the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def expanded(content: Mapping[str, Any], values: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Return the command of a combination, and the variables that it sets.
+
+    Raises:
+        InputError: If it is not a training of this program.
+    """
+    macros = {'${env}': [], '${interpreter}': [sys.executable], '${program}': [str(content.get('program'))],
+              '${args}': [f'--{name}={value}' for name, value in values.items()]}
+    given = [str(word) for word in content['command']]
+    command = [word for each in given for word in macros.get(each, [each])]
+    variables = {}
+    while given[0] == '${env}' and command and (match := re.fullmatch(r'(\w+)=(.*)', command[0])):
+        variables[match[1]] = match[2]
+        command = command[1:]
+    strange = [word for word in command if word.startswith('${')]
+    if strange or command[:len(TRAINING)] != TRAINING or '${args}' not in given:
+        raise InputError(message(
+            f'command: {" ".join(given)}', f'{strange[0]} is none of {", ".join(macros)}' if strange
+            else 'it is not ${interpreter} -m lightning_app fit ... ${args}', EXAMPLE))
+    return command[len(TRAINING) - 1:], variables
+
+
+# The trainings
+
+
+def runs_of(file: str, folder: str | None, options: list[str]) -> list[Run]:
+    """Return the trainings of a sweep file, in a folder, with further options of `fit`.
+
+    Raises:
+        InputError: For a sweep that cannot be run so.
+    """
+    for option in options:
+        if refused := REFUSED.get(option.partition('=')[0]):
+            raise InputError(message(f'{option} with sweep', *refused))
+    content, study = read_sweep(file), Path(file).stem
+    base = Path(folder or f'runs/sweep/{study}')
+    chosen = combinations(content['parameters'])
+    runs = []
+    for values, name in zip(chosen, folders(chosen), strict=True):
+        args, variables = expanded(content, values)
+        runs.append(Run(
+            ', '.join(f'{key}={value}' for key, value in values.items()), base / name,
+            [*args, *options, f'{ROOT}={base / name}', f'{CHECKPOINT}=auto'],
+            {'WANDB_RUN_GROUP': study, **variables}))
+    return runs
+
+
+def folders(chosen: list[dict[str, str]]) -> list[str]:
+    """Return a name for the folder of each combination, of the parameters that vary."""
+    varying = [name for name in chosen[0] if len({values[name] for values in chosen}) > 1] or list(chosen[0])
+    names: list[str] = []
+    for values in chosen:
+        parts = [f'{name}={re.sub(r"[^a-zA-Z0-9_.+-]+", "-", values[name]).strip("-")}' for name in varying]
+        name = ','.join(parts)[:200]  # file systems take 255 bytes
+        names.append(f'{name}-{len(names)}' if name in names else name)
+    return names
+
+
+def check_runs(runs: list[Run]) -> None:
+    """Parse all command lines.
+
+    Raises:
+        InputError: If a training has been finished with other arguments.
+        SystemExit: With status 2, after the message, if `fit` does not take one.
+    """
+    for run in runs:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')  # of arguments that are not those of this process
+            try:
+                main([*run.args, '--print_config'])
+            except SystemExit as end:
+                if end.code:
+                    raise
+        marker = run.folder / FINISHED
+        if marker.is_file() and json.loads(marker.read_text()) != run.args:
+            raise InputError(message(
+                f'{run.folder}: finished', 'it was trained with other options than those given now',
+                f'give the same ({marker} lists them), or another folder by {ROOT}'))
+
+
+def train(run: Run) -> int:
+    """Run a training to its end; return its exit status.
+
+    Raises:
+        SystemExit: If this process was asked to stop; the training was told so, and has ended.
+    """
+    command = [*TRAINING[:-1], *run.args]
+    process = subprocess.Popen(command, env={**os.environ, **run.environment})
+    with passed_on(process) as received:
+        status = process.wait()
+    if received:
+        print(f'{signal.Signals(received[0]).name}: the sweep ends; the same command goes on with it', file=sys.stderr)
+        sys.exit(128 + received[0])
+    if status == 0 and any(run.folder.glob('version_*/config.yaml')):  # not so with trainer.fast_dev_run
+        (run.folder / FINISHED).write_text(json.dumps(run.args))
+    return status
+
+
+@contextlib.contextmanager
+def passed_on(process: subprocess.Popen[Any]) -> Iterator[list[int]]:
+    """Pass signals that ask to stop on to a process; yield the list of those.
+
+    Not Ctrl-C, which terminals send to both; the second means to a training that it ends at once.
+    """
+    received: list[int] = []
+
+    def forward(number: int, frame: Any) -> None:
+        received.append(number)
+        if number != signal.SIGINT:
+            process.send_signal(number)
+
+    handlers = {number: signal.signal(number, forward)
+                for number in (getattr(signal, name, None) for name in STOP_SIGNALS) if number is not None}
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,256 @@
+"""The sweep files are the paper's tables, and their grid runs without a server, however often it is interrupted."""
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+import se_timm  # noqa: F401  (registers the networks)
+from lightning_app.analysis.studies import STUDIES
+from lightning_app.cli import main
+from lightning_app.sweep import FINISHED, combinations, read_sweep, runs_of
+from se_timm.paper import FIXED_SCHEDULE, SETTINGS
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / 'configs' / 'sweep').glob('*.yaml'))
+
+
+@pytest.fixture
+def sweep_file(write_yaml):
+    """Return a function that writes a sweep of `configs/quickstart.yaml`, changed as told, and returns its path."""
+    def write(**changes):
+        content = {
+            'program': 'lightning_app', 'method': 'grid',
+            'command': ['${env}', 'WANDB_RUN_GROUP=trial', '${interpreter}', '-m', '${program}', 'fit', '--config',
+                        str(ROOT / 'configs' / 'quickstart.yaml'), '${args}'],
+            'parameters': {'model.network': {'values': ['{reduction: 4}', '{se: false}']}}}
+        return write_yaml('small.yaml', {key: value for key, value in {**content, **changes}.items() if value})
+
+    return write
+
+
+def plain(arguments):
+    """Return arguments of a network as YAML has them."""
+    return json.loads(json.dumps(arguments))
+
+
+# The files of the paper's tables
+
+
+def test_every_table_has_a_file():
+    assert [path.stem for path in FILES] == sorted(STUDIES)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_values_are_the_rows_of_the_paper(path):
+    chosen = combinations(read_sweep(str(path))['parameters'])
+    assert all(values.keys() == {'model.network'} for values in chosen)
+    assert [yaml.safe_load(values['model.network']) for values in chosen] == [
+        plain(row.arguments) for row in STUDIES[path.stem].rows]
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_network_of_every_row_is_built(path):
+    networks = [yaml.safe_load(values['model.network']) for values in combinations(read_sweep(str(path))['parameters'])]
+    assert [timm.create_model('se_resnet50', device='meta', **network).num_classes for network in networks] == (
+        [1000] * len(networks))
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_agent_of_wandb_runs_the_same_command(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    content = yaml.safe_load(path.read_text())
+    run = runs_of(str(path), None, [])[-1]
+    value = content['parameters']['model.network']['values'][-1]
+    macros = {'${env}': ['/usr/bin/env'], '${interpreter}': ['python'], '${program}': [content['program']],
+              '${args}': create_sweep_command_args({'args': {'model.network': {'value': value}}})['args']}
+    theirs = [word for each in create_sweep_command(content['command']) for word in macros.get(each, [each])]
+    env, group, python, *words = theirs
+    assert (env, group, python) == ('/usr/bin/env', f'WANDB_RUN_GROUP={path.stem}', 'python')
+    assert run.environment == {'WANDB_RUN_GROUP': path.stem}
+    assert ['-m', 'lightning_app', *run.args[:-2]] == words  # the last two are folder and checkpoint
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_first_training_parses(path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        main([*runs_of(str(path), None, [])[0].args, '--print_config'])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config['model']['network'] == plain(STUDIES[path.stem].rows[0].arguments)
+    assert config['model']['name'] == 'se_resnet50'
+    assert config['trainer']['default_root_dir'].startswith(f'runs/sweep/{path.stem}/')
+
+
+def test_recipe_is_the_paper_s():
+    recipe, paper = yaml.safe_load((ROOT / 'configs/imagenet/ablation.yaml').read_text()), SETTINGS['ablations'].values
+    optim, schedule = recipe['model']['optim'], recipe['model']['schedule']
+    assert (optim['lr'], 1 / schedule['decay_rate'], len(schedule['decay_milestones'])) == (
+        paper['lr'], paper['drop_by'], paper['drops'])
+    assert (recipe['model']['network']['bias'], recipe['model']['loss']['smoothing'] > 0) == (
+        paper['bias'], paper['label_smoothing'])
+    assert f'{recipe["trainer"]["max_epochs"]} epochs' in FIXED_SCHEDULE.title
+
+
+# What is run
+
+
+def test_dry_run_prints_a_command_for_each_combination(sweep_file, capsys, in_tmp_path):
+    file = sweep_file(parameters={
+        'model.network': {'values': ['{reduction: 4}', '{se: false}']}, 'model.optim.lr': {'values': [0.05, 0.1]},
+        'trainer.max_epochs': {'value': 3}})
+    main(['sweep', file, '--dry_run', 'true', '--data.batch_size', '32'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::2] == [
+        f'{number} of 4: model.network={network}, model.optim.lr={lr}, trainer.max_epochs=3'
+        for number, (network, lr) in enumerate(
+            [(network, lr) for network in ('{reduction: 4}', '{se: false}') for lr in (0.05, 0.1)], 1)]
+    folder = 'runs/sweep/small/model.network=se-false,model.optim.lr=0.1'  # what does not vary is not in the name
+    assert shlex.split(lines[-1]) == [
+        'WANDB_RUN_GROUP=trial', 'python', '-m', 'lightning_app', 'fit', '--config',
+        str(ROOT / 'configs/quickstart.yaml'), '--model.network={se: false}', '--model.optim.lr=0.1',
+        '--trainer.max_epochs=3', '--data.batch_size', '32', f'--trainer.default_root_dir={folder}',
+        '--ckpt_path=auto']
+    assert list(in_tmp_path.iterdir()) == [Path(file)]
+
+
+@pytest.mark.parametrize('options', [
+    ['--trainer.default_root_dir', 'there'], ['--trainer.default_root_dir=there'], ['--folder=there']])
+def test_folder_of_the_trainings_can_be_given(options, sweep_file, capsys, in_tmp_path):
+    main(['sweep', sweep_file(), '--dry_run=true', *options])
+    command = capsys.readouterr().out.splitlines()[1]
+    assert command.count('default_root_dir') == 1
+    assert '--trainer.default_root_dir=there/model.network=reduction-4 ' in command
+
+
+def test_folders_differ_also_for_values_that_read_alike(sweep_file):
+    file = sweep_file(parameters={'model.network': {'values': ['{reduction: 4}', 'reduction 4', 'x' * 300]}})
+    names = [run.folder.name for run in runs_of(file, None, [])]
+    assert len(set(names)) == 3
+    assert max(map(len, names)) < 255
+
+
+def test_group_is_the_name_of_the_file_where_the_command_has_none(sweep_file):
+    command = yaml.safe_load(Path(sweep_file()).read_text())['command']
+    run = runs_of(sweep_file(command=command[2:]), None, [])[0]
+    assert run.environment == {'WANDB_RUN_GROUP': 'small'}
+
+
+# What is refused, before any training
+
+
+@pytest.mark.parametrize(('changes', 'given', 'why', 'do'), [
+    ({'method': 'bayes'}, 'method: bayes', 'only a grid', 'wandb sweep FILE'),
+    ({'parameters': {'model.optim.lr': {'min': 0.1, 'max': 0.2}}}, 'parameters.model.optim.lr: {',
+     'values', 'wandb sweep FILE'),
+    ({'parameters': {'model': {'parameters': {'plain': {'values': [True]}}}}}, 'parameters.model', 'keys have dots',
+     'values: [...]'),
+    ({'parameters': {'model.optim.lr': {'values': []}}}, 'parameters.model.optim.lr', 'values', 'values: [...]'),
+    ({'parameters': None}, 'small.yaml', 'it needs parameters', 'configs/sweep/reduction.yaml'),
+    ({'command': None}, 'small.yaml', 'a command', 'configs/sweep/reduction.yaml'),
+    ({'early_terminate': {'type': 'hyperband'}}, 'early_terminate: {', 'no use', 'wandb sweep FILE'),
+    ({'metrics': {'name': 'val/top1'}}, 'metrics', 'no use', 'did you mean metric'),
+    ({'command': ['${interpreter}', '-m', '${program}', 'fit', '${args_json}']}, 'command: ${interpreter}',
+     '${args_json} is none of ${env}', 'configs/sweep/reduction.yaml'),
+    ({'command': ['${env}', '${interpreter}', 'train.py', '${args}']}, 'command: ${env}', 'lightning_app fit',
+     'configs/sweep/reduction.yaml'),
+    ({'command': ['A=b', '${interpreter}', '-m', '${program}', 'fit', '${args}']}, 'command: A=b', 'lightning_app fit',
+     'configs/sweep/reduction.yaml'),
+    ({'parameters': {'model.optim.lrr': {'values': [0.1]}}}, '--model.optim.lrr', 'no such option', 'model.optim.lr'),
+    ({'parameters': {'model.optim.lr': {'values': [0.1, 'high']}}}, 'model.optim.lr: high', 'a number', 'correct'),
+])
+def test_what_it_cannot_honour_is_refused(changes, given, why, do, sweep_file, cli_error, in_tmp_path):
+    file = sweep_file(**changes)
+    lines = cli_error(['sweep', file])
+    assert given in lines[0]
+    assert why in lines[1]
+    assert do in lines[2]
+    assert list(in_tmp_path.iterdir()) == [Path(file)]  # nothing has run
+
+
+@pytest.mark.parametrize(('option', 'given', 'do'), [
+    ('--data.batch_sizes=8', 'batch_sizes', 'batch_size'),
+    ('--ckpt_path=last', '--ckpt_path=last with sweep', 'leave it out'),
+    ('--print_config', '--print_config with sweep', '--dry_run true'),
+    ('--dry_run=perhaps', 'dry_run', 'correct'),
+])
+def test_options_are_checked(option, given, do, sweep_file, cli_error):
+    lines = cli_error(['sweep', sweep_file(), option])
+    assert given in lines[0]
+    assert do in lines[2]
+
+
+def test_file_that_is_not_there(cli_error):
+    assert 'nowhere.yaml' in cli_error(['sweep', 'nowhere.yaml'])[0]
+
+
+def test_training_that_was_finished_with_other_options_is_not_taken_for_these(sweep_file, cli_error, in_tmp_path):
+    run = runs_of(sweep_file(), None, ['--data.batch_size=32'])[1]
+    run.folder.mkdir(parents=True)
+    (run.folder / FINISHED).write_text(json.dumps(run.args))
+    main(['sweep', sweep_file(), '--dry_run=true', '--data.batch_size=32'])
+    lines = cli_error(['sweep', sweep_file(), '--data.batch_size=64'])
+    assert str(run.folder) in lines[0]
+    assert '--trainer.default_root_dir' in lines[2]
+
+
+# Trainings
+
+SMALL = ('--trainer.limit_train_batches=4', '--trainer.max_epochs=2', '--trainer.limit_val_batches=2',
+         '--trainer.accelerator=cpu', '--trainer.enable_progress_bar=false', '--data.batch_size=8',
+         '--data.num_workers=0')
+
+
+def groups(records):
+    return [record.run.run_group for record in records if record.WhichOneof('record_type') == 'run']
+
+
+@pytest.mark.slow
+def test_one_that_fails_is_named_and_the_others_are_finished_once(sweep_file, program, tmp_path, read_wandb, read_csv):
+    values = ['{reduction: 100}', '{reduction: 4}']  # the first stages have 16 channels
+    file = sweep_file(parameters={'model.network': {'values': values}})
+    done = program('sweep', file, *SMALL, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2:] == [
+        '1 of 2 failed; the same command tries them again', '  model.network={reduction: 100}: exit status 2']
+    folder = tmp_path / 'runs/sweep/small/model.network=reduction-4'
+    assert groups(read_wandb(folder)) == ['trial']
+    assert [step for step, _ in read_csv(folder / 'version_0', 'val/top1')] == [3, 7]
+    again = program('sweep', file, *SMALL, check=False)
+    assert again.returncode == 1
+    assert '2 of 2: model.network={reduction: 4}, finished before' in again.stdout
+    assert '1 of 2 failed' in again.stderr
+    assert [path.name for path in folder.glob('version_*')] == ['version_0']
+
+
+@pytest.mark.slow
+def test_sweep_that_is_stopped_goes_on_where_it_was(sweep_file, tmp_path, program, read_csv):
+    file = sweep_file()
+    command = ['sweep', file, *SMALL, '--trainer.limit_train_batches=20', '--trainer.max_epochs=3',
+               '--trainer.log_every_n_steps=1']
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'lightning_app', *command], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    folder = tmp_path / 'runs/sweep/small/model.network=reduction-4/version_0'
+    while not any((folder / 'checkpoints').glob('last-*.ckpt')) and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert 'SIGTERM: the sweep ends; the same command goes on with it' in said
+    assert '2 of 2' not in said
+    before = len(read_csv(folder, 'train/loss'))
+    assert before < 60
+    program(*command)
+    assert [step for step, _ in read_csv(folder, 'train/loss')] == list(range(60))
+    assert [path.name for path in folder.parent.glob('version_*')] == ['version_0']
+    assert len(list((tmp_path / 'runs').rglob(FINISHED))) == 2
