@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
@@ -145,6 +146,7 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data, and compile the network for a training."""
         self.class_names = self._classes_of_data() or self.class_names
+        tell_of_slow_precision(self.trainer)
         if stage == 'fit':
             self._build_loss()
         if self.compile_network and stage == 'fit':
@@ -379,6 +381,14 @@ class ImageClassifier(LightningModule):
                        if not isinstance(callback, Checkpoint)}
             checkpoint['callbacks'] = {
                 key: state for key, state in checkpoint.get('callbacks', {}).items() if key in present}
+
+
+def tell_of_slow_precision(trainer: Any) -> None:
+    """Say so if the CPU has no instructions for bf16: convolutions are then computed without the library for them."""
+    on_cpu = trainer.strategy.root_device.type == 'cpu'
+    if on_cpu and 'bf16' in str(trainer.precision) and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        rank_zero_info(f'trainer.precision {trainer.precision}: this CPU has no instructions for it, and is many times '
+                       'slower with it than with --trainer.precision 32')
 
 
 def log_interval(trainer: Any) -> int:

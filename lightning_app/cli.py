@@ -160,7 +160,8 @@ class AppCLI(LightningCLI):
         if self.subcommand != 'fit' or trainer.fast_dev_run:
             return super().instantiate_trainer(**kwargs)
         folder = run_folder(_base_folder(config), config.ckpt_path)
-        place_loggers(loggers, folder, resumed=wandb_runs(config.ckpt_path))
+        logs_to_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
+        place_loggers(loggers, folder, resumed=wandb_runs(config.ckpt_path) if logs_to_wandb else [])
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.plugins = [*filter(None, plugins), CheckpointFiles()]

@@ -47,12 +47,19 @@ def test_command_parses(
         command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(command[command.index('lightning_app') + len('lightning_app'):])
     if '--ckpt_path' in words:  # the checkpoints are of other runs; tests of predict and resume cover these
-        assert words[0] in ('fit', 'validate', 'predict', 'export')
+        assert words[0] in ('fit', 'validate', 'predict', 'export', 'analyze')
         return
     if words[0] == 'dashboard':  # it has no config to print; without an account it writes a file
         monkeypatch.chdir(tmp_path)
         main(words)
         assert 'written to workspace.json' in capsys.readouterr().out
+        return
+    if words[0] in ('analyze', 'compare'):  # of files that are not here: what is given is what they miss
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 2
+        assert 'there is no such option' not in capsys.readouterr().err
         return
     monkeypatch.chdir(ROOT)
     if words[0] == 'sweep':

@@ -254,6 +254,18 @@ def test_learning_rate_scales_with_the_batch_of_a_step(make_trainer, photo_data,
     assert {group['lr'] for groups in optimizer_steps for group in groups} == {0.1 * 8 / 32}
 
 
+# Precision
+
+
+@pytest.mark.parametrize(('precision', 'supported', 'said'), [
+    ('bf16-mixed', False, True), ('bf16-true', False, True), ('bf16-mixed', True, False), (32, False, False)])
+def test_cpu_without_instructions_for_bf16_is_told(
+        precision, supported, said, make_trainer, photo_data, caplog, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: supported)
+    make_trainer(precision=precision, limit_train_batches=1, limit_val_batches=0).fit(classifier(), photo_data())
+    assert ('is many times slower with it than with --trainer.precision 32' in caplog.text) == said
+
+
 # Metrics
 
 

@@ -149,6 +149,20 @@ def test_workspace_and_report_are_saved(online):
     assert 'val/top1' in json.dumps(online.views[0]['spec'])
 
 
+def test_dashboard_and_report_are_saved_by_their_command(online, in_tmp_path, capsys):
+    place = ['--entity=tester', '--project=se-timm']
+    main(['dashboard', *place, '--network=se_resnet20_cifar'])
+    main(['dashboard', *place, '--report=reduction'])
+    said = capsys.readouterr().out
+    assert [view['type'] for view in online.views] == ['project-view', 'runs']
+    text = json.dumps(online.views[0]['spec'])
+    assert 'val/top1_best' in text
+    assert 'gates_by_class/layer3_2' in text
+    assert '22.28' in json.dumps(online.views[1]['spec'])  # the paper's error with r = 16
+    assert said.count(f'{online.url}/tester/se-timm') == 2
+    assert not Path('workspace.json').exists()
+
+
 @pytest.mark.slow
 def test_stop_run_ends_the_training_with_a_checkpoint(
         program, on_photos, loggers, wandb_server, tmp_path, read_csv):
