@@ -10,8 +10,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from se_timm.tables import aligned
 
-from .callbacks import LastCheckpoint, ProgressBar, Throughput, WeightEMA
+from .callbacks import Gates, LastCheckpoint, ProgressBar, Throughput, WeightEMA
 from .checkpoints import CheckpointFiles
 from .classifier import ImageClassifier
 from .logger import CsvLogger
@@ -32,6 +33,8 @@ __all__ = ['benchmark']
 CLASSES = 100
 OPTIM = Optim('momentum', lr=0.01)
 WARMUP = 3  # steps that are not counted
+
+Batches = Callable[[], DataLoader[Any]]
 
 
 class Pixels(Dataset[tuple[torch.Tensor, int]]):
@@ -69,6 +72,15 @@ class Clock(Callback):
         """Take the time."""
         self.tick(batch_idx)
 
+    def on_validation_batch_start(
+            self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Take the time."""
+        self.tick(batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Take the time of the end."""
+        self.tick(-1)
+
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Take the time of the end."""
         self.tick(-1)
@@ -79,6 +91,9 @@ class Clock(Callback):
             return 1000 * (self.times[-1] - self.times[WARMUP]) / (len(self.times) - 1 - WARMUP)
         steps = [end - start for start, end in zip(self.times, self.times[1:], strict=False)]
         return 1000 * statistics.median(steps[WARMUP:-1])
+
+
+Rows = dict[str, Callable[[Clock], None]]
 
 
 def bare_loop(model: ImageClassifier, batches: DataLoader[Any], precision: str, clock: Clock) -> None:
@@ -117,10 +132,12 @@ def parts(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
 def benchmark(
         name: str = 'se_resnet18', batch_size: int = 16, size: int = 112, steps: int = 20, rounds: int = 7,
         precision: str = '32', accelerator: str = 'auto', threads: int | None = None,
+        stage: Literal['fit', 'validate'] = 'fit',
 ) -> dict[str, float]:
     """Time the training step of `fit` with its parts, beside a bare loop with the same network, data and optimiser.
 
-    Rounds alternate between all rows; ratios are within a round, and their median is printed.
+    Or a validation batch, with and without the callback `Gates`. Rounds alternate between all rows; ratios are within a
+    round, and their median is printed.
 
     Args:
         name: The network.
@@ -131,38 +148,57 @@ def benchmark(
         precision: `32` or `bf16-mixed`.
         accelerator: Lightning's.
         threads: Of PyTorch on the CPU; its own choice where not given.
+        stage: `fit` or `validate`.
 
     Returns:
-        For each row its step time relative to the bare loop.
+        For each row the time of its step relative to that of the first.
     """
     if threads:
         torch.set_num_threads(threads)
     times: dict[str, list[float]] = {}
     with quiet(), tempfile.TemporaryDirectory() as folder:
+        common: dict[str, Any] = {
+            'accelerator': accelerator, 'devices': 1, 'precision': precision, 'max_epochs': 1, 'logger': False,
+            'enable_checkpointing': False, 'enable_model_summary': False, 'default_root_dir': folder,
+            'enable_progress_bar': False}
         device = Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
+        make = partial(ImageClassifier, name, CLASSES, optim=OPTIM)
+        batches = partial(loader, steps, batch_size, size)
         for _ in range(rounds):
-            rows: dict[str, Callable[[Clock], None]] = {'bare PyTorch': lambda clock: bare_loop(
-                ImageClassifier(name, CLASSES), loader(steps, batch_size, size), precision, clock)}
-            for row, (model, trainer) in parts(Path(folder)).items():
-                rows[row] = lambda clock, model=model, trainer=trainer: Trainer(**{  # type: ignore[misc]
-                    'accelerator': accelerator, 'devices': 1, 'precision': precision, 'max_epochs': 1, 'logger': False,
-                    'enable_checkpointing': False, 'enable_model_summary': False, 'limit_val_batches': 0,
-                    'default_root_dir': folder, 'enable_progress_bar': False, **trainer,
-                    'callbacks': [clock, *trainer.get('callbacks', [])]}).fit(
-                        ImageClassifier(name, CLASSES, optim=OPTIM, **model), loader(steps, batch_size, size))
+            rows = ROWS[stage](common, make, batches)
             for row, run in rows.items():
                 clock = Clock(device)
                 run(clock)
                 times.setdefault(row, []).append(clock.milliseconds())
-    bare = times['bare PyTorch']
-    ratios = {row: statistics.median(own / other for own, other in zip(values, bare, strict=True))
+    first = next(iter(times.values()))
+    ratios = {row: statistics.median(own / other for own, other in zip(values, first, strict=True))
               for row, values in times.items()}
-    table = aligned([['a training step', 'ms', 'relative'], *(
+    table = aligned([[f'a step of {stage}', 'ms', 'relative'], *(
         [row, f'{statistics.median(times[row]):.1f}', f'{ratio:.3f}'] for row, ratio in ratios.items())])
     print(f'{name}, batches of {batch_size} images of {size} px, {precision}, {device}, {torch.get_num_threads()} '
           f'threads; medians of {rounds} rounds of {steps} steps; torch {torch.__version__}, '
           f'lightning {lightning.__version__}, Python {platform.python_version()}\n\n{table}')
     return ratios
+
+
+def training_rows(common: dict[str, Any], make: Callable[..., ImageClassifier], batches: Batches) -> Rows:
+    """Return what trains in each row."""
+    rows: Rows = {'bare PyTorch': lambda clock: bare_loop(make(), batches(), common['precision'], clock)}
+    for row, (model, trainer) in parts(Path(common['default_root_dir'])).items():
+        rows[row] = lambda clock, model=model, trainer=trainer: Trainer(**{  # type: ignore[misc]
+            **common, 'limit_val_batches': 0, **trainer, 'callbacks': [clock, *trainer.get('callbacks', [])]}).fit(
+                make(**model), batches())
+    return rows
+
+
+def validation_rows(common: dict[str, Any], make: Callable[..., ImageClassifier], batches: Batches) -> Rows:
+    """Return what validates in each row."""
+    return {row: lambda clock, callbacks=callbacks: Trainer(  # type: ignore[misc]
+        **common, callbacks=[clock, *callbacks]).validate(make(), batches(), verbose=False)
+            for row, callbacks in {'without': [], 'with Gates': [Gates()]}.items()}
+
+
+ROWS: dict[str, Callable[..., Rows]] = {'fit': training_rows, 'validate': validation_rows}
 
 
 @contextlib.contextmanager

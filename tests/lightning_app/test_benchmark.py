@@ -17,5 +17,14 @@ def test_every_row_is_timed(capsys):
     assert all(row in text for row in ratios)
 
 
+def test_validation_with_and_without_gates(capsys):
+    ratios = main(['benchmark', '--stage=validate', '--name=se_resnet20_cifar', '--batch_size=2', '--size=32',
+                   '--steps=8', '--rounds=1', '--accelerator=cpu'])
+    assert list(ratios) == ['without', 'with Gates']
+    assert ratios['without'] == 1
+    assert ratios['with Gates'] > 0
+    assert 'a step of validate' in capsys.readouterr().out
+
+
 def test_unknown_option(cli_error):
     assert 'rounds' in cli_error(['benchmark', '--round=3'])[2]
