@@ -124,6 +124,7 @@ class ImageClassifier(LightningModule):
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
         self.resumed_nonfinite_steps = 0
         self.best_top1 = 0.0
+        self.latest: dict[str, float] = {}  # validation
         self.name = name
         self.compile_network = compile
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -322,6 +323,7 @@ class ImageClassifier(LightningModule):
         self.log_dict(results)
         self.val_metrics.reset()
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self.latest = {name: float(value) for name, value in results.items()}
             self.best_top1 = max(self.best_top1, float(results['val/top1']))  # never NaN
             self.log('val/top1_best', results['val/top1'].new_tensor(self.best_top1))
 
@@ -351,8 +353,7 @@ class ImageClassifier(LightningModule):
             self.stop_if_nonfinite(weights=True)
             checkpoint['nonfinite_steps'] = int(self.nonfinite.count)
         checkpoint['best_top1'] = self.best_top1
-        checkpoint['metrics'] = {name: float(value) for name, value in self.trainer.callback_metrics.items()
-                                 if name.startswith('val/')}
+        checkpoint['metrics'] = self.latest
         checkpoint['position'] = position(self.trainer)
         checkpoint['class_names'] = self.class_names
         checkpoint['precision'] = self.trainer.precision
@@ -371,6 +372,7 @@ class ImageClassifier(LightningModule):
             self.resumed = checkpoint
             self.resumed_nonfinite_steps = checkpoint.get('nonfinite_steps', 0)
             self.best_top1 = checkpoint.get('best_top1', 0.0)
+            self.latest = checkpoint.get('metrics', {})
             take_weights_without_average(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
             if isinstance(data := getattr(self.trainer, 'datamodule', None), ImageDataModule):
                 continue_in_epoch(self.trainer, data, checkpoint)

@@ -185,6 +185,7 @@ def test_identity_start_is_an_identity_to_the_bit(excitation, dtype):
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize('excitation', IDENTITY_GATES)
 def test_identity_start_learns_from_fc2_on(excitation, bias):
+    torch.manual_seed(0)
     block = SqueezeExcite(32, 4, excitation=excitation, bias=bias, identity_start=True)
     optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
     for step in (1, 2):
