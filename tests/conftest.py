@@ -22,6 +22,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 REPOSITORY = Path(__file__).parents[1]
 
+if 'PYTEST_XDIST_WORKER' in os.environ:  # as many processes as cores: each with as many threads would wait for others
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    torch.set_num_threads(1)
+
 # Environment that Lightning, torch and their children set in a run and mean to leave behind.
 MAY_CHANGE = {
     'PL_GLOBAL_SEED', 'PL_SEED_WORKERS', 'MASTER_ADDR', 'MASTER_PORT', 'NODE_RANK', 'LOCAL_RANK', 'WORLD_SIZE',
@@ -32,6 +36,12 @@ MAY_CHANGE = {
 }
 # What tools put into the repository's root by themselves.
 TOOLS_FILES = {'.pytest_cache', '.ruff_cache', '.mypy_cache', '.hypothesis', '.coverage', '__pycache__', '.git'}
+
+
+def pytest_runtest_setup(item):
+    """Leave out what begins after the second TESTS_UNTIL of the epoch: CI runs the slow tests while there is time."""
+    if time.time() > float(os.environ.get('TESTS_UNTIL', 'inf')):
+        pytest.skip('no time is left')
 
 
 # Guards

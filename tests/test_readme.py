@@ -25,7 +25,7 @@ def test_opens_with_exactly_two_one_line_commands() -> None:
     first, second = blocks('bash')
     assert first == (
         "pip install -e '.[quickstart]' && python -m lightning_app fit --config configs/quickstart.yaml\n")
-    assert second == "pip install -e '.[test]' && pytest\n"
+    assert second == "pip install -e '.[test]' && pytest -n 2 --dist loadfile\n"
     assert README.index(second) < README.index('\n## ')
 
 
