@@ -1,6 +1,7 @@
 """What the callback `Gates` logs is what the gates did over the validation images."""
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,24 +161,22 @@ def test_compiled_network(make_trainer, photo_data):
         trainer = make_trainer(callbacks=[Gates()])
         trainer.fit(classifier(compile=compiled), photo_data(eval_batch_size=7))
         found.append(logged(trainer.callback_metrics))
-    assert found[1] == pytest.approx(found[0], abs=1e-3)
+    assert found[1] == pytest.approx(found[0], abs=0.02)  # after three steps, which differ in their rounding
 
 
 @pytest.mark.slow  # two processes
-@pytest.mark.usefixtures('in_tmp_path')
-def test_two_processes_log_what_one_does(on_photos, program, tmp_path, read_csv):
+def test_two_processes_log_what_one_does(on_photos, in_tmp_path, program, read_csv):
+    gates = ['--trainer.callbacks=lightning_app.callbacks.Gates', '--trainer.logger=lightning_app.logger.CsvLogger']
+    path = main(['fit', *on_photos, '--model.name=se_resnet20_cifar']).trainer.checkpoint_callback.best_model_path
+    args = ['validate', '--ckpt_path', path, *gates, '--trainer.accelerator=cpu']
+    program(*args)
     # seven images: the second process gets a padded one
-    args = ['fit', *on_photos, '--model.name=se_resnet20_cifar', '--model.optim.lr=0', '--data.eval_batch_size=2',
-            '--trainer.logger=lightning_app.logger.CsvLogger', '--trainer.callbacks=lightning_app.callbacks.Gates']
-    program(*args, '--trainer.default_root_dir=one')
-    program(*args, '--trainer.default_root_dir=two', '--trainer.devices=2', '--trainer.strategy=ddp')
-    names = [f'gates/{block}/{number}' for block in BLOCKS for number in NUMBERS]
-    one, two = ({name: read_csv(tmp_path / folder / 'version_0', name) for name in names} for folder in ('one', 'two'))
-    assert len(one['gates/layer1_0/mean']) == 1
-    for name in names:
-        (_, alone), = one[name]
-        (_, together), = two[name]
-        assert together == pytest.approx(alone, abs=1e-3), name
+    program(*args, '--trainer.devices=2', '--trainer.strategy=ddp')
+    folders = [Path('runs/se_resnet20_cifar/version_0', name) for name in ('validate_0', 'validate_1')]
+    for block in BLOCKS:
+        for number in NUMBERS:
+            (alone,), (together,) = (read_csv(folder, f'gates/{block}/{number}') for folder in folders)
+            assert together == pytest.approx(alone, abs=1e-5), (block, number)
 
 
 # What cannot be used
