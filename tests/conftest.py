@@ -398,6 +398,8 @@ def _records(data):
             place += room
             continue
         length, kind = int.from_bytes(data[place + 4:place + 6], 'little'), data[place + 6]
+        if place + 7 + length > len(data):  # it is being written
+            break
         part += data[place + 7:place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part
