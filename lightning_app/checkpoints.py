@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from se_timm.errors import InputError, message, nearest
 
-__all__ = ['CheckpointFiles', 'damage', 'load_checkpoint', 'newest_whole', 'of_run', 'of_runs']
+__all__ = ['CheckpointFiles', 'damage', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run', 'of_runs']
 
 UNFINISHED = '.unfinished'  # one in a folder: whatever a killed process leaves, the next write replaces
 
@@ -123,6 +123,11 @@ def check_whole(path: Path) -> None:
             'take another checkpoint of the run; beside it there is none that is whole'))
 
 
+def mapped(path: str | Path) -> Any:
+    """Return what lies in a file of torch's, its tensors mapped, not read; nothing is checked, and any error raised."""
+    return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the checkpoint of a training that lies in `path`, its tensors mapped from the file.
 
@@ -134,7 +139,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         f'ckpt_path: {path}', 'it is no checkpoint of a training with Lightning',
         'bare weights of a network are given by --model.network.checkpoint_path'))
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        checkpoint = mapped(path)
     except Exception as error:  # torch raises several kinds for a foreign file
         raise foreign from error
     if not isinstance(checkpoint, dict) or not {'state_dict', 'pytorch-lightning_version'} <= checkpoint.keys():

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from se_timm.errors import InputError, message
 
 from .callbacks.predictions import PredictionWriter
-from .checkpoints import CheckpointFiles, load_checkpoint, newest_whole, of_run, of_runs
+from .checkpoints import CheckpointFiles, load_checkpoint, mapped, newest_whole, of_run, of_runs
 from .classifier import ImageClassifier
 from .data import ImageDataModule
 from .logger import WandbLogger, place_loggers
@@ -211,7 +211,12 @@ def next_free(base: Path, prefix: str) -> Path:
 
 def wandb_runs(ckpt_path: str | None) -> list[dict[str, Any]]:
     """Return the W&B runs of the training that wrote a checkpoint, see `RecordConfig`."""
-    return load_checkpoint(ckpt_path).get('wandb', []) if ckpt_path else []
+    if ckpt_path is None:
+        return []
+    try:
+        return mapped(ckpt_path).get('wandb', [])
+    except Exception:  # of many kinds, for a file that is none: what is wrong is said where it is restored
+        return []
 
 
 def launch_id() -> str:

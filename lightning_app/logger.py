@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -22,6 +21,8 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from se_timm.errors import InputError, message
+
+from .checkpoints import mapped
 
 __all__ = ['CsvLogger', 'WandbLogger', 'place_loggers']
 
@@ -318,7 +319,7 @@ def rank() -> int:
 
 def describe(path: str) -> dict[str, Any]:
     """Return what a checkpoint tells of itself: `network`, `epoch`, `global_step`, `file` and its metrics."""
-    checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    checkpoint = mapped(path)
     hparams = checkpoint.get('hyper_parameters', {})
     return {'network': hparams.get('name', 'model'), 'epoch': checkpoint['epoch'],
             'global_step': checkpoint['global_step'], 'file': Path(path).name, **checkpoint.get('metrics', {})}

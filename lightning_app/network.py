@@ -7,7 +7,6 @@ import struct
 from typing import Any
 
 import timm
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from timm.models import load_state_dict
 from torch import Tensor, nn
@@ -16,6 +15,8 @@ from se_timm import add_se as insert_se
 from se_timm import fuse  # the import registers the SE networks
 from se_timm.errors import InputError, message, unknown
 from se_timm.residual_tail import BACKENDS
+
+from .checkpoints import mapped
 
 __all__ = ['INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'fuse_network']
 
@@ -94,7 +95,7 @@ def own_weights(path: str) -> dict[str, Tensor] | None:
     """Return the network's weights of a checkpoint of this program; None for any other file, which timm reads."""
     try:
         # mapped, not read: what is not ours timm reads in its turn
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        checkpoint = mapped(path)
     except Exception:  # whatever such a file makes the unpickler do
         return None
     if not isinstance(checkpoint, dict) or 'pytorch-lightning_version' not in checkpoint:

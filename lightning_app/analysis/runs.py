@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from se_timm.errors import InputError, message, nearest
+
+from ..checkpoints import mapped
 
 __all__ = ['Run', 'natural', 'read_runs', 'smaller_is_better']
 
@@ -114,8 +115,7 @@ def limit(value: Any) -> int | None:
 def classes_of(checkpoint: Path) -> int | None:
     """Return the number of classes of a checkpoint, None if it does not tell."""
     try:
-        content = torch.load(checkpoint, map_location='cpu', weights_only=True, mmap=True)
-        return int(content['hyper_parameters']['num_classes'])
+        return int(mapped(checkpoint)['hyper_parameters']['num_classes'])
     except Exception:  # a damaged file is of many kinds, and its number is not needed
         return None
 
