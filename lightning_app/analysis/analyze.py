@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from se_timm.errors import InputError, message
-from se_timm.gates import SEBlock, choose_blocks, find_se
+from se_timm.gates import SEBlock, choose_blocks
 from se_timm.pruning import prune_se
 
 from ..checkpoints import load_checkpoint
@@ -19,6 +20,7 @@ from .channels import default_blocks, default_classes, find_classes, short
 from .findings import described, removable, variation
 from .gate_media import COLUMNS
 from .gate_statistics import BlockGates
+from .grad_cam import draw_grad_cam
 from .subject import Subject, Survey, open_subject, survey
 
 __all__ = ['analyze']
@@ -76,17 +78,14 @@ def analyze(
     every, shown, pruned = choose(subject.net, blocks, prune)
     lines = default_classes(subject.names) if classes is None else find_classes(subject.names, subject.titles, classes)
     folder = prepared(output)
-    found = survey(subject, every, batch_size=batch_size, num_workers=num_workers)
-    results = found.statistics.results()
-    parts = [heading(subject, images_per_class), described(results)]
-    if removed := [block for block in results if block.block in pruned] if prune else removable(results):
-        parts.append(pruning(subject, found, removed, batch_size, num_workers))
-    written = draw(folder, subject, [each for each in results if each.block in shown], lines)
-    if grad_cam:
-        from .grad_cam import draw_grad_cam
-
-        written += gate_figures.save(draw_grad_cam(subject, every[-1].name, lines), folder / 'grad_cam')
-    written += write_findings(folder, results, parts)
+    see = partial(survey, subject, batch_size=batch_size, num_workers=num_workers)
+    found = see(every)
+    parts = [heading(subject, images_per_class), described(found.results)]
+    if removed := [each for each in found.results if each.block in pruned] if prune else removable(found.results):
+        parts.append(pruning(subject, see, found, removed))
+    written = draw(folder, subject, [each for each in found.results if each.block in shown], lines)
+    written += draw_seen(folder, subject, every[-1].name, lines) if grad_cam else []
+    written += write_findings(folder, found.results, parts)
     print('\n\n'.join(parts), '', *written, sep='\n')
     return written
 
@@ -112,8 +111,7 @@ def choose(
 ) -> tuple[list[SEBlock], list[SEBlock], list[SEBlock]]:
     """Return all SE blocks, those of the figures, and those that are to be taken out."""
     try:
-        choose_blocks(net, '*')  # if there are any
-        every = find_se(net)
+        every = choose_blocks(net, '*')
         shown = default_blocks(every) if blocks is None else choose_blocks(net, blocks)
         return every, shown, choose_blocks(net, prune) if prune else []
     except ValueError as error:
@@ -142,12 +140,11 @@ def heading(subject: Subject, images_per_class: int) -> str:
     return text
 
 
-def pruning(
-        subject: Subject, before: Survey, removed: Sequence[BlockGates], batch_size: int, num_workers: int) -> str:
+def pruning(subject: Subject, see: Callable[..., Survey], before: Survey, removed: Sequence[BlockGates]) -> str:
     """Take the blocks out, and return what that saves and what becomes of the accuracy on the same images."""
     means = {result.block.name: torch.from_numpy(result.means).float() for result in removed}
     pruned = prune_se(subject.net, list(means), means, input_size=(3, subject.size, subject.size))
-    after = survey(subject, [], pruned.net, batch_size=batch_size, num_workers=num_workers)
+    after = see([], pruned.net)
     titles = ', '.join(f'{result.block.title} ({100 * variation(result):.1f} %)' for result in removed)
     text = (f'taken out, with their mean gates as constants (variation): {titles}\n'
             f'saved: {pruned.parameters:,} parameters, {pruned.multiply_adds / 1e6:.2f} M multiply-adds an image')
@@ -171,6 +168,11 @@ def draw(folder: Path, subject: Subject, shown: Sequence[BlockGates], lines: lis
     gate_figures.write_by_class(numbers[0], shown, lines, titles)
     gate_figures.write_within_class(numbers[1], shown, within, titles)
     return [*written, *numbers]
+
+
+def draw_seen(folder: Path, subject: Subject, layer: str, lines: list[int]) -> list[Path]:
+    """Draw where in an image of each class the network sees it; return where that lies."""
+    return gate_figures.save(draw_grad_cam(subject, layer, lines), folder / 'grad_cam')
 
 
 def write_findings(folder: Path, results: Sequence[BlockGates], parts: Sequence[str]) -> list[Path]:

@@ -11,7 +11,8 @@ from se_timm.errors import InputError, message, unknown
 from se_timm.tables import aligned
 
 from ..network import architecture
-from .curves import draw, figure_files, write_figure
+from .curves import draw, figure_files
+from .drawing import write_figure
 from .printed import printed
 from .runs import Row, Run, read_runs, smaller_is_better
 from .settings import differing, labels, settings, with_other_seeds

@@ -11,13 +11,13 @@ import numpy as np
 
 from se_timm.errors import InputError, message
 
-from .palette import COLOURS
+from .drawing import COLOURS
 from .runs import Run, smaller_is_better
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['draw', 'figure_files', 'write_figure']
+__all__ = ['draw', 'figure_files']
 
 SUFFIXES = ('.png', '.svg')
 LOSS = 'train/loss'
@@ -166,12 +166,3 @@ def figure_files(output: str) -> list[Path]:
         raise InputError(message(f'output: {output}', f'the suffix is none of {", ".join(SUFFIXES)}',
                                  f'say {path.with_suffix(".png")}, {path.with_suffix(".svg")}, or no suffix for both'))
     return [path] if path.suffix else [path.with_suffix(suffix) for suffix in SUFFIXES]
-
-
-def write_figure(figure: Figure, files: Sequence[Path]) -> None:
-    """Write the figure to files, in the format of their suffixes; the same figure gives the same files."""
-    from matplotlib import rc_context
-
-    with rc_context({'svg.hashsalt': 'se-timm'}):
-        for path in files:
-            figure.savefig(path, dpi=150, metadata={'Date': None} if path.suffix == '.svg' else None)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .channels import sampled
+from .drawing import COLOURS, write_figure
 from .gate_statistics import BlockGates
-from .palette import COLOURS
 
 __all__ = ['draw_by_class', 'draw_within_class', 'save', 'write_by_class', 'write_within_class']
 
@@ -82,8 +82,7 @@ def finish(axes: Any, result: BlockGates) -> None:
 def save(figure: Any, path: Path) -> list[Path]:
     """Write a figure as PNG and SVG, and return where."""
     paths = [path.with_suffix(suffix) for suffix in ('.png', '.svg')]
-    for each in paths:
-        figure.savefig(each, dpi=150, metadata={'Date': None} if each.suffix == '.svg' else None)
+    write_figure(figure, paths)
     return paths
 
 

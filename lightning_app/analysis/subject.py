@@ -1,13 +1,13 @@
 """What is analysed: a network with trained weights, and labelled images as it sees them."""
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.cli import instantiate_class
 from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -23,7 +23,7 @@ from ..data.samples import IGNORE, EvaluationSamples
 from ..export import read
 from ..metrics import ClassificationMetrics
 from ..network import create_network
-from .gate_statistics import GateStatistics
+from .gate_statistics import BlockGates, GateStatistics
 
 __all__ = ['Subject', 'Survey', 'open_subject', 'survey']
 
@@ -57,9 +57,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found: the gates, and the accuracy in percent where the network knows the classes."""
+    """What was found: the gates of each block, and the accuracy in percent where the network knows the classes."""
 
-    statistics: GateStatistics
+    results: list[BlockGates]
     metrics: dict[str, float] | None
 
 
@@ -109,12 +109,10 @@ def data_module(saved: dict[str, Any] | None, root: str | None) -> ImageDataModu
             'root: none', 'there are no images', 'say --root DIR, with images in DIR/val/CLASS or DIR/val.tar'))
     if saved is None:
         return ImageNetDataModule(root=str(root))
-    module, _, kind = saved['class_path'].rpartition('.')
     arguments = saved['init_args']
-    if root is None:
-        return getattr(importlib.import_module(module), kind)(**arguments)
-    if 'root' in arguments:
-        return getattr(importlib.import_module(module), kind)(**{**arguments, 'root': root})
+    if root is None or 'root' in arguments:
+        given = {} if root is None else {'root': root}
+        return instantiate_class((), {**saved, 'init_args': {**arguments, **given}})
     return ImageNetDataModule(root=root, **{name: arguments[name] for name in ('eval_size', 'crop_pct', 'interpolation',
                                                                             'mean', 'std') if name in arguments})
 
@@ -134,11 +132,6 @@ def labels_of(num_classes: int, trained_on: Sequence[str] | None, classes: Seque
     return list(range(len(classes))) if not known and len(classes) == num_classes else None
 
 
-def loader(subject: Subject, batch_size: int, num_workers: int) -> DataLoader[Any]:
-    """Return the images in batches."""
-    return DataLoader(subject.samples, batch_size=batch_size, num_workers=num_workers)
-
-
 @torch.no_grad()
 def survey(
         subject: Subject, blocks: Sequence[SEBlock], net: Any = None, *, batch_size: int = 64,
@@ -151,11 +144,11 @@ def survey(
     metrics = ClassificationMetrics(net.num_classes).to(device)
     of_net = torch.tensor(subject.net_labels or [IGNORE] * len(subject.names), device=device)
     with GateReader(net, blocks) as reader:
-        for images, labels in loader(subject, batch_size, num_workers):
+        for images, labels in DataLoader(subject.samples, batch_size=batch_size, num_workers=num_workers):
             labels = labels.to(device)
             logits: Tensor = net(subject.normalise(images.to(device)))
             if blocks:
                 statistics.update(reader.gates, labels)
             metrics.update(logits, of_net[labels])
     found = {name: float(value) for name, value in metrics.compute().items()}
-    return Survey(statistics, found if subject.net_labels else None)
+    return Survey(statistics.results(), found if subject.net_labels else None)
