@@ -65,9 +65,12 @@ class RecordConfig(SaveConfigCallback):
         """Write the config; called on rank 0 only."""
         if stage == 'fit':
             self._save_to_folder(trainer)
+        if not trainer.loggers:
+            return
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        recorded = {**config, 'provenance': provenance(trainer)}
         for logger in trainer.loggers:
-            logger.log_hyperparams({**config, 'provenance': provenance(trainer)})
+            logger.log_hyperparams(recorded)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keep the id of the W&B run, with which a resumed training goes on wherever the file lies then."""

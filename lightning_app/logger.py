@@ -185,11 +185,9 @@ class WandbLogger(LightningWandbLogger):
         """Go on with the run in the folder, else with the one of `runs` in the same project, if no id was given."""
         if self._wandb_init.get('id') is not None:
             return
-        found = run_id(Path(str(self._save_dir)))
         own = {name: value for name, value in self.identity.items() if name != 'id'}
-        for run in runs:
-            if found is None and {name: run[name] for name in own} == own:
-                found = run['id']
+        of_project = [run['id'] for run in runs if {name: run[name] for name in own} == own]
+        found = run_id(Path(str(self._save_dir))) or next(iter(of_project), None)
         if found is None and runs:
             rank_zero_info(f'W&B: the checkpoint is of run {runs[0]["id"]} of project {runs[0]["project"]}; '
                            f'this training is a new run of project {own["project"]}')

@@ -91,8 +91,10 @@ class Gates(Callback):
             self.statistics = GateStatistics(self.reader.blocks, pl_module.net.num_classes if self.by_class else 1)
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
-            return not trainer.sanity_checking
+        if trainer.sanity_checking:
+            return False
+        if trainer.state.fn != TrainerFn.FITTING:
+            return True
         epoch = trainer.current_epoch + 1
         return epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
 
