@@ -375,15 +375,33 @@ def read_history(read_wandb):
         for record in read_wandb(folder):
             if record.WhichOneof('record_type') == 'history':
                 rows.append({})
-                for item in record.history.item:
-                    *outer, name = item.nested_key or [item.key]
-                    values = rows[-1]
-                    for key in outer:
-                        values = values.setdefault(key, {})
-                    values[name] = json.loads(item.value_json)
+                _put(rows[-1], record.history.item)
         return rows
 
     return read
+
+
+@pytest.fixture
+def config_of():
+    """Return a function that reads the configuration of a run from its records."""
+    def read(records):
+        config = {}
+        for record in records:
+            for part in (record.config, record.run.config):
+                _put(config, part.update)
+        return config
+
+    return read
+
+
+def _put(values, items):
+    """Put the items of a record into a dict, by their nested keys."""
+    for item in items:
+        *outer, name = item.nested_key or [item.key]
+        place = values
+        for key in outer:
+            place = place.setdefault(key, {})
+        place[name] = json.loads(item.value_json)
 
 
 def _records(data):

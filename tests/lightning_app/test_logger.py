@@ -215,20 +215,6 @@ def test_training_with_both_loggers_warns_of_nothing_of_ours(on_photos, write_ya
 WANDB = '--trainer.logger=lightning_app.logger.WandbLogger'
 
 
-def config_of(records):
-    """Return the configuration of a run from its records."""
-    config = {}
-    for record in records:
-        for part in (record.config, record.run.config):
-            for item in part.update:
-                *outer, name = list(item.nested_key) or [item.key]
-                values = config
-                for key in outer:
-                    values = values.setdefault(key, {})
-                values[name] = json.loads(item.value_json)
-    return config
-
-
 def of_kind(records, kind):
     return [getattr(record, kind) for record in records if record.WhichOneof('record_type') == kind]
 
@@ -241,7 +227,7 @@ def artifacts(records):
     return found
 
 
-def test_run_holds_the_nested_configuration_and_where_it_comes_from(on_photos, in_tmp_path, read_wandb):
+def test_run_holds_the_nested_configuration_and_where_it_comes_from(on_photos, in_tmp_path, read_wandb, config_of):
     callbacks = '--trainer.callbacks=lightning_app.callbacks.NetworkSummary'
     main(['fit', *on_photos, WANDB, callbacks, '--model.optim.lr=0.02'])
     records = read_wandb('runs')
@@ -361,7 +347,7 @@ def test_checkpoint_of_another_project_begins_a_run_and_says_so(on_photos, in_tm
 
 
 @pytest.mark.parametrize('stage', ['validate', 'test'])
-def test_evaluation_is_a_run_of_its_own(stage, on_photos, in_tmp_path, read_wandb):
+def test_evaluation_is_a_run_of_its_own(stage, on_photos, in_tmp_path, read_wandb, config_of):
     fitted = main(['fit', *on_photos, WANDB]).trainer
     wandb.finish()
     path = Path(fitted.checkpoint_callback.best_model_path)
