@@ -3,21 +3,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
-from timm.layers import EcaModule, EffectiveSEModule
-from timm.layers import SEModule as TimmSE
-from timm.layers import SqueezeExcite as TimmMobileSE
-from timm.models import senet
 from torch import nn
 
 from .errors import message, unknown
 from .fused_blocks import FUSED
+from .gates import find_se
 from .residual_blocks import BLOCKS
 from .residual_tail import BACKENDS, ResidualTail, recompute_problem, structure_problem
-from .squeeze_excite import SqueezeExcite
 
 __all__ = ['Fusion', 'fuse']
-
-GATES = (SqueezeExcite, TimmSE, senet.SEModule, TimmMobileSE, EffectiveSEModule, EcaModule)
 
 
 class Fusion(NamedTuple):
@@ -109,5 +103,5 @@ def loose_gates(net: nn.Module, fused: list[str], left: list[str]) -> dict[str, 
     tails = [cast(Any, net.get_submodule(name)).tail() for name in fused]
     told = {id(tail.se) for tail in tails}
     told |= {id(module) for name in left for module in net.get_submodule(name).modules()}
-    loose = [name for name, module in net.named_modules() if isinstance(module, GATES) and id(module) not in told]
+    loose = [block.module for block in find_se(net) if id(net.get_submodule(block.module)) not in told]
     return {name: 'this SE is not at the end of a residual branch, right after its batch norm' for name in loose}

@@ -5,8 +5,10 @@ import pickle
 import pytest
 import timm
 import torch
+from timm.models._efficientnet_blocks import SqueezeExcite as MobileSE
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import SqueezeExcitation
 
 from se_timm import explain, fuse
 from se_timm.fused import operators
@@ -71,6 +73,11 @@ def test_report_is_readable():
         'fused: 13 residual blocks',
         'left: s1.b1.se, s2.b1.se, s3.b1.se and 10 more: '
         'this SE is not at the end of a residual branch, right after its batch norm']
+
+
+def test_report_names_every_kind_of_se():
+    net = nn.Sequential(timm.create_model('resnet18').layer1[0], MobileSE(64), SqueezeExcitation(64, 16))
+    assert list(fuse(net).left) == ['1', '2']
 
 
 @pytest.mark.filterwarnings('ignore:.torch.jit:FutureWarning')
