@@ -44,6 +44,10 @@ class Gates(Callback):
         if every_n_epochs < 1:
             raise InputError(message(
                 f'Gates: every_n_epochs {every_n_epochs}', 'it is a number of epochs', 'take a number from 1'))
+        if not by_class and (given := classes or blocks):
+            raise InputError(message(
+                f'Gates: by_class false with {"classes" if classes else "blocks"} {given}',
+                'curves and pictures need the classes apart', 'leave out one of the two'))
         self.every_n_epochs = every_n_epochs
         self.by_class = by_class
         self.blocks = blocks
@@ -65,6 +69,9 @@ class Gates(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """See that the classes are there, before any work."""
+        self._check_classes(pl_module)
+
+    def _check_classes(self, pl_module: Any) -> None:
         if self.classes is not None:
             self._curves_of(pl_module)
 
@@ -86,6 +93,7 @@ class Gates(Callback):
         """Begin to read. In every validation: what torch.compile makes of the network in the first, it keeps."""
         if self.reader is None:
             return
+        self._check_classes(pl_module)
         self.reader.attach()
         if self._is_due(trainer):
             self.statistics = GateStatistics(self.reader.blocks, pl_module.net.num_classes if self.by_class else 1)

@@ -202,7 +202,9 @@ def test_block_that_does_not_run_is_said(make_trainer, photo_data, caplog):
 @pytest.mark.parametrize(('options', 'given', 'do'), [
     (['--trainer.callbacks.blocks=[layer3.9]'], "Gates: block: 'layer3.9'", 'did you mean layer3.'),
     (['--trainer.callbacks.classes=[catt]'], "class: 'catt'", 'did you mean cat'),
-    (['--trainer.callbacks.every_n_epochs=0'], 'Gates: every_n_epochs 0', 'take a number from 1')])
+    (['--trainer.callbacks.every_n_epochs=0'], 'Gates: every_n_epochs 0', 'take a number from 1'),
+    (['--trainer.callbacks.by_class=false', '--trainer.callbacks.classes=[cat]'],
+     "Gates: by_class false with classes ['cat']", 'leave out one of the two')])
 @pytest.mark.usefixtures('in_tmp_path')
 def test_what_is_not_there_is_refused_before_the_training(options, given, do, on_photos, cli_error, monkeypatch):
     monkeypatch.setattr(ImageClassifier, 'training_step', lambda *args: pytest.fail('it has begun'))
@@ -210,6 +212,16 @@ def test_what_is_not_there_is_refused_before_the_training(options, given, do, on
                        '--trainer.callbacks=lightning_app.callbacks.Gates', *options])
     assert given in error[0]
     assert do in error[2]
+
+
+@pytest.mark.usefixtures('in_tmp_path')
+def test_class_that_is_not_there_is_refused_before_a_validation(on_photos, cli_error, monkeypatch):
+    path = main(['fit', *on_photos, '--model.name=se_resnet20_cifar']).trainer.checkpoint_callback.best_model_path
+    monkeypatch.setattr(ImageClassifier, 'validation_step', lambda *args: pytest.fail('it has begun'))
+    error = cli_error(['validate', f'--ckpt_path={path}', '--trainer.callbacks=lightning_app.callbacks.Gates',
+                       '--trainer.callbacks.classes=[catt]'])
+    assert "class: 'catt'" in error[0]
+    assert 'did you mean cat' in error[2]
 
 
 @pytest.mark.usefixtures('in_tmp_path')
