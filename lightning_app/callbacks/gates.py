@@ -93,7 +93,8 @@ class Gates(Callback):
         """Begin to read. In every validation: what torch.compile makes of the network in the first, it keeps."""
         if self.reader is None:
             return
-        self._check_classes(pl_module)
+        if trainer.state.fn != TrainerFn.FITTING:  # a fit has looked once, before its start
+            self._check_classes(pl_module)
         self.reader.attach()
         if self._is_due(trainer):
             self.statistics = GateStatistics(self.reader.blocks, pl_module.net.num_classes if self.by_class else 1)
