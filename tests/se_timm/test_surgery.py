@@ -75,7 +75,7 @@ def test_report_is_readable():
         'this SE is not at the end of a residual branch, right after its batch norm']
 
 
-def test_report_names_every_kind_of_se():
+def test_report_names_se_of_efficientnet_and_torchvision():
     net = nn.Sequential(timm.create_model('resnet18').layer1[0], MobileSE(64), SqueezeExcitation(64, 16))
     assert list(fuse(net).left) == ['1', '2']
 
