@@ -1,6 +1,7 @@
 """Guards around every test, and what the tests of the program share: small images, the command line, W&B's records."""
 import csv
 import ipaddress
+import itertools
 import json
 import os
 import pickle
@@ -36,6 +37,51 @@ MAY_CHANGE = {
 }
 # What tools put into the repository's root by themselves.
 TOOLS_FILES = {'.pytest_cache', '.ruff_cache', '.mypy_cache', '.hypothesis', '.coverage', '__pycache__', '.git'}
+
+
+# Of these tests, which take long and have many parameters, one in so many runs by default, and the others are slow.
+# By modules: the contract, folding, networks, kernels; then configs, resuming, errors.
+ONE_IN = {
+    'test_other_sizes_are_taken': 7, 'test_what_is_dropped_is_dropped_in_training_only_or_refused': 4,
+    'test_features_only_gives_the_intermediates_in_every_form': 6, 'test_input_channels_are_the_users': 5,
+    'test_part_of_a_deep_network_scripts_traces_exports_and_compiles': 5,
+    'test_every_network_scripts_traces_exports_and_compiles': 2,
+    'test_place_inside_a_bottleneck_scripts_traces_exports_and_compiles': 2,
+    'test_every_variant_scripts_traces_exports_and_compiles': 5, 'test_device_context_reaches_every_tensor': 5,
+    'test_gradient_checkpointing_changes_neither_outputs_nor_gradients': 3,
+    'test_an_image_alone_has_the_logits_it_has_in_a_batch': 3, 'test_device_and_dtype_reach_every_tensor': 5,
+    'test_pruned_network_ends_at_the_tap_and_uses_every_parameter': 3,
+    'test_folded_network_takes_every_form': 4, 'test_every_variant_keeps_its_logits': 5,
+    'test_every_network_keeps_its_logits': 3, 'test_timms_networks_keep_their_logits': 3,
+    'test_residual_networks_lose_all_batch_norms_and_all_full_size_gates': 3,
+    'test_networks_without_residual_tails_lose_their_batch_norms_and_keep_their_gates': 2,
+    'test_feature_extractors_keep_their_features': 3,
+    'test_block_computes_what_its_placement_means': 5, 'test_tag_decides_the_topology': 6,
+    'test_saved_network_comes_back_with_its_topology_and_arguments': 4,
+    'test_topology_agreeing_with_the_tag_is_taken': 6, 'test_tag_does_not_change_the_layout_of_the_weights': 6,
+    'test_legacy_weights_give_legacy_logits_and_go_back': 2, 'test_key_map_is_strict_both_ways': 3,
+    'test_ablation_costs_what_is_printed': 6, 'test_equation_5_counts_the_weights_of_every_network': 5,
+    'test_networks_of_torchvision': 3, 'test_step_is_that_of_timm': 3,
+    'test_as_written': 3, 'test_excite_backward': 3, 'test_excite': 3, 'test_compiles_with_and_without_each_part': 3,
+    'test_overlay_goes_on_every_recipe': 7, 'test_recipe_trains_and_validates_a_step': 3,
+    'test_plain_twin_differs_in_se_alone': 5, 'test_host_asks_for_nothing': 4,
+    'test_training_resumed_at_any_step_is_the_unbroken_one': 4, 'test_resumed_training_is_the_unbroken_one': 5,
+    'test_training_that_is_started_again_goes_on': 3, 'test_signal_saves_after_the_step_and_ends': 3,
+    'test_damaged_checkpoint_is_named_and_the_one_before_it_used': 5, 'test_another_optimiser_cannot_go_on': 4,
+    'test_good_checkpoint_is_kept_and_named_when_the_training_diverges': 3,
+    'test_file_that_is_no_checkpoint_of_ours': 3, 'test_truncated_checkpoint': 3,
+    'test_checkpoint_of_another_network': 2, 'test_checkpoint_alone_gives_the_numbers_of_the_fit': 3,
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves the slow tests out
+def pytest_collection_modifyitems(items):
+    """Mark as slow what `ONE_IN` leaves out; tests that are slow by themselves are not counted."""
+    quick = (item for item in items if item.get_closest_marker('slow') is None)
+    for _, same in itertools.groupby(quick, key=lambda item: (item.path, item.originalname)):
+        for number, item in enumerate(same):
+            if number % ONE_IN.get(item.originalname, 1):
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup(item):

@@ -271,9 +271,9 @@ def rows(folder=FIRST):
 
 
 @pytest.mark.parametrize(('callbacks', 'settings', 'stops'), [
-    ([], {}, range(1, 9)), ([EMA], MANY, (1, 5, 7)), ([], {'trainer.val_check_interval': 1}, (1, 2, 4, 8)),
+    ([EMA], MANY, (1, 5, 7)), ([], {}, range(1, 9)), ([], {'trainer.val_check_interval': 1}, (1, 2, 4, 8)),
     ([], {'trainer.val_check_interval': 2, 'trainer.check_val_every_n_epoch': 'null'}, (1, 2, 4, 6))],
-    ids=['plain', 'everything', 'validated', 'validated over epochs'])
+    ids=['everything', 'plain', 'validated', 'validated over epochs'])
 def test_training_resumed_at_any_step_is_the_unbroken_one(steps, callbacks, settings, stops):
     main(steps(*callbacks, **settings))
     whole, metrics = {step: state(at(step)) for step in range(1, 10)}, rows()
