@@ -21,7 +21,7 @@ __all__ = ['CIFAR10DataModule', 'CIFAR100DataModule', 'PixelSource']
 CIFAR_AUGMENT = Augment(crop='pad')
 
 
-class PixelSource:
+class PixelSource(Source):
     """Images that lie in memory: `pixels (N, H, W, 3)`, uint8."""
 
     def __init__(self, title: str, pixels: np.ndarray, labels: list[int], classes: list[str]) -> None:
@@ -31,7 +31,7 @@ class PixelSource:
         """Return the title of the set and the number of the image."""
         return f'{self.title}[{index}]'
 
-    def load(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Image.Image:
         """Return image `index` as RGB."""
         return Image.fromarray(self.pixels[index])
 

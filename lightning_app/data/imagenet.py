@@ -1,13 +1,15 @@
 """ImageNet, and any other set of images in class folders or in tar files of the same layout."""
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from se_timm.errors import InputError, message, nearest
 
 from .base import ImageDataModule
-from .sources import Source, open_split
+from .sources import Source
+from .splits import has_split, open_split
 
 __all__ = ['ImageNetDataModule']
 
@@ -54,14 +56,11 @@ class ImageNetDataModule(ImageDataModule):
 
     def find_classes(self) -> list[str] | None:
         """Return the training classes, or those of the validation images where there are no training images."""
-        if self._has(self.val_split) and not self._has(self.train_split):
+        if has_split(self.root, self.val_split) and not has_split(self.root, self.train_split):
             return open_split(self.root, self.val_split).classes
-        if self.images is not None and not self._has(self.train_split):
+        if self.images is not None and not has_split(self.root, self.train_split):
             return None
         return self.open('train').classes
-
-    def _has(self, split: str) -> bool:
-        return any(Path(self.root, name).exists() for name in (split, f'{split}.tar'))
 
 
 def relabel(source: Source, classes: list[str], split: str) -> None:
@@ -78,5 +77,5 @@ def relabel(source: Source, classes: list[str], split: str) -> None:
             f'class {foreign[0]} in {split}' + (f', and {len(foreign) - 1} more' if len(foreign) > 1 else ''),
             f'the training images have {len(classes)} classes, and this is none of them',
             (f'did you mean {" or ".join(close)}? ' if close else '') + 'remove it, or add training images of it'))
-    source.labels = [index[source.classes[label]] for label in source.labels]
+    source.labels = np.array([index[name] for name in source.classes])[np.asarray(source.labels)]
     source.classes = classes

@@ -1,40 +1,69 @@
-"""Where labelled images come from: class folders, and tar files of the same layout."""
+"""Where labelled images come from: class folders, and a tar file of the same layout."""
 from __future__ import annotations
 
 import os
-import tarfile
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from se_timm.errors import InputError, message, nearest
 
-from .decode import decode
+from .compact import Texts
+from .decode import UnreadableImage, decode
+from .tars import Place, TarFiles, places_in
 
-__all__ = ['FolderSource', 'ImageFolder', 'Source', 'TarSource', 'open_split']
+__all__ = ['FolderSource', 'ImageFolder', 'Source', 'TarSource', 'first_files', 'nearby']
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
 
 
-class Source(Protocol):
+class Source(ABC):
     """Images with labels: `labels[i]` is an index into `classes`."""
 
     classes: list[str]
     labels: Any  # sequence of int
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """Return how messages call image `index`, for example its path."""
-        ...
+
+    @abstractmethod
+    def read(self, index: int) -> bytes | Image.Image:
+        """Return the file of image `index`, or the image as RGB; raise `OSError` if that is not possible."""
+
+    def file(self, index: int) -> str | None:
+        """Return the path of the file on the disk that image `index` is read from; None if it is not known."""
+        return None
 
     def load(self, index: int) -> Image.Image:
-        """Return image `index` as RGB; raise `UnreadableImage` if that is not possible."""
-        ...
+        """Return image `index` as RGB; raise `UnreadableImage` or `OSError` if that is not possible."""
+        content = self.read(index)
+        return decode(content) if isinstance(content, bytes) else content
 
 
-class FolderSource:
+def read_file(path: str) -> bytes:
+    """Return the content of a file; unbuffered it takes half the time."""
+    with open(path, 'rb', buffering=0) as file:
+        return file.read()
+
+
+def first_files(source: Source, count: int = 4) -> Iterator[bytes]:
+    """Yield some files of `source`; none where it holds images, or the files are out of reach."""
+    for index in range(min(count, len(source.labels))):
+        try:
+            content = source.read(index)
+        except (UnreadableImage, OSError):  # whoever asks for that image will say so
+            continue
+        if isinstance(content, bytes):
+            yield content
+
+
+class FolderSource(Source):
     """Images in class folders, `root/CLASS/.../FILE`; classes and files in sorted order, as torchvision's ImageFolder.
 
     Raises:
@@ -47,68 +76,59 @@ class FolderSource:
             self.classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
         files = [(f'{name}/{file}', label) for label, name in enumerate(self.classes)
                  for file in _files_below(Path(root, name))]
-        self.paths, self.labels = _only_images(self.root, files, self.classes)
+        paths, labels = _only_images(self.root, files, self.classes)
+        self.paths, self.labels = Texts(paths), np.array(labels)
 
     def name(self, index: int) -> str:
         """Return the path of image `index`."""
         return os.path.join(self.root, self.paths[index])
 
-    def load(self, index: int) -> Image.Image:
-        """Return image `index` as RGB."""
-        return decode(Path(self.root, self.paths[index]).read_bytes())
+    file = name
+
+    def read(self, index: int) -> bytes:
+        """Return the file of image `index`."""
+        return read_file(os.path.join(self.root, self.paths[index]))
 
 
-class TarSource:
+class TarSource(Source):
     """Images in a tar file with members `[.../]CLASS/.../FILE`, read in place; nothing is unpacked.
 
-    The positions of the members are read once. Files are then read by position, which shares no file offset between
-    worker processes (a `TarFile` that is opened before a fork does, and returns broken images).
+    Args:
+        path: The file.
+        members: The places of its members, if they are known.
 
     Raises:
         InputError: If the file is no tar file, is damaged or cut off, or holds no images in class folders.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, members: dict[str, Place] | None = None) -> None:
         self.path = str(path)
-        try:
-            with tarfile.open(path, 'r:') as tar:
-                members = _places(tar)
-                _check_end(tar)
-        except tarfile.TarError as error:
-            raise InputError(message(
-                f'tar file: {path}', f'it cannot be read as an uncompressed tar file ({error})',
-                'make it anew with tar cf, without compression, so that images can be read in place',
-            )) from error
+        members = members or places_in(path)
         inside = _below_common_folder(members)
         self.classes = sorted({parts[0] for parts in inside.values()})
         index = {name: label for label, name in enumerate(self.classes)}
         # in the order of a folder: by class, then by the path below it
         names = sorted(inside, key=lambda name: (index[inside[name][0]], '/'.join(inside[name][1:])))
-        self.paths, self.labels = _only_images(
+        paths, labels = _only_images(
             self.path, [(name, index[inside[name][0]]) for name in names], self.classes)
-        self.places = [members[name] for name in self.paths]
-        self._file: int | None = None
+        self.paths, self.labels = Texts(paths), np.array(labels)
+        self.places = np.array([members[name] for name in paths])
+        self._tar = TarFiles([self.path])
 
     def name(self, index: int) -> str:
         """Return tar file and member name of image `index`."""
         return f'{self.path}:{self.paths[index]}'
 
-    def load(self, index: int) -> Image.Image:
-        """Return image `index` as RGB."""
-        if self._file is None:
-            self._file = os.open(self.path, os.O_RDONLY)
-        offset, size = self.places[index]
-        return decode(os.pread(self._file, size, offset))
+    def file(self, index: int) -> str:
+        """Return the path of the tar file."""
+        return self.path
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_file': None}  # file descriptors mean nothing in another process
-
-    def __del__(self) -> None:
-        if getattr(self, '_file', None) is not None:
-            os.close(self._file)  # type: ignore[arg-type]
+    def read(self, index: int) -> bytes:
+        """Return the file of image `index`."""
+        return self._tar.read(0, Place(*self.places[index].tolist()))
 
 
-class ImageFolder:
+class ImageFolder(Source):
     """All images below a folder (or one image file), in sorted order, without labels. For prediction.
 
     Raises:
@@ -119,10 +139,10 @@ class ImageFolder:
         root = Path(root)
         if not root.exists():
             raise InputError(message(
-                f'data.images: {root}', 'there is no such folder or file', _nearby(root, 'name a folder of images')))
+                f'data.images: {root}', 'there is no such folder or file', nearby(root, 'name a folder of images')))
         self.root = str(root if root.is_dir() else root.parent)
         files = _files_below(root) if root.is_dir() else [root.name]
-        self.paths = [file for file in files if file.lower().endswith(EXTENSIONS)]
+        self.paths = Texts(file for file in files if file.lower().endswith(EXTENSIONS))
         self.labels = range(len(self.paths))
         self.classes: list[str] = []
         if not self.paths:
@@ -133,63 +153,9 @@ class ImageFolder:
         """Return the path of image `index`, relative to the folder."""
         return self.paths[index]
 
-    def load(self, index: int) -> Image.Image:
-        """Return image `index` as RGB."""
-        return decode(Path(self.root, self.paths[index]).read_bytes())
-
-
-def open_split(root: str | Path, split: str, key: str = 'data.root') -> FolderSource | TarSource:
-    """Return the images of `root/split/` or `root/split.tar`.
-
-    Args:
-        root: Folder that holds the splits.
-        split: Name of the split, such as `train`.
-        key: What messages call `root`.
-
-    Raises:
-        InputError: If there is neither.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(message(
-            f'{key}: {root}', 'there is no such folder',
-            _nearby(root, 'name the folder that holds train/ and val/, or train.tar and val.tar')))
-    if (root / split).is_dir():
-        return FolderSource(root / split)
-    for name in (f'{split}.tar', split):
-        if (root / name).is_file():
-            return TarSource(root / name)
-    found = sorted(entry.name for entry in root.iterdir())
-    close = nearest(split, found)
-    raise InputError(message(
-        f'{key}: {root}', f'it holds neither {split}/ nor {split}.tar',
-        (f'did you mean {" or ".join(close)}? ' if close else '') +
-        f'it holds: {", ".join(found[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
-
-
-def _places(tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
-    """Return offset and size of the data of each file in `tar`, those of links included."""
-    places, links = {}, {}
-    for member in tar:
-        if member.isfile():
-            places[member.name] = (member.offset_data, member.size)
-        elif member.islnk():
-            links[member.name] = member.linkname
-        elif member.issym():
-            links[member.name] = os.path.normpath(os.path.join(os.path.dirname(member.name), member.linkname))
-    places.update({name: places[target] for name, target in links.items() if target in places})
-    return places
-
-
-def _check_end(tar: tarfile.TarFile) -> None:
-    """Raise `ReadError` if the reading of `tar` stopped at anything but its end; tarfile stops there in silence."""
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    block = tar.fileobj.read(tarfile.BLOCKSIZE)
-    if block.strip(tarfile.NUL):
-        raise tarfile.ReadError(f'it is damaged at byte {tar.offset}')
-    if not block:
-        raise tarfile.ReadError('its end is missing')
+    def read(self, index: int) -> bytes:
+        """Return the file of image `index`."""
+        return read_file(os.path.join(self.root, self.paths[index]))
 
 
 def _below_common_folder(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -204,7 +170,7 @@ def _below_common_folder(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {name: parts[level:] for name, parts in inside.items() if len(parts) > level + 1}
 
 
-def _nearby(path: Path, remedy: str) -> str:
+def nearby(path: Path, remedy: str) -> str:
     """Return `remedy` with the nearest name beside the missing `path`."""
     parent = path.parent
     close = nearest(path.name, (entry.name for entry in parent.iterdir())) if parent.is_dir() else []

@@ -29,6 +29,15 @@ def noise_fixture():
 
 
 @pytest.fixture
+def real_data():
+    """Return the folder of real photos for development, where there is one."""
+    folder = Path(__file__).parents[3] / 'shared' / 'data'
+    if not folder.is_dir():
+        pytest.skip('there are no real photos here')
+    return folder
+
+
+@pytest.fixture
 def caplog(caplog, monkeypatch):
     """Catch what Lightning logs too: imported before pytest listens, its loggers keep messages to themselves."""
     for name in ('lightning.pytorch', 'lightning.fabric'):

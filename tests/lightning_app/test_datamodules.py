@@ -22,9 +22,8 @@ from lightning_app import (
     ImageNetDataModule,
 )
 from lightning_app.data import Augment
-from lightning_app.data.sources import open_split
+from lightning_app.data.splits import open_split
 
-REAL = Path(__file__).parents[3] / 'shared' / 'data'  # real photos, where there are any
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -550,11 +549,10 @@ def test_settings_are_plain_where_paths_were_given(tmp_path, module):
 # Real photos
 
 
-@pytest.mark.skipif(not (REAL / 'imagenette224').is_dir(), reason='there are no real photos here')
-def test_imagenette():
+def test_imagenette(real_data):
     datamodule = set_up(ImageNetDataModule(
-        root=str(REAL / 'imagenette224'), batch_size=16, num_workers=0, image_size=64, eval_size=96))
-    classes = [line.split('\t')[0] for line in (REAL / 'imagenette224' / 'classes.txt').read_text().splitlines()]
+        root=str(real_data / 'imagenette224'), batch_size=16, num_workers=0, image_size=64, eval_size=96))
+    classes = [line.split('\t')[0] for line in (real_data / 'imagenette224' / 'classes.txt').read_text().splitlines()]
     assert datamodule.class_names == classes
     assert np.bincount(datamodule.training.source.labels).tolist() == [500] * 10
     assert np.bincount(datamodule.validation.source.labels).tolist() == [150] * 10
@@ -569,9 +567,8 @@ def test_imagenette():
     assert 0.6 < images.std() < 1.6
 
 
-@pytest.mark.skipif(not (REAL / 'cifar10').is_dir(), reason='there are no real photos here')
-def test_cifar_in_a_tar_file():
-    source = open_split(REAL / 'cifar10', 'test')
+def test_cifar_in_a_tar_file(real_data):
+    source = open_split(real_data / 'cifar10', 'test')
     assert len(source.classes) == 10
     assert np.bincount(source.labels).tolist() == [1000] * 10
     assert source.load(9999).size == (32, 32)

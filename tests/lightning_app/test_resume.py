@@ -310,14 +310,14 @@ def test_mixtures_a_teacher_and_frozen_parts_go_on(steps):
 def note_loads(monkeypatch):
     """Return a list that gets the name of each training image that is loaded."""
     names = []
-    load = FolderSource.load
+    read = FolderSource.read
 
     def noted(self, index):
         if 'train_' in self.name(index):
             names.append(self.name(index))
-        return load(self, index)
+        return read(self, index)
 
-    monkeypatch.setattr(FolderSource, 'load', noted)
+    monkeypatch.setattr(FolderSource, 'read', noted)
     return names
 
 

@@ -1,4 +1,5 @@
 """Class folders, tar files of the same layout, and folders to predict."""
+import multiprocessing
 import os
 import pickle
 import tarfile
@@ -12,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 
 from lightning_app.data import ImageNetDataModule
-from lightning_app.data.sources import FolderSource, ImageFolder, TarSource, open_split
+from lightning_app.data.compact import Texts
+from lightning_app.data.sources import FolderSource, ImageFolder, TarSource
+from lightning_app.data.splits import open_split
 
 # Images directly below the source: {folder of each: count}
 LAYOUTS = {
@@ -143,7 +146,7 @@ def test_files_without_an_image_ending_are_announced(not_an_image, pack, tar):
     path = pack(not_an_image) if tar else not_an_image
     with pytest.warns(UserWarning, match=r'1 files have no image ending and are left out: dog/notes\.txt'):
         source = (TarSource if tar else FolderSource)(path)
-    assert source.labels == [0] * 5 + [1] * 4 + [2] * 3
+    assert list(source.labels) == [0] * 5 + [1] * 4 + [2] * 3
 
 
 # Tar files and processes
@@ -352,7 +355,7 @@ def test_a_class_that_validation_lacks(tmp_path, write_images):
     write_images(tmp_path / 'val', {'dog': 2, 'eel': 1})
     source = ImageNetDataModule(root=str(tmp_path)).open('val')
     assert source.classes == ['cat', 'dog', 'eel']
-    assert source.labels == [1, 1, 2]
+    assert list(source.labels) == [1, 1, 2]
     assert [Path(source.name(index)).parent.name for index in range(3)] == ['dog', 'dog', 'eel']
 
 
@@ -391,3 +394,32 @@ def test_hidden_folders_within_a_class_are_left_out(tmp_path, write_images, pack
     folder = write_images(tmp_path / 'train', {'cat': 2, 'cat/.thumbnails': 1, 'cat/in': 1, 'dog': 1})
     source = TarSource(pack(folder)) if tar else FolderSource(folder)
     assert [path.removeprefix('./') for path in source.paths] == ['cat/0.png', 'cat/1.png', 'cat/in/0.png', 'dog/0.png']
+
+
+# Memory
+
+
+@pytest.mark.skipif(not Path('/proc/self/smaps_rollup').exists(), reason='no Linux')
+@pytest.mark.parametrize(('kind', 'limit'), [(Texts, range(0, 4)), (list, range(10, 10 ** 6))])
+def test_memory_of_a_worker_stays_flat(kind, limit):
+    """A forked process copies what it reads of a list of texts, as each reading counts; not of arrays."""
+    paths = kind(f'n{number % 1000:08}/n{number % 1000:08}_{number}.JPEG' for number in range(300_000))
+    with multiprocessing.get_context('fork').Pool(1, initializer=_paths.append, initargs=(paths,)) as pool:
+        before, after = pool.apply(memory_of_reading, ())
+    assert (after - before) // 2 ** 20 in limit
+
+
+_paths = []
+
+
+def memory_of_reading():
+    """Return this process's own memory in bytes before and after it has read all paths."""
+    def own():
+        fields = dict(line.split()[:2] for line in Path('/proc/self/smaps_rollup').read_text().splitlines()[1:])
+        return 1024 * int(fields['Private_Dirty:'])
+
+    own()
+    before = own()
+    for index in range(len(_paths[0])):
+        _paths[0][index]
+    return before, own()

@@ -1,0 +1,96 @@
+"""Tar files that are read in place: nothing is unpacked."""
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from se_timm.errors import InputError, message
+
+__all__ = ['Place', 'TarFiles', 'places_in']
+
+OPEN_FILES = 128  # at most, in a process: systems allow 1024, loaders need some
+
+
+class Place(NamedTuple):
+    """Where the data of a file are: offset and length in a tar file, in bytes."""
+
+    offset: int
+    length: int
+
+
+def places_in(path: str | Path) -> dict[str, Place]:
+    """Return the place of each file in a tar file by its name, those of links included.
+
+    Raises:
+        InputError: If it is no tar file, is compressed, damaged or cut off.
+    """
+    try:
+        with tarfile.open(path, 'r:') as tar:
+            places = _places(tar)
+            _check_end(tar)
+    except tarfile.TarError as error:
+        raise InputError(message(
+            f'tar file: {path}', f'it cannot be read as an uncompressed tar file ({error})',
+            'make it anew with tar cf, without compression, so that images can be read in place')) from error
+    return places
+
+
+def _places(tar: tarfile.TarFile) -> dict[str, Place]:
+    places, links = {}, {}
+    for member in tar:
+        if member.isfile():
+            places[member.name] = Place(member.offset_data, member.size)
+        elif member.islnk():
+            links[member.name] = member.linkname
+        elif member.issym():
+            links[member.name] = os.path.normpath(os.path.join(os.path.dirname(member.name), member.linkname))
+    places.update({name: places[target] for name, target in links.items() if target in places})
+    return places
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise `ReadError` if the reading of `tar` stopped at anything but its end; tarfile stops there in silence."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if block.strip(tarfile.NUL):
+        raise tarfile.ReadError(f'it is damaged at byte {tar.offset}')
+    if not block:
+        raise tarfile.ReadError('its end is missing')
+
+
+class TarFiles:
+    """Tar files that are read by position, which shares no file offset between worker processes.
+
+    (A `TarFile` that is opened before a fork does, and returns broken images.)
+
+    Args:
+        paths: The tar files.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = list(paths)
+        self._open: OrderedDict[int, int] = OrderedDict()  # file descriptors, the one used last at the end
+
+    def read(self, number: int, place: Place) -> bytes:
+        """Return what is at `place` in the tar file of this number."""
+        return os.pread(self._descriptor(number), place.length, place.offset)
+
+    def _descriptor(self, number: int) -> int:
+        if number not in self._open:
+            if len(self._open) == OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[number] = os.open(self.paths[number], os.O_RDONLY)
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_open': OrderedDict()}  # file descriptors mean nothing in another process
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, '_open', {}).values():
+            os.close(descriptor)
