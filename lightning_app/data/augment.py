@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.data.transforms import str_to_interp_mode
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode, hflip
 
 from se_timm.errors import InputError, message, unknown
+
+from .resample import FastCrop, FastResize, as_image
 
 __all__ = [
     'Augment', 'Cutout', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform',
@@ -21,6 +23,7 @@ __all__ = [
 ]
 
 BILINEAR = InterpolationMode.BILINEAR
+FAST = ('bilinear', 'bicubic')  # interpolations that torchvision does in bytes
 VIEWS = ('center', 'flip', 'ten')
 PROBABILITIES = ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'random_erasing')
 CHANGES = ('color_jitter', 'grayscale_prob', 'gaussian_blur_prob', 'pixel_jitter', 'auto_augment', 'random_erasing',
@@ -174,8 +177,8 @@ class Mirrored:
         return image, hflip(image)
 
 
-def training_transform(augment: Augment, size: int, **normalisation: Any) -> Any:
-    """Return the transform from an RGB image to a tensor `(3, size, size)`, or `(splits, 3, size, size)`.
+def training_transform(augment: Augment, size: int, exact: bool = False, **normalisation: Any) -> Any:
+    """Return the transform from a `Picture` or RGB image to a tensor `(3, size, size)`, or `(splits, 3, size, size)`.
 
     It is uint8, to be normalised on the device, or where something is erased float and normalised, as that is done to
     normalised images.
@@ -183,29 +186,46 @@ def training_transform(augment: Augment, size: int, **normalisation: Any) -> Any
     Args:
         augment: The settings.
         size: Height and width in pixels.
+        exact: Crop and resize as timm does, by Pillow, to the pixel, also where the same crop can be had faster.
         **normalisation: `mean`, `std` and `interpolation` for `timm.data.create_transform`.
 
     Raises:
         InputError: For settings that timm does not know, or that would have no effect.
     """
     check(augment)
-    geometry, colour, tensor = timm_transforms(augment, size, normalisation)
+    geometry, colours, tensor = timm_transforms(augment, size, normalisation)
     if augment.crop == 'pad':
-        geometry = transforms.Compose([
+        geometry = [
             transforms.Resize(size, str_to_interp_mode(normalisation.get('interpolation', 'bilinear'))),
             transforms.RandomCrop(size, padding=augment.padding),
             transforms.RandomHorizontalFlip(augment.hflip),
             transforms.RandomVerticalFlip(augment.vflip),
-        ])
-    turned = [transforms.RandomRotation(augment.rotation, BILINEAR)] if augment.rotation else []
-    jittered = [PixelJitter(augment.pixel_jitter)] if augment.pixel_jitter else []
-    erased = [Cutout(augment.cutout)] if augment.cutout else []
-    before, colour = transforms.Compose([*turned, geometry]), transforms.Compose([colour, *jittered])
-    tensor = transforms.Compose([tensor, *erased])
+        ]
+    if augment.rotation:
+        geometry = [transforms.RandomRotation(augment.rotation, BILINEAR), *geometry]
+    if augment.pixel_jitter:
+        colours = [*colours, PixelJitter(augment.pixel_jitter)]
+    if augment.cutout:
+        tensor = [*tensor, Cutout(augment.cutout)]
+    steps = in_bytes(geometry, exact or augment.crop == 'pad', normalisation.get('interpolation', 'bilinear'))
+    if colours or augment.splits or erases(augment):
+        steps = [*steps, as_image]
     if augment.splits:
         clean = timm_transforms(replace(augment, random_erasing=0.0), size, normalisation, erases(augment))[2]
-        return Splits(before, colour, clean, tensor, augment.splits)
-    return transforms.Compose([before, colour, tensor])
+        shared, others, first, rest = (transforms.Compose(each) for each in (steps, colours, clean, tensor))
+        return Splits(shared, others, first, rest, augment.splits)
+    return transforms.Compose([*steps, *colours, *tensor])
+
+
+def in_bytes(steps: list[Any], exact: bool, interpolation: str = 'bilinear') -> list[Any]:
+    """Return `steps` of torchvision's and timm's with those that have a faster form in it, from a `Picture` on.
+
+    Where the first has none, the picture becomes an image of Pillow's.
+    """
+    faster = {} if exact or interpolation not in FAST else {
+        RandomResizedCropAndInterpolation: FastCrop, transforms.Resize: FastResize}
+    make = faster.get(type(steps[0]))
+    return [as_image, *steps] if make is None else [make(steps[0]), *steps[1:]]
 
 
 def erases(augment: Augment) -> bool:
@@ -214,17 +234,17 @@ def erases(augment: Augment) -> bool:
 
 
 def timm_transforms(
-        augment: Augment, size: int, normalisation: dict[str, Any], normalise: bool | None = None) -> tuple[Any, ...]:
+        augment: Augment, size: int, normalisation: dict[str, Any], normalise: bool | None = None) -> list[list[Any]]:
     """Return timm's transforms: geometry, colour, and to a tensor, which is normalised where it must be."""
     try:
-        return create_transform(
+        return [part.transforms for part in create_transform(
             size, is_training=True, separate=True, normalize=erases(augment) if normalise is None else normalise,
             train_crop_mode=None if augment.crop == 'pad' else augment.crop,
             scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
             color_jitter=augment.color_jitter or None, color_jitter_prob=augment.color_jitter_prob,
             grayscale_prob=augment.grayscale_prob, gaussian_blur_prob=augment.gaussian_blur_prob,
             auto_augment=augment.auto_augment, re_prob=augment.random_erasing, re_mode=augment.erasing_mode,
-            re_count=augment.erasing_count, **normalisation)
+            re_count=augment.erasing_count, **normalisation)]
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise InputError(message(
             f'data.augment: {augment}', f'timm makes no transform of it ({str(error) or type(error).__name__})',
@@ -300,25 +320,29 @@ def check_policy(augment: Augment) -> None:
             'timm leaves colour jitter out where a policy changes the colours', 'leave one of them out'))
 
 
-def evaluation_transform(size: int, crop_pct: float, views: str = 'center', **normalisation: Any) -> Any:
+def evaluation_transform(
+        size: int, crop_pct: float, views: str = 'center', exact: bool = True, **normalisation: Any) -> Any:
     """Return the transform by which timm evaluates: shorter side to `size / crop_pct`, centre crop of `size`.
 
     Args:
         size: Height and width in pixels.
         crop_pct: Side of the crop / shorter side of the resized image.
         views: `center`, or `flip` or `ten`, see `Views`.
+        exact: Resize as timm does, by Pillow, to the pixel.
         **normalisation: `mean`, `std` and `interpolation` for `timm.data.create_transform`.
 
     Returns:
-        Image to uint8 tensor, `(3, size, size)` or `(views, 3, size, size)`, to be normalised on the device.
+        `Picture` or RGB image to uint8 tensor, `(3, size, size)` or `(views, 3, size, size)`, to be normalised on the
+        device.
 
     Raises:
         InputError: For unknown views.
     """
     if views not in VIEWS:
         raise InputError(unknown('data.eval_views', views, VIEWS))
-    transform = create_transform(size, is_training=False, crop_pct=crop_pct, normalize=False, **normalisation)
-    return transform if views == 'center' else Views(transform.transforms, views)
+    timms = create_transform(size, is_training=False, crop_pct=crop_pct, normalize=False, **normalisation).transforms
+    steps = in_bytes(timms, exact, normalisation.get('interpolation', 'bilinear'))
+    return transforms.Compose(steps) if views == 'center' else Views(steps, views)
 
 
 class Normalisation:
@@ -339,4 +363,4 @@ class Normalisation:
         if self.values.device != images.device:  # once; at each step the host would wait for the copy
             self.values = self.values.to(images.device)
         mean, std = self.values
-        return images.float().div_(255).sub_(mean).div_(std).to(dtype)
+        return images.contiguous().float().div_(255).sub_(mean).div_(std).to(dtype)

@@ -18,6 +18,8 @@ from torch.utils.data.distributed import DistributedSampler
 from se_timm.errors import InputError, message
 
 from .augment import Augment, Normalisation, evaluation_transform, training_transform
+from .collate import collate
+from .jpeg import choose_decoder
 from .samples import (
     EvaluationSamples,
     PadToMultiple,
@@ -26,14 +28,15 @@ from .samples import (
     TrainingSamples,
     run_seed,
 )
-from .sources import ImageFolder, Source
-from .workers import Loader, start_method, start_server
+from .sources import ImageFolder, Source, first_files
+from .workers import Loader, cores, start_method, start_server
 
 __all__ = ['ImageDataModule', 'evaluation_settings']
 
 # as our ImageNet networks; mean, std and crop are timm's defaults
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
-LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1, 'repeats': 1}
+LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1, 'repeats': 1,
+         'prefetch': 1}
 
 
 class ImageDataModule(LightningDataModule):
@@ -64,6 +67,11 @@ class ImageDataModule(LightningDataModule):
         num_classes: Number of classes; found from the data where not given.
         images: A folder of images, for prediction.
         allow_unreadable: Leave unreadable images out of an evaluation instead of stopping it.
+        decoder: Of JPEG files: `auto` (the one that is the fastest with these files here), `simplejpeg`, `torchcodec`,
+            `torchvision` or `pillow`. All give the same pixels.
+        exact: Crop and resize as timm does, by Pillow, to the pixel, or faster, within a level or two of it: where not
+            given evaluations are exact and trainings fast.
+        prefetch: Batches that each worker has ready, for storage that is slow at times; they take memory.
     """
 
     def __init__(
@@ -83,6 +91,9 @@ class ImageDataModule(LightningDataModule):
             num_classes: int | None = None,
             images: str | None = None,
             allow_unreadable: bool = False,
+            decoder: Literal['auto', 'simplejpeg', 'torchcodec', 'torchvision', 'pillow'] = 'auto',
+            exact: bool | None = None,
+            prefetch: int = 2,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -100,6 +111,9 @@ class ImageDataModule(LightningDataModule):
         self.given_num_classes = num_classes
         self.images = images
         self.allow_unreadable = allow_unreadable
+        self.decoder: str = decoder
+        self.exact = exact
+        self.prefetch = prefetch
         self.start = (0, 0)  # epoch and images of it that a checkpoint has behind it
         self.size_of_epoch: Callable[[int], int] | None = None  # side of the training crops in an epoch
 
@@ -135,10 +149,11 @@ class ImageDataModule(LightningDataModule):
         self.input_size = cfg['input_size']
         self.normalisation_settings = normalisation
         self.normalisation = Normalisation(normalisation['mean'], normalisation['std'])
-        self.transform_of_size = partial(training_transform, self.augment, **normalisation)
+        self.transform_of_size = partial(
+            training_transform, self.augment, exact=bool(self.exact), **normalisation)
         self.training_transform = self.transform_of_size(self.train_size)  # type: ignore[call-arg]
         self.evaluation_transform = evaluation_transform(
-            self.input_size[-1], cfg['crop_pct'], self.eval_views, **normalisation)
+            self.input_size[-1], cfg['crop_pct'], self.eval_views, _given(self.exact, True), **normalisation)
 
     def setup(self, stage: str) -> None:
         """Open what `stage` (fit, validate, test or predict) needs."""
@@ -148,8 +163,9 @@ class ImageDataModule(LightningDataModule):
         self.prepare_transforms()
         if stage == 'fit':
             self.settings()  # a checkpoint will hold them
+            source = self._checked(self.open('train'))
             self.training = TrainingSamples(
-                self._checked(self.open('train')), self.training_transform, self.transform_of_size)
+                source, self.training_transform, self.transform_of_size, self._decoder_of(source))
             self._check_training_step()
         if stage in ('fit', 'validate'):
             self.validation = self._evaluation(self.open('val'))
@@ -159,7 +175,8 @@ class ImageDataModule(LightningDataModule):
             if self.images is None:
                 raise InputError(message(
                     'data.images: none', 'prediction needs images', 'say --data.images FOLDER'))
-            self.prediction = PredictionSamples(ImageFolder(self.images), self.evaluation_transform)
+            folder = ImageFolder(self.images)
+            self.prediction = PredictionSamples(folder, self.evaluation_transform, self._decoder_of(folder))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled training batches; an incomplete last step is left out."""
@@ -247,8 +264,7 @@ class ImageDataModule(LightningDataModule):
         if self.num_workers is not None:
             return self.num_workers
         local = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or (self.trainer.num_devices if self.trainer else 1)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        return min(8, max(cores // local, 1))
+        return min(8, max(cores() // local, 1))
 
     @property
     def _start_method(self) -> str | None:
@@ -283,7 +299,12 @@ class ImageDataModule(LightningDataModule):
         return source
 
     def _evaluation(self, source: Source) -> EvaluationSamples:
-        return EvaluationSamples(source, self.evaluation_transform, self.allow_unreadable)
+        return EvaluationSamples(
+            source, self.evaluation_transform, self.allow_unreadable, self._decoder_of(source))
+
+    def _decoder_of(self, source: Source) -> str:
+        """Return what decodes the JPEG files of `source`."""
+        return choose_decoder(self.decoder, first_files(source))
 
     def _evaluation_loader(self, samples: EvaluationSamples) -> DataLoader[Any]:
         padded = PadToMultiple(samples, self._world_size)
@@ -299,7 +320,8 @@ class ImageDataModule(LightningDataModule):
         workers = self._process_workers
         return Loader(
             samples, batch_size=batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last,
-            pin_memory=pin_memory, persistent_workers=workers > 0, multiprocessing_context=self._start_method)
+            collate_fn=collate, pin_memory=pin_memory, prefetch_factor=self.prefetch if workers else None,
+            persistent_workers=workers > 0, multiprocessing_context=self._start_method)
 
     def settings(self) -> dict[str, Any]:
         """Return the class and its arguments in plain types, as a checkpoint keeps them."""

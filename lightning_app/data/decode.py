@@ -13,18 +13,24 @@ class UnreadableImage(ValueError):
     """A file that is no image, or only part of one."""
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, shrink: int = 1) -> Image.Image:
     """Return the image in `data` (a JPEG, PNG, ... file) as 8-bit RGB.
 
     Greyscale is repeated over the channels, CMYK and palettes are converted, transparent pixels lie on white, and
     16-bit values are scaled by 255 / 65535 (Pillow alone would clip them). EXIF orientation is not applied, as in
     timm and torchvision, so that accuracies stay comparable.
 
+    Args:
+        data: The file.
+        shrink: 2, 4 or 8: of a JPEG file so many times fewer rows and columns (rounded up), which is less work.
+
     Raises:
         UnreadableImage: If the file is no image, is truncated, or holds values without a known range.
     """
     try:
         image = Image.open(io.BytesIO(data))
+        if shrink > 1:
+            image.draft(image.mode, (image.width // shrink, image.height // shrink))  # of JPEG only
         image.load()
         return to_rgb(image)
     except UnreadableImage:

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
 from se_timm.errors import InputError, message
 
 from .decode import UnreadableImage
+from .jpeg import is_jpeg
+from .picture import Picture
 from .sources import Source
 
 __all__ = [
@@ -28,9 +30,10 @@ __all__ = [
 ]
 
 IGNORE = -1  # label of a sample that does not count
+JPEG_ENDINGS = ('.jpg', '.jpeg')
 _logger = logging.getLogger(__name__)
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Picture], Tensor]
 
 
 def run_seed() -> int:
@@ -48,17 +51,29 @@ def set_seed(*key: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of Python, NumPy and PyTorch (CPU) within the context, and restore them afterwards."""
+    """Seed the generators of Python, NumPy and PyTorch (CPU) within the context, and restore them afterwards.
+
+    Not in a worker of a loader, where nothing else draws from them: it takes as long as a tenth of the decoding.
+    """
+    if get_worker_info():
+        seed_generators(seed)
+        yield
+        return
     state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.random.default_generator.manual_seed(seed)
+    seed_generators(seed)
     try:
         yield
     finally:
         random.setstate(state[0])
         np.random.set_state(state[1])
         torch.set_rng_state(state[2])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch (CPU)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.random.default_generator.manual_seed(seed)
 
 
 class Key(NamedTuple):
@@ -117,7 +132,40 @@ class SeededSampler(DistributedSampler[Any]):
         return zlib.crc32(self.order().numpy().tobytes(), self.seed)
 
 
-class TrainingSamples(Dataset[tuple[Tensor, int]]):
+class ReadSamples(Dataset[tuple[Tensor, int]]):
+    """Images of a source as pictures; those that are misnamed are named in the log and counted.
+
+    Counts are over all workers. An image that another library left out, or took for something else, is read as what it
+    is: ImageNet has a PNG file called JPEG.
+
+    Args:
+        source: The images.
+        decoder: Of JPEG files, see `Picture`.
+    """
+
+    def __init__(self, source: Source, decoder: str) -> None:
+        self.source = source
+        self.decoder = decoder
+        self.unreadable = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.misnamed = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._named: set[int] = set()  # in this process
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def picture(self, index: int) -> Picture:
+        """Return image `index`; raise `UnreadableImage` or `OSError` if that is not possible."""
+        content = self.source.read(index)
+        if isinstance(content, bytes) and not is_jpeg(content) and index not in self._named:
+            self._named.add(index)
+            if self.source.name(index).lower().endswith(JPEG_ENDINGS):
+                self.misnamed += 1
+                _logger.warning('misnamed image %d, no JPEG file, and read as what it is: %s',
+                                self.misnamed.item(), self.source.name(index))
+        return Picture(content, self.decoder)
+
+
+class TrainingSamples(ReadSamples):
     """Training images: keys are those of `SeededSampler`, items pairs of the transformed image and its label.
 
     A bare index, as from the sampler that Lightning puts in for `overfit_batches`, is its own seed.
@@ -127,19 +175,16 @@ class TrainingSamples(Dataset[tuple[Tensor, int]]):
         source: The images.
         transform: Image to tensor.
         transform_of_size: The same for another side of the crop, in pixels.
+        decoder: Of JPEG files, see `Picture`.
     """
 
     def __init__(
             self, source: Source, transform: Transform,
-            transform_of_size: Callable[[int], Transform] | None = None) -> None:
-        self.source = source
+            transform_of_size: Callable[[int], Transform] | None = None, decoder: str = 'pillow') -> None:
+        super().__init__(source, decoder)
         self.transform = transform
         self.transform_of_size = transform_of_size
         self._sized: dict[int, Transform] = {}
-        self.unreadable = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def __len__(self) -> int:
-        return len(self.source.labels)
 
     @cached_property
     def digest(self) -> int:
@@ -160,20 +205,19 @@ class TrainingSamples(Dataset[tuple[Tensor, int]]):
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             try:
-                image = self.source.load(candidate)
+                picture = self.picture(candidate)
+                with seeded(seed):
+                    return self._transform(size)(picture), int(self.source.labels[candidate])
             except (UnreadableImage, OSError) as error:
                 self.unreadable += 1
                 _logger.warning('unreadable image %d, replaced in training by the next: %s: %s',
                                 self.unreadable.item(), self.source.name(candidate), error)
-                continue
-            with seeded(seed):
-                return self._transform(size)(image), self.source.labels[candidate]
         raise InputError(message(
             f'training images: {self.source.name(index)} and all others',
             'none of them can be read', 'look at the log for the reasons; the files may be damaged or no images'))
 
 
-class EvaluationSamples(Dataset[tuple[Tensor, int]]):
+class EvaluationSamples(ReadSamples):
     """Images and labels for evaluation or prediction, in order.
 
     Args:
@@ -181,20 +225,19 @@ class EvaluationSamples(Dataset[tuple[Tensor, int]]):
         transform: Image to tensor.
         allow_unreadable: Give an unreadable image the label `IGNORE`, name it in the log and count it (`unreadable`);
             otherwise it is an error, since the accuracy would be another set's.
+        decoder: Of JPEG files, see `Picture`.
     """
 
-    def __init__(self, source: Source, transform: Transform, allow_unreadable: bool = False) -> None:
-        self.source = source
+    def __init__(
+            self, source: Source, transform: Transform, allow_unreadable: bool = False,
+            decoder: str = 'pillow') -> None:
+        super().__init__(source, decoder)
         self.transform = transform
         self.allow_unreadable = allow_unreadable
-        self.unreadable = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def __len__(self) -> int:
-        return len(self.source.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
-            return self.transform(self.source.load(index)), self.source.labels[index]
+            return self.transform(self.picture(index)), int(self.source.labels[index])
         except (UnreadableImage, OSError) as error:
             if not self.allow_unreadable:
                 raise InputError(message(
@@ -212,14 +255,14 @@ class EvaluationSamples(Dataset[tuple[Tensor, int]]):
 
     def blank(self) -> tuple[Tensor, int]:
         """Return a sample that does not count."""
-        return self.transform(Image.new('RGB', (32, 32))), IGNORE
+        return self.transform(Picture(Image.new('RGB', (32, 32)))), IGNORE
 
 
 class PredictionSamples(EvaluationSamples):
     """Images for prediction, whose labels are their indices; an unreadable image has a negative one."""
 
-    def __init__(self, source: Source, transform: Transform) -> None:
-        super().__init__(source, transform, allow_unreadable=True)
+    def __init__(self, source: Source, transform: Transform, decoder: str = 'pillow') -> None:
+        super().__init__(source, transform, allow_unreadable=True, decoder=decoder)
 
     def left_out(self, index: int) -> tuple[Tensor, int]:
         """Return a blank image, and a label from which `position` gets `index`."""

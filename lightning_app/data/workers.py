@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-__all__ = ['STOP_SIGNALS', 'Loader', 'start_method', 'start_server']
+__all__ = ['STOP_SIGNALS', 'Loader', 'cores', 'start_method', 'start_server']
 
 # SLURM's and others' notice (`--signal=SIGUSR1@90`), the request of an operating system or of torchrun, and Ctrl-C
 STOP_SIGNALS = ('SIGUSR1', 'SIGTERM', 'SIGINT')
@@ -46,6 +46,11 @@ class Loader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing."""
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def start_method(processes: int) -> str:

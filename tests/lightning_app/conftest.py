@@ -28,6 +28,14 @@ def noise_fixture():
     return noise
 
 
+@pytest.fixture(scope='session')
+def photo():
+    """Return a real photo, 640x427 pixels, which comes with scikit-learn."""
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image('china.jpg'))
+
+
 @pytest.fixture
 def real_data():
     """Return the folder of real photos for development, where there is one."""

@@ -1,0 +1,153 @@
+"""JPEG decoders: all give the same pixels, and one of them is the fastest here."""
+from __future__ import annotations
+
+import importlib.util
+import io
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+
+from se_timm.errors import InputError, message, unknown
+
+from .decode import decode
+
+__all__ = ['DECODERS', 'JpegDecoder', 'choose_decoder', 'installed', 'is_jpeg']
+
+ROUNDS = 5  # of the decoders, one after the other
+COLOURS = ('L', 'RGB')  # of the others (CMYK) each library makes its own RGB
+
+
+class JpegDecoder(NamedTuple):
+    """What turns JPEG files into pixels. All are libjpeg-turbo at its most accurate: the pixels do not tell which.
+
+    Attributes:
+        package: That it needs.
+        size: From a file to its height and width, None if only Pillow should decode it.
+        pixels: From a file to an array `(H, W, 3)`, uint8, RGB. May raise anything: then it is Pillow's to decide.
+        shrinks: Whether `pixels` takes a second argument, 2, 4 or 8: so many times fewer rows and columns.
+    """
+
+    package: str
+    size: Callable[[bytes], tuple[int, int] | None]
+    pixels: Callable[..., Any]
+    shrinks: bool = False
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Return whether a file begins as a JPEG file does."""
+    return data[:3] == b'\xff\xd8\xff'
+
+
+def size_by_pillow(data: bytes) -> tuple[int, int] | None:
+    """Return height and width of a greyscale or RGB file."""
+    image = Image.open(io.BytesIO(data))
+    return (image.height, image.width) if image.mode in COLOURS else None
+
+
+def pixels_by_pillow(data: bytes, shrink: int = 1) -> Any:
+    """Return the pixels by Pillow."""
+    return np.array(decode(data, shrink))
+
+
+def size_by_simplejpeg(data: bytes) -> tuple[int, int] | None:
+    """Return height and width of a greyscale or RGB file."""
+    import simplejpeg  # optional: the extra `fast`
+
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    return (height, width) if colours in ('Gray', 'RGB', 'YCbCr') else None
+
+
+def pixels_by_simplejpeg(data: bytes, shrink: int = 1) -> Any:
+    """Return the pixels by simplejpeg, which refuses damaged files that Pillow may take."""
+    import simplejpeg  # optional: the extra `fast`
+
+    if shrink == 1:
+        return simplejpeg.decode_jpeg(data)
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    return simplejpeg.decode_jpeg(data, min_height=-(-height // shrink), min_width=-(-width // shrink))
+
+
+def size_unless_turned(data: bytes) -> tuple[int, int] | None:
+    """Return height and width of a greyscale or RGB file; of one that EXIF turns None, as TorchCodec turns it."""
+    image = Image.open(io.BytesIO(data))
+    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    return (image.height, image.width) if image.mode in COLOURS and upright else None
+
+
+def pixels_by_torchcodec(data: bytes) -> Any:
+    """Return the pixels by TorchCodec."""
+    from torchcodec.decoders import decode_jpeg  # optional: the extra `torchcodec`
+
+    return decode_jpeg(data).permute(1, 2, 0).numpy()
+
+
+def pixels_by_torchvision(data: bytes) -> Any:
+    """Return the pixels by torchvision."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with warnings.catch_warnings():
+        # it will be gone from torchvision one day: where it is, TorchCodec and simplejpeg are as well
+        warnings.filterwarnings('ignore', 'The image decoding and encoding capabilities')
+        warnings.filterwarnings('ignore', 'The given buffer is not writable')
+        file = torch.frombuffer(data, dtype=torch.uint8)
+        return decode_jpeg(file, ImageReadMode.RGB).permute(1, 2, 0).numpy()
+
+
+DECODERS = {
+    'simplejpeg': JpegDecoder('simplejpeg', size_by_simplejpeg, pixels_by_simplejpeg, shrinks=True),
+    'torchcodec': JpegDecoder('torchcodec', size_unless_turned, pixels_by_torchcodec),
+    'torchvision': JpegDecoder('torchvision', size_by_pillow, pixels_by_torchvision),
+    'pillow': JpegDecoder('PIL', size_by_pillow, pixels_by_pillow, shrinks=True),
+}
+EXTRAS = {'simplejpeg': 'fast', 'torchcodec': 'torchcodec'}
+
+
+def installed() -> list[str]:
+    """Return the names of the decoders that are there."""
+    return [name for name, decoder in DECODERS.items() if importlib.util.find_spec(decoder.package)]
+
+
+def choose_decoder(name: str = 'auto', examples: Iterable[bytes] = ()) -> str:
+    """Return the name of a decoder: the given one, or the one that is the fastest with `examples` here.
+
+    Args:
+        name: `auto`, or a key of `DECODERS`.
+        examples: Files; those that are no JPEG are left out. Without one, the first decoder that is there.
+
+    Raises:
+        InputError: If there is no decoder of this name, or its package is not installed.
+    """
+    if name != 'auto' and name not in DECODERS:
+        raise InputError(unknown('data.decoder', name, ['auto', *DECODERS]))
+    if name in DECODERS:
+        if name not in installed():
+            raise InputError(message(
+                f'data.decoder: {name}', f'the package {DECODERS[name].package} is not installed',
+                f"pip install 'se-timm[{EXTRAS[name]}]', or leave data.decoder out"))
+        return name
+    files = [data for data in examples if is_jpeg(data)]
+    seconds = decoding_seconds(installed(), files)
+    return min(seconds, key=lambda each: seconds[each]) if seconds else installed()[0]
+
+
+def decoding_seconds(names: Sequence[str], files: Sequence[bytes], rounds: int = ROUNDS) -> dict[str, float]:
+    """Return for each decoder the median time for all `files`, in seconds; those that fail on one are left out."""
+    times: dict[str, list[float]] = {name: [] for name in names if files}
+    for _ in range(rounds + 1):  # the first loads libraries
+        for name in list(times):
+            start = time.perf_counter()
+            try:
+                for data in files:
+                    DECODERS[name].size(data)
+                    DECODERS[name].pixels(data)
+            except Exception:  # a damaged example, or a library that does not work here
+                del times[name]
+                continue
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each[1:]) for name, each in times.items()}

@@ -1,0 +1,98 @@
+"""Crops and resizing in bytes, faster than Pillow's and nearly the same.
+
+Bilinear pixels are within one level of Pillow's, and so are bicubic ones but for 1 in 5,000, at edges that overshoot.
+Where a JPEG file is decoded at half its size or less, a crop is on average within 3 levels, as its filter is another.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms.v2.functional import to_pil_image
+
+from .picture import Picture
+
+__all__ = ['FastCrop', 'FastResize', 'as_image']
+
+SHRINKS = (8, 4, 2)  # what libjpeg-turbo computes fast, and Pillow as well
+GAP = 2  # so many times the rows and columns that are needed must be left, as in Pillow's thumbnails
+AREA = torch.empty(1, 1, 1)
+
+
+def as_image(image: Picture | Image.Image | Tensor) -> Image.Image:
+    """Return a picture, or pixels `(3, H, W)`, as an RGB image of Pillow's."""
+    if isinstance(image, Tensor):
+        return to_pil_image(image)
+    return image.image() if isinstance(image, Picture) else image
+
+
+def shrink_of(length: int, needed: int) -> int:
+    """Return how many times fewer pixels than `length` may be decoded, where `needed` are to be computed from them."""
+    return next((shrink for shrink in SHRINKS if length // shrink >= GAP * needed), 1)
+
+
+class FastCrop:
+    """timm's random resized crop, of which it draws the box, on bytes: a picture to a tensor `(3, size, size)`, uint8.
+
+    A picture that is far larger than needed is decoded at half its size or less, so that the crop is still at least
+    twice as large as what it becomes.
+
+    Args:
+        crop: timm's `RandomResizedCropAndInterpolation`.
+    """
+
+    def __init__(self, crop: Any) -> None:
+        self.crop = crop
+
+    def __call__(self, image: Picture | Image.Image) -> Tensor:
+        """Return a random crop."""
+        picture = Picture.of(image)
+        height, width = picture.size
+        box = self.crop.get_params(AREA.expand(1, height, width), self.crop.scale, self.crop.ratio)
+        target = self.crop.size
+        pixels = picture.pixels(min(shrink_of(side, needed) for side, needed in zip(box[2:], target, strict=True)))
+        top, bottom = scaled(box[0], box[0] + box[2], pixels.shape[0] / height, pixels.shape[0])
+        left, right = scaled(box[1], box[1] + box[3], pixels.shape[1] / width, pixels.shape[1])
+        return resize(pixels[top:bottom, left:right], list(target), self.crop.interpolation)
+
+
+def scaled(start: int, end: int, factor: float, length: int) -> tuple[int, int]:
+    """Return where a part of a side is in a smaller picture, whose side is `length`: at least one pixel."""
+    first = min(round(start * factor), length - 1)
+    return first, max(round(end * factor), first + 1)
+
+
+class FastResize:
+    """torchvision's `Resize` of the shorter side, on bytes: a picture to a tensor `(3, H, W)`, uint8.
+
+    Args:
+        resize: torchvision's transform.
+    """
+
+    def __init__(self, resize: Any) -> None:
+        self.size, self.interpolation = resize.size, resize.interpolation
+
+    def __call__(self, image: Picture | Image.Image) -> Tensor:
+        """Return the picture in another size."""
+        picture = Picture.of(image)
+        height, width = picture.size
+        shorter = self.size if isinstance(self.size, int) else min(self.size)
+        pixels = picture.pixels(shrink_of(min(height, width), shorter))
+        return resize(pixels, new_size(height, width, shorter), self.interpolation)
+
+
+def new_size(height: int, width: int, shorter: int) -> list[int]:
+    """Return height and width where the shorter side becomes `shorter`; rounded as by torchvision."""
+    longer = int(shorter * max(height, width) / min(height, width))
+    return [shorter, longer] if height <= width else [longer, shorter]
+
+
+def resize(pixels: Any, size: list[int], interpolation: Any) -> Tensor:
+    """Return pixels `(H, W, 3)` as a tensor `(3, *size)`, uint8, which lie as before."""
+    crop = np.ascontiguousarray(pixels)  # torch takes more than twice as long for a part of a larger array
+    batch = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)
+    return interpolate(batch, size, mode=interpolation.value, antialias=True)[0]

@@ -1,0 +1,123 @@
+"""JPEG decoders: the same pixels from each, and one choice among them."""
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_app.data import jpeg
+from lightning_app.data.decode import UnreadableImage, decode
+from lightning_app.data.jpeg import DECODERS, choose_decoder
+from lightning_app.data.picture import Picture
+from lightning_app.data.splits import open_split
+
+
+def encode(image, kind='JPEG', **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope='module')
+def files(photo):
+    """Return JPEG files of every kind, by name."""
+    exif = Image.Exif()
+    exif[0x112] = 6  # to be shown turned
+    whole = encode(photo, quality=90)
+    return {
+        '4:4:4': encode(photo, subsampling='4:4:4'), '4:2:2': encode(photo, subsampling='4:2:2'), '4:2:0': whole,
+        'progressive': encode(photo, progressive=True), 'grey': encode(photo.convert('L')),
+        'odd': encode(photo.crop((0, 0, 301, 227))), 'narrow': encode(photo.crop((0, 0, 1, 90))),
+        'turned': encode(photo, exif=exif), 'RGB': encode(photo, keep_rgb=True), 'more behind it': whole + b'\0' * 99,
+        'CMYK': encode(photo.convert('CMYK')), 'damaged': whole[:9000] + bytes(60) + whole[9060:],
+        'PNG': encode(photo.crop((0, 0, 60, 40)), 'PNG')}
+
+
+KINDS = ['4:4:4', '4:2:2', '4:2:0', 'progressive', 'grey', 'odd', 'narrow', 'turned', 'RGB', 'more behind it', 'CMYK',
+         'damaged', 'PNG']
+
+
+@pytest.mark.parametrize('name', DECODERS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_decoder_gives_the_pixels_of_pillow(files, kind, name):
+    picture, expected = Picture(files[kind], name), decode(files[kind])
+    assert picture.size == (expected.height, expected.width)
+    np.testing.assert_array_equal(picture.pixels(), expected)
+    np.testing.assert_array_equal(Picture(files[kind], name).image(), expected)
+
+
+@pytest.mark.parametrize('shrink', [2, 4, 8])
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_decoder_gives_the_same_fewer_pixels(files, kind, shrink):
+    expected = Picture(files[kind]).pixels(shrink)
+    height, width = Picture(files[kind]).size
+    fewer = (height, width) if kind in ('PNG', 'narrow') else (-(-height // shrink), -(-width // shrink))
+    assert expected.shape[:2] == fewer
+    for name in DECODERS:
+        np.testing.assert_array_equal(Picture(files[kind], name).pixels(shrink), expected)
+
+
+@pytest.mark.parametrize('name', DECODERS)
+@pytest.mark.parametrize('length', [0, 2, 3, 20, 700, -2])
+def test_every_decoder_tells_a_file_that_is_cut_off(files, name, length):
+    picture = Picture(files['4:2:0'][:length], name)
+    with pytest.raises(UnreadableImage):
+        picture.pixels()
+
+
+@pytest.mark.parametrize('name', DECODERS)
+def test_every_decoder_takes_real_photos_as_pillow_does(name, real_data):
+    source = open_split(real_data / 'imagenet1k-sample256', 'val')
+    for index in range(0, 1000, 20):
+        np.testing.assert_array_equal(Picture(source.read(index), name).pixels(), source.load(index))
+
+
+def test_image_in_memory(noise):
+    picture = Picture(noise(3))
+    assert picture.size == (noise(3).height, noise(3).width)
+    assert picture.image() is picture.image()
+    np.testing.assert_array_equal(picture.pixels(4), noise(3))
+    assert Picture.of(picture) is picture
+
+
+def test_the_fastest_is_chosen(files, monkeypatch):
+    def slow(data):
+        time.sleep(0.02)
+        return DECODERS['pillow'].pixels(data)
+
+    decoders = {name: DECODERS['pillow']._replace(pixels=slow) for name in ('first', 'second', 'third')}
+    decoders['second'] = DECODERS['pillow']
+    monkeypatch.setattr(jpeg, 'DECODERS', decoders)
+    assert choose_decoder('auto', [files['PNG'], files['odd']]) == 'second'
+    assert choose_decoder('auto', [files['PNG']]) == 'first'  # no JPEG to try
+    assert choose_decoder('third', [files['odd']]) == 'third'
+
+
+def test_a_decoder_that_does_not_work_here_is_not_chosen(files, monkeypatch):
+    def broken(data):
+        raise ImportError('libsomething.so: cannot open shared object file')
+
+    decoders = {'broken': DECODERS['pillow']._replace(pixels=broken), 'pillow': DECODERS['pillow']}
+    monkeypatch.setattr(jpeg, 'DECODERS', decoders)
+    assert choose_decoder('auto', [files['odd']]) == 'pillow'
+
+
+def test_a_decoder_that_breaks_down_leaves_the_file_to_pillow(files, monkeypatch):
+    def broken(data):
+        raise MemoryError
+
+    monkeypatch.setitem(DECODERS, 'simplejpeg', DECODERS['simplejpeg']._replace(pixels=broken))
+    np.testing.assert_array_equal(Picture(files['odd'], 'simplejpeg').pixels(), decode(files['odd']))
+
+
+def test_unknown_decoder(refused):
+    with refused("data.decoder: 'simplejpg'", 'no such', 'did you mean simplejpeg?'):
+        choose_decoder('simplejpg')
+
+
+def test_decoder_that_is_not_installed(refused, monkeypatch):
+    monkeypatch.setitem(DECODERS, 'simplejpeg', DECODERS['simplejpeg']._replace(package='not_there_at_all'))
+    with refused('data.decoder: simplejpeg', 'not_there_at_all is not installed', "pip install 'se-timm[fast]'"):
+        choose_decoder('simplejpeg')
+    assert choose_decoder() == 'torchcodec'
