@@ -27,6 +27,8 @@ if 'PYTEST_XDIST_WORKER' in os.environ:  # as many processes as cores: each with
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     torch.set_num_threads(1)
 
+os.environ['LITDATA_DISABLE_VERSION_CHECK'] = '1'  # read where it is imported; older ones ask PyPI for newer ones
+
 # Environment that Lightning, torch and their children set in a run and mean to leave behind.
 MAY_CHANGE = {
     'PL_GLOBAL_SEED', 'PL_SEED_WORKERS', 'MASTER_ADDR', 'MASTER_PORT', 'NODE_RANK', 'LOCAL_RANK', 'WORLD_SIZE',

@@ -15,15 +15,18 @@ __all__ = ['ImageNetDataModule']
 
 
 class ImageNetDataModule(ImageDataModule):
-    """Images in `root/train/CLASS/FILE` and `root/val/CLASS/FILE`, or in `root/train.tar` and `root/val.tar`.
+    """Images in `root/train/CLASS/FILE` and `root/val/CLASS/FILE`, or in another form that is found there.
+
+    That is `root/train.tar` of the same layout, WebDataset shards, what Hugging Face's `save_to_disk` or litdata's
+    `optimize` wrote, or as root `hf://NAME`, such as `hf://ILSVRC/imagenet-1k`.
 
     Any classes: their names are the folders' in sorted order, as in torchvision and timm, and their number is found.
 
     Args:
         root: Folder that holds the splits.
-        train_split: Name of the training folder or tar file.
-        val_split: Name of the validation folder or tar file.
-        test_split: Name of the test folder or tar file; the validation images where not given.
+        train_split: Name of the training folder, tar file or split, or of shards, such as `train-{0000..0146}.tar`.
+        val_split: The same for the validation; where there is no `val`, a `validation` is taken.
+        test_split: The same for the test; the validation images where not given.
         **common: See `ImageDataModule`.
 
     Raises:

@@ -1,47 +1,130 @@
-"""What lies under a root: folders or tar files, and the splits of each."""
+"""What lies under a root: folders, tar files, shards or data sets of other libraries, and the splits of each."""
 from __future__ import annotations
 
+import fnmatch
+import glob
+import re
 from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from se_timm.errors import InputError, message, nearest
 
+from .hugging_face import SPLITS, open_hub, open_saved
+from .optimised import LitDataSource
+from .shards import ShardSource, is_shard, missing_shards
 from .sources import FolderSource, Source, TarSource, nearby
+from .tars import places_in
 
 __all__ = ['has_split', 'open_split']
 
+HUB = 'hf://'
+SAVED = 'dataset_dict.json'  # in a folder that save_to_disk of Hugging Face's datasets wrote, with splits
+RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
+
 
 def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
-    """Return the images of `root/split/` or `root/split.tar`.
+    """Return the images of a split, in whatever form they are there.
 
     Args:
-        root: Folder that holds the splits.
-        split: Name of the split, such as `train`.
+        root: Folder that holds the splits, or `hf://NAME`, a data set of Hugging Face's hub.
+        split: Name of a folder, tar file or split, such as `train`, or of shards, such as `train-{0000..0146}.tar`.
         key: What messages call `root`.
 
     Raises:
-        InputError: If there is neither.
+        InputError: If there is no such split, or not all of it.
+    """
+    if str(root).startswith(HUB):
+        return open_hub(str(root).removeprefix(HUB), split)
+    names = names_below(root, split, key)
+    entries = entries_of(names, split)
+    if not entries:
+        close = nearest(split, names)
+        raise InputError(message(
+            f'{key}: {root}', f'it holds neither {split}/ nor {split}.tar, nor shards {split}-*.tar',
+            (f'did you mean {" or ".join(close)}? ' if close else '') +
+            f'it holds: {", ".join(names[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
+    if entries == [SAVED]:
+        return open_saved(Path(root), split)
+    if entries in ([split], [f'{split}.tar']):
+        return open_place(Path(root, entries[0]), split)
+    return open_shards(Path(root), split, [Path(root, name) for name in entries])
+
+
+def has_split(root: str | Path, split: str) -> bool:
+    """Return whether there may be such a split."""
+    if str(root).startswith(HUB):
+        return True
+    return Path(root).is_dir() and bool(entries_of(names_below(root, split), split))
+
+
+def names_below(root: str | Path, split: str, key: str = 'data.root') -> list[str]:
+    """Return the sorted names of what is in a root, and a split that is further below.
+
+    Raises:
+        InputError: If there is no such root.
     """
     root = Path(root)
     if not root.is_dir():
         raise InputError(message(
             f'{key}: {root}', 'there is no such folder',
             nearby(root, 'name the folder that holds train/ and val/, or train.tar and val.tar')))
-    place = find_split(root, split)
-    if place is not None:
-        return FolderSource(place) if place.is_dir() else TarSource(place)
-    found = sorted(entry.name for entry in root.iterdir())
-    close = nearest(split, found)
-    raise InputError(message(
-        f'{key}: {root}', f'it holds neither {split}/ nor {split}.tar',
-        (f'did you mean {" or ".join(close)}? ' if close else '') +
-        f'it holds: {", ".join(found[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
+    below = [name for name in (split, f'{split}.tar') if '/' in name and (root / name).exists()]
+    return sorted(entry.name for entry in root.iterdir()) + below
 
 
-def has_split(root: str | Path, split: str) -> bool:
-    """Return whether there is such a split."""
-    return find_split(Path(root), split) is not None
+def entries_of(names: list[str], split: str) -> list[str]:
+    """Return which of the `names` in a root are a split: a folder, a tar file, or shards.
+
+    Or `SAVED`, where the root is a data set of Hugging Face with its splits.
+    """
+    for name in (split, f'{split}.tar', SAVED):
+        if name in names:
+            return [name]
+    if RANGE.search(split):
+        return expanded(split)
+    if glob.has_magic(split):
+        return fnmatch.filter(names, split)
+    shards = ([name for name in names if re.search(rf'(^|[-_.]){re.escape(each)}[-_.].*\.tar$', name)]
+              for each in SPLITS.get(split, (split,)))
+    return next(filter(None, shards), [])
 
 
-def find_split(root: Path, split: str) -> Path | None:
-    """Return the folder or file of a split; None if there is none."""
-    return next((root / name for name in (split, f'{split}.tar') if (root / name).exists()), None)
+def expanded(pattern: str) -> list[str]:
+    """Return the names that a pattern with a range `{0000..0146}` stands for."""
+    match = RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    numbers = range(int(match[1]), int(match[2]) + 1)
+    return [name for number in numbers
+            for name in expanded(f'{pattern[:match.start()]}{number:0{len(match[1])}}{pattern[match.end():]}')]
+
+
+def open_place(place: Path, split: str) -> Source:
+    """Return the images in a folder or a file."""
+    if place.is_file():
+        places = places_in(place)
+        return ShardSource([place]) if is_shard(places) else TarSource(place, places)
+    if (place / SAVED).is_file() or (place / 'state.json').is_file():
+        return open_saved(place, split)
+    if (place / 'index.json').is_file():
+        return LitDataSource(place)
+    shards = sorted(place.glob('*.tar'))
+    return open_shards(place, split, shards) if shards else FolderSource(place)
+
+
+def open_shards(folder: Path, split: str, shards: list[Path]) -> ShardSource:
+    """Return the images in shards; say which a series lacks.
+
+    Raises:
+        InputError: If a shard that was named is not there.
+    """
+    absent = [path for path in shards if not path.is_file()]
+    if absent:
+        raise InputError(message(
+            f'shards: {split} in {folder}', f'{len(absent)} of {len(shards)} are missing: {absent[0].name}',
+            nearby(absent[0], 'copy the missing ones there, or name fewer')))
+    if missing := missing_shards([path.name for path in shards]):
+        rank_zero_warn(f'{folder}: {len(missing)} shards are missing by their numbers, and with them their images: '
+                       f'{", ".join(missing[:3])}')
+    return ShardSource(shards)

@@ -1,0 +1,128 @@
+"""Data sets of Hugging Face: on disk as `save_to_disk` leaves them, or from the hub."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from se_timm.errors import InputError, message, nearest
+
+from .sources import Source
+
+__all__ = ['HuggingFaceSource', 'open_hub', 'open_saved', 'split_named']
+
+INSTALL = "pip install 'se-timm[datasets]'"
+SPLITS = {'val': ('val', 'validation', 'valid', 'dev')}  # what our names are called elsewhere, first come first
+
+
+class HuggingFaceSource(Source):
+    """Images of a data set with a column of images and one of class labels.
+
+    Args:
+        dataset: A `datasets.Dataset`.
+        title: What messages call it.
+
+    Raises:
+        InputError: If it lacks such columns.
+    """
+
+    def __init__(self, dataset: Any, title: str) -> None:
+        import datasets  # optional: the extra `datasets`
+
+        self.title = title
+        self.image = column_of(dataset, datasets.Image, title, 'images')
+        label = column_of(dataset, datasets.ClassLabel, title, 'class labels')
+        self.classes: list[str] = list(dataset.features[label].names)
+        column = dataset.select_columns([label]).with_format('arrow')[:][label]
+        self.labels = column.to_numpy().astype(np.int64)
+        if len(self.labels) == 0 or self.labels.min() < 0:
+            raise InputError(message(
+                f'data set: {title}', 'some of its labels are missing' if len(self.labels) else 'it is empty',
+                'take a split with labels; test splits often have none'))
+        self.dataset = dataset.select_columns([self.image]).cast_column(self.image, datasets.Image(decode=False))
+
+    def name(self, index: int) -> str:
+        """Return the title of the set and the number of the image."""
+        return f'{self.title}[{index}]'
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """Return the file of image `index`."""
+        value = self.dataset[index][self.image]
+        return value['bytes'] if value['bytes'] is not None else Path(value['path']).read_bytes()
+
+
+def column_of(dataset: Any, kind: type, title: str, what: str) -> str:
+    """Return the name of the first column of a kind.
+
+    Raises:
+        InputError: If there is none.
+    """
+    for name, feature in dataset.features.items():
+        if isinstance(feature, kind):
+            return str(name)
+    raise InputError(message(
+        f'data set: {title}', f'it has no column of {what}, but {", ".join(dataset.features)}',
+        'cast its columns to datasets.Image and datasets.ClassLabel, and save it again'))
+
+
+def open_saved(folder: Path, split: str) -> HuggingFaceSource:
+    """Return the split of what `save_to_disk` left in `folder`, or in `folder/split`."""
+    datasets = library()
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(message(
+            f'data set: {folder}', f'it cannot be read ({error})', 'save it again, by its save_to_disk')) from error
+    if isinstance(loaded, datasets.DatasetDict):
+        return HuggingFaceSource(loaded[split_named(split, list(loaded), str(folder))], f'{folder}:{split}')
+    return HuggingFaceSource(loaded, str(folder))
+
+
+def open_hub(name: str, split: str) -> HuggingFaceSource:
+    """Return the split of a data set of the hub, such as `ILSVRC/imagenet-1k`; it is downloaded to the hub's cache."""
+    datasets = library()
+    try:
+        names = datasets.get_dataset_split_names(name)
+        chosen = split_named(split, names, f'hf://{name}')
+        loaded = datasets.load_dataset(name, split=chosen)
+    except InputError:
+        raise
+    except Exception as error:  # of the network, the hub, the file formats
+        raise InputError(message(
+            f'data.root: hf://{name}', f'the hub does not give it ({type(error).__name__}: {error})',
+            'see that the name is right and that there is a network; for some sets agree to their terms on its page, '
+            'and say: hf auth login')) from error
+    return HuggingFaceSource(loaded, f'hf://{name}:{chosen}')
+
+
+def split_named(split: str, names: list[str], title: str) -> str:
+    """Return the one of `names` that is the split, which may be called otherwise there.
+
+    Raises:
+        InputError: If there is none.
+    """
+    for name in SPLITS.get(split, (split,)):
+        if name in names:
+            return name
+    close = nearest(split, names)
+    raise InputError(message(
+        f'split: {split} of {title}', f'it has {", ".join(names) or "none"}',
+        (f'did you mean {" or ".join(close)}? ' if close else '')
+        + 'name the splits by data.train_split and data.val_split'))
+
+
+def library() -> Any:
+    """Return the library.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    try:
+        import datasets  # optional: the extra `datasets`
+    except ImportError as error:
+        raise InputError(message(
+            'data.root: a data set of Hugging Face', f'the package datasets is not installed ({error})', INSTALL)
+        ) from error
+    return datasets

@@ -1,0 +1,106 @@
+"""Data sets in the form of litdata's `optimize`."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from se_timm.errors import InputError, message
+
+from .index_cache import cached_arrays
+from .sources import Source
+
+__all__ = ['LitDataSource']
+
+INSTALL = "pip install 'se-timm[litdata]'"
+
+
+class LitDataSource(Source):
+    """Images of a data set that litdata's `optimize` wrote, local or in an object store.
+
+    A sample is a dictionary or a pair of an image (its file as bytes, an image of Pillow's, or pixels) and its class, a
+    whole number. The classes are read once, and kept in a cache; `classes.txt` beside the data names them, a name a
+    line, else they are called by number.
+
+    Args:
+        root: The folder with `index.json`.
+
+    Raises:
+        InputError: If litdata is not installed, or the samples are of another kind.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        self.dataset = open_dataset(self.root)
+        self.image, self.label = keys_of(self.dataset[0], self.root)
+        self.labels = cached_arrays('litdata', [os.path.join(self.root, 'index.json')], self._labels)['labels']
+        names = Path(self.root, 'classes.txt')
+        self.classes = [line.split('\t')[0] for line in names.read_text().splitlines()] if names.is_file() else [
+            str(number) for number in range(int(self.labels.max()) + 1)]
+        self._reopen()
+
+    def _reopen(self) -> None:
+        """Leave threads and open files of this process behind: workers get a data set of their own."""
+        self.dataset = None
+
+    def _labels(self) -> dict[str, Any]:
+        return {'labels': np.array([int(self.dataset[index][self.label]) for index in range(len(self.dataset))])}
+
+    def name(self, index: int) -> str:
+        """Return the folder of the set and the number of the image."""
+        return f'{self.root}[{index}]'
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """Return the file of image `index`, or the image."""
+        if self.dataset is None:
+            self.dataset = open_dataset(self.root)
+        value = self.dataset[index][self.image]
+        if isinstance(value, bytes):
+            return value
+        return (value if isinstance(value, Image.Image) else to_pil_image(value)).convert('RGB')
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, 'dataset': None}
+
+
+def open_dataset(root: str) -> Any:
+    """Return litdata's data set, which gives JPEG files as they are.
+
+    Raises:
+        InputError: If litdata is not installed.
+    """
+    os.environ.setdefault('LITDATA_DISABLE_VERSION_CHECK', '1')  # read once, by the import
+    try:
+        from litdata import StreamingDataset  # optional: the extra `litdata`
+        from litdata.streaming.serializers import JPEGSerializer
+    except ImportError as error:
+        raise InputError(message(
+            f'data.root: {root}', f'the package litdata is not installed ({error})', INSTALL)) from error
+
+    class JpegFile(JPEGSerializer):
+        def deserialize(self, data: bytes) -> bytes:
+            return bytes(data)
+
+    return StreamingDataset(root, serializers={'jpeg': JpegFile()})
+
+
+def keys_of(sample: Any, root: str) -> tuple[Any, Any]:
+    """Return under which keys a sample has its image and its class.
+
+    Raises:
+        InputError: If there is none of one kind.
+    """
+    items = list(sample.items() if isinstance(sample, dict) else enumerate(sample)) if isinstance(
+        sample, dict | tuple | list) else []
+    image = [key for key, value in items if isinstance(value, bytes | Image.Image) or getattr(value, 'ndim', 0) == 3]
+    label = [key for key, value in items if isinstance(value, int) or getattr(value, 'ndim', -1) == 0]
+    if not image or not label:
+        raise InputError(message(
+            f'data.root: {root}',
+            f'its samples hold {", ".join(str(key) for key, _ in items) or "nothing"}: no image, or no class',
+            'write it with samples such as {"image": FILE AS BYTES, "label": NUMBER}'))
+    return image[0], label[0]

@@ -1,0 +1,187 @@
+"""WebDataset shards: tar files of samples, read in place and in any order."""
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+
+from se_timm.errors import InputError, message
+
+from .compact import Texts
+from .index_cache import cached_arrays
+from .sources import EXTENSIONS, Source
+from .tars import Place, TarFiles, places_in
+
+__all__ = ['ShardSource', 'is_shard', 'missing_shards']
+
+LABELS = ('cls', 'json')  # fields with a label: a number, and a number under `label`
+WORDNET = re.compile(r'n\d{8}(?=_)')  # as the files of ImageNet are called
+
+
+class Sample(NamedTuple):
+    """An image in a shard, and what its class is called there: a number, or the folder of its key."""
+
+    name: str
+    place: Place
+    label: int | str
+
+
+class ShardSource(Source):
+    """Images in WebDataset shards, `KEY.jpg` and its label in `KEY.cls` or `KEY.json`, or `CLASS/.../KEY.jpg` alone.
+
+    The positions of all members are read once, and kept in a cache (`index_cache`). Each image can be read at any time,
+    so that batches, their order, and where a training resumes are those of the same images in class folders.
+
+    Classes are folders of the keys, or numbers. Numbers have their names from `classes.txt` beside the shards, a name a
+    line; or from the keys, where all of a class begin as files of ImageNet, `n01440764_10026`; or none.
+
+    Args:
+        paths: The shards.
+
+    Raises:
+        InputError: If a shard cannot be read, or an image has no label.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self.paths_of_shards = [str(path) for path in paths]
+        arrays = cached_arrays('shards', self.paths_of_shards, lambda: index_of(self.paths_of_shards))
+        self.paths = Texts.of(arrays['names'], arrays['name_ends'])
+        numbers = list(Texts.of(arrays['classes'], arrays['class_ends']))
+        self.labels, self.places, self.shards = arrays['labels'], arrays['places'], arrays['shards']
+        names = Path(self.paths_of_shards[0]).parent / 'classes.txt'
+        if all(number.isdigit() for number in numbers) and names.is_file():
+            self.classes = named(numbers, names)
+        else:
+            wordnet = list(Texts.of(arrays['wordnet'], arrays['wordnet_ends']))
+            self.classes = wordnet if all(wordnet) and len(set(wordnet)) == len(wordnet) else numbers
+        self._tars = TarFiles(self.paths_of_shards)
+
+    def name(self, index: int) -> str:
+        """Return shard and member name of image `index`."""
+        return f'{self.file(index)}:{self.paths[index]}'
+
+    def file(self, index: int) -> str:
+        """Return the path of the shard that has image `index`."""
+        return self.paths_of_shards[self.shards[index]]
+
+    def read(self, index: int) -> bytes:
+        """Return the file of image `index`."""
+        return self._tars.read(int(self.shards[index]), Place(*self.places[index].tolist()))
+
+
+def is_shard(names: Iterable[str]) -> bool:
+    """Return whether a tar file with members of these names is a shard with labels of its own, not class folders."""
+    return any(PurePosixPath(name).name.partition('.')[2] in LABELS for name in names)
+
+
+# The index
+
+
+def index_of(paths: Sequence[str]) -> dict[str, Any]:
+    """Return the arrays that describe all images in the shards, by class and then by name."""
+    samples = [(number, sample) for number, path in enumerate(paths) for sample in samples_in(path)]
+    if not samples:
+        raise InputError(message(
+            f'shards: {paths[0]}' + (f' and {len(paths) - 1} more' if len(paths) > 1 else ''),
+            'there is no image in them', f'a sample is KEY.jpg and KEY.cls, with one of {", ".join(EXTENSIONS)}'))
+    labels = sorted({sample.label for _, sample in samples}, key=lambda label: (isinstance(label, str), label))
+    number_of = {label: number for number, label in enumerate(labels)}
+    samples.sort(key=lambda each: (number_of[each[1].label], each[1].name))
+    names, texts = Texts(sample.name for _, sample in samples), Texts(map(str, labels))
+    wordnet = Texts(wordnet_name(sample.name for _, sample in group)
+                    for _, group in itertools.groupby(samples, key=lambda each: each[1].label))
+    return {
+        'names': names.data, 'name_ends': names.ends, 'classes': texts.data, 'class_ends': texts.ends,
+        'wordnet': wordnet.data, 'wordnet_ends': wordnet.ends,
+        'labels': np.array([number_of[sample.label] for _, sample in samples], dtype=np.int64),
+        'places': np.array([sample.place for _, sample in samples], dtype=np.int64),
+        'shards': np.array([number for number, _ in samples], dtype=np.int64)}
+
+
+def samples_in(path: str) -> Iterator[Sample]:
+    """Yield the images of a shard; say what has none.
+
+    Raises:
+        InputError: If the shard cannot be read, or an image has no label.
+    """
+    places = places_in(path)
+    fields: dict[str, dict[str, str]] = {}  # of a key: kind of file -> name
+    for name in places:
+        if not PurePosixPath(name).name.startswith('.'):
+            folder, _, file = name.rpartition('/')
+            key, _, kind = file.partition('.')
+            fields.setdefault(f'{folder}/{key}', {})[kind.lower()] = name
+    tar = TarFiles([path])
+    without = [key for key, names in fields.items() if image_of(names) is None]
+    if without:
+        rank_zero_warn(f'{path}: {len(without)} samples have no image and are left out: {without[0].lstrip("/")}')
+    for names in fields.values():
+        if image := image_of(names):
+            yield Sample(image, places[image], label_of(tar, path, image, names, places))
+
+
+def image_of(names: dict[str, str]) -> str | None:
+    """Return the image among the files of a sample."""
+    return next((name for kind, name in names.items() if f'.{kind.rpartition(".")[2]}' in EXTENSIONS), None)
+
+
+def label_of(tar: TarFiles, path: str, image: str, names: dict[str, str], places: dict[str, Place]) -> int | str:
+    """Return the label of a sample: its number, or the folder of its key.
+
+    Raises:
+        InputError: If it has none.
+    """
+    for kind in LABELS:
+        if kind in names:
+            content = tar.read(0, places[names[kind]])
+            try:
+                value = json.loads(content)
+                return int(value['label'] if isinstance(value, dict) else value)
+            except (KeyError, TypeError, ValueError):
+                continue
+    parts = [part for part in PurePosixPath(image).parts[:-1] if part != '.']
+    if not parts:
+        raise InputError(message(
+            f'sample: {path}:{image}', 'it has no label, neither in KEY.cls, nor as label in KEY.json, nor a folder',
+            'make the shards anew, such as by python -m lightning_app prepare'))
+    return parts[0]
+
+
+def wordnet_name(names: Iterable[str]) -> str:
+    """Return what WordNet calls a class of which these are the files; an empty text where they do not tell."""
+    found = {match[0] if (match := WORDNET.match(PurePosixPath(name).name)) else '' for name in names}
+    return found.pop() if len(found) == 1 else ''
+
+
+def named(classes: list[str], file: Path) -> list[str]:
+    """Return the names of classes that are numbers, of which a line of `file` begins with that of each.
+
+    Raises:
+        InputError: If there are not enough lines.
+    """
+    lines = [line.split('\t')[0] for line in file.read_text().splitlines()]
+    if max(map(int, classes)) >= len(lines):
+        raise InputError(message(
+            f'{file}: {len(lines)} lines', f'there is a class {max(map(int, classes))} in the shards beside it',
+            'let it have a name a line, in the order of the numbers, or remove it'))
+    return [lines[int(number)] for number in classes]
+
+
+def missing_shards(names: Sequence[str]) -> list[str]:
+    """Return the names of shards that a series lacks: of `a-00.tar`, `a-02.tar` it is `a-01.tar`."""
+    matches = [match for name in names if (match := re.fullmatch(r'(.*?)(\d+)(\D*\.tar)', name))]
+    series: dict[tuple[str, str], list[str]] = {}
+    for match in matches:
+        series.setdefault((match[1], match[3]), []).append(match[2])
+    missing = []
+    for (before, after), numbers in series.items():
+        present = {int(number) for number in numbers}
+        missing += [f'{before}{number:0{len(numbers[0])}}{after}'
+                    for number in range(max(present)) if number not in present]
+    return missing

@@ -1,0 +1,369 @@
+"""The same images from each form in which people have them: folders, tar files, shards, and other libraries' sets."""
+import io
+import os
+import pickle
+import signal
+import sys
+import tarfile
+
+import datasets
+import litdata
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_app.cli import main
+from lightning_app.data import tars
+from lightning_app.data.hugging_face import HuggingFaceSource, split_named
+from lightning_app.data.optimised import LitDataSource
+from lightning_app.data.shards import ShardSource, missing_shards
+from lightning_app.data.sources import FolderSource, TarSource
+from lightning_app.data.splits import expanded, open_split
+
+CLASSES = {'cat': 7, 'dog': 6, 'eel': 5}
+SPLITS = ('train', 'val')
+
+
+@pytest.fixture
+def folders(tmp_path, noise):
+    """Return a root with JPEG files in train/CLASS/ and val/CLASS/."""
+    number = 0
+    for split in SPLITS:
+        for name, count in CLASSES.items():
+            (tmp_path / 'folders' / split / name).mkdir(parents=True)
+            for index in range(count):
+                number += 1
+                file = tmp_path / 'folders' / split / name / f'{name}_{index}.JPEG'
+                noise(number, (40 + index, 32)).save(file, 'JPEG', quality=90)
+    return tmp_path / 'folders'
+
+
+def samples(root, split):
+    """Return key, file and class of each image, in an order that mixes the classes."""
+    source = FolderSource(root / split)
+    order = np.random.default_rng(0).permutation(len(source.labels)).tolist()
+    return [(source.paths[index].removesuffix('.JPEG'), source.read(index), int(source.labels[index]))
+            for index in order]
+
+
+def as_tar(root, to):
+    for split in SPLITS:
+        with tarfile.open(to / f'{split}.tar', 'w') as tar:
+            tar.add(root / split, split)
+
+
+def as_shards(root, to, label='cls'):
+    """Write them by the library webdataset, a few in each shard."""
+    for split in SPLITS:
+        with webdataset.ShardWriter(f'{to}/pets-{split}-%04d.tar', maxcount=5, verbose=0) as writer:
+            for key, file, number in samples(root, split):
+                labels = {'cls': {'cls': number}, 'json': {'json': {'label': number, 'width': 40}}, 'folder': {}}[label]
+                writer.write({'__key__': key if label == 'folder' else key.partition('/')[2], 'jpg': file, **labels})
+    if label != 'folder':
+        (to / 'classes.txt').write_text(''.join(f'{name}\t{name.title()}\n' for name in CLASSES))
+
+
+def as_shards_with_json(root, to):
+    as_shards(root, to, 'json')
+
+
+def as_shards_of_folders(root, to):
+    as_shards(root, to, 'folder')
+
+
+def as_shards_in_folders(root, to):
+    for split in SPLITS:
+        (to / split).mkdir()
+        with webdataset.ShardWriter(f'{to}/{split}/%06d.tar', maxcount=4, verbose=0) as writer:
+            for key, file, _ in samples(root, split):
+                writer.write({'__key__': key, 'jpg': file})
+
+
+def as_saved_datasets(root, to):
+    datasets.DatasetDict({split: as_dataset(root, split) for split in SPLITS}).save_to_disk(str(to))
+
+
+def as_saved_validation(root, to):
+    splits = {'train': as_dataset(root, 'train'), 'validation': as_dataset(root, 'val')}
+    datasets.DatasetDict(splits).save_to_disk(str(to))
+
+
+def as_dataset(root, split):
+    rows = sorted(samples(root, split))
+    features = datasets.Features({'image': datasets.Image(), 'label': datasets.ClassLabel(names=list(CLASSES))})
+    return datasets.Dataset.from_dict({
+        'image': [{'bytes': file, 'path': None} for _, file, _ in rows], 'label': [number for *_, number in rows],
+    }, features=features)
+
+
+def optimised(row):
+    return {'image': row[1], 'label': row[2]}
+
+
+def words(number):
+    return {'text': str(number)}
+
+
+def optimize(function, rows, to):
+    """Write by litdata, which leaves handlers of signals and a variable behind."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    litdata.optimize(function, rows, str(to), chunk_bytes='8KB', num_workers=1, start_method='fork')
+    os.environ.pop('DATA_OPTIMIZER_NUM_WORKERS', None)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def as_optimised(root, to):
+    for split in SPLITS:
+        rows = sorted(samples(root, split))
+        optimize(optimised, rows, to / split)
+        (to / split / 'classes.txt').write_text('\n'.join(CLASSES))
+
+
+FORMS = {
+    TarSource: [as_tar], ShardSource: [as_shards, as_shards_with_json, as_shards_of_folders, as_shards_in_folders],
+    HuggingFaceSource: [as_saved_datasets, as_saved_validation], LitDataSource: [as_optimised]}
+EVERY = [(kind, write) for kind, writers in FORMS.items() for write in writers]
+
+
+@pytest.fixture
+def written(folders, tmp_path):
+    """Return a function that writes the images in a form, and returns the root."""
+    def written(write):
+        root = tmp_path / write.__name__
+        root.mkdir()
+        write(folders, root)
+        return root
+    return written
+
+
+@pytest.mark.parametrize(('kind', 'write'), EVERY)
+def test_same_images_in_the_same_order(kind, write, folders, written):
+    root = written(write)
+    for split in SPLITS:
+        expected, source = open_split(folders, split), open_split(root, split)
+        assert type(source) is kind
+        assert source.classes == expected.classes == list(CLASSES)
+        np.testing.assert_array_equal(source.labels, expected.labels)
+        every = range(len(expected.labels))
+        assert [source.read(index) for index in every] == [expected.read(index) for index in every]
+        assert len({source.name(index) for index in every}) == len(every)
+        assert pickle.loads(pickle.dumps(source)).read(3) == expected.read(3)
+        assert open_split(root, split).read(4) == expected.read(4)  # by what was kept of the first time
+
+
+class Read(Dataset):
+    """Images as the loader's workers read them, after the main process has."""
+
+    def __init__(self, source):
+        self.source = source
+        source.read(2)
+
+    def __len__(self):
+        return len(self.source.labels)
+
+    def __getitem__(self, index):
+        return self.source.read(index)
+
+
+@pytest.mark.parametrize(('kind', 'write'), EVERY)
+def test_workers_read_the_same(kind, write, folders, written):
+    source, expected = open_split(written(write), 'train'), open_split(folders, 'train')
+    for _ in range(2):
+        loader = DataLoader(Read(source), 3, num_workers=2, collate_fn=list, shuffle=False)
+        assert [file for batch in loader for file in batch] == [
+            expected.read(index) for index in range(len(expected.labels))]
+
+
+def trained(root, *options):
+    """Train three steps with two workers; return the state and what validation found."""
+    fitted = main([
+        'fit', '--data=lightning_app.data.ImageNetDataModule', f'--data.root={root}', '--data.batch_size=6',
+        '--data.image_size=32', '--data.num_workers=2', '--model.name=se_resnet20_cifar', '--model.optim.lr=0.05',
+        '--trainer.max_epochs=1', '--trainer.enable_progress_bar=false', '--trainer.accelerator=cpu',
+        '--trainer.logger=false', *options])
+    return fitted.model.state_dict(), {name: float(value) for name, value in fitted.trainer.callback_metrics.items()}
+
+
+LAST = ['--trainer.callbacks=lightning_app.callbacks.LastCheckpoint', '--trainer.callbacks.every_n_steps=1',
+        '--trainer.callbacks.keep=9']
+
+
+@pytest.mark.parametrize('write', [as_tar, as_shards, as_saved_datasets, as_optimised])
+def test_same_training_same_metrics_and_exact_resume(write, folders, written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = written(write)
+    expected = trained(folders)
+    found = trained(root, *LAST)
+    assert found[1] == expected[1]
+    assert all(torch.equal(value, found[0][name]) for name, value in expected[0].items())
+    after_two = next(path for path in sorted(tmp_path.rglob('*.ckpt')) if 'step=00000002' in path.name)
+    again = trained(root, f'--ckpt_path={after_two}')
+    assert again[1] == expected[1]
+    assert all(torch.equal(value, again[0][name]) for name, value in expected[0].items())
+
+
+# What people have
+
+
+def test_classes_of_imagenet_by_the_names_of_its_files(tmp_path, noise):
+    """As in the public shards of ImageNet: keys are the names of its files, labels are numbers."""
+    file = io.BytesIO()
+    noise(0).save(file, 'JPEG')
+    with webdataset.ShardWriter(f'{tmp_path}/imagenet1k-validation-%02d.tar', maxcount=2, verbose=0) as writer:
+        for key, number in [('n02000000_12', 1), ('n01440764_99', 0), ('n01440764_5', 0)]:
+            writer.write({'__key__': key, 'jpg': file.getvalue(), 'cls': number, 'json': {'label': number}})
+    source = open_split(tmp_path, 'val')
+    assert source.classes == ['n01440764', 'n02000000']
+    assert [source.name(index).rpartition(':')[2] for index in range(3)] == [
+        'n01440764_5.jpg', 'n01440764_99.jpg', 'n02000000_12.jpg']
+
+
+def test_numbers_are_names_where_there_are_no_others(tmp_path, noise):
+    file = io.BytesIO()
+    noise(0).save(file, 'PNG')
+    with webdataset.ShardWriter(f'{tmp_path}/train-%02d.tar', verbose=0) as writer:
+        for number in (10, 2, 0):
+            writer.write({'__key__': f'image{number}', 'png': file.getvalue(), 'cls': number})
+    source = open_split(tmp_path, 'train')
+    assert source.classes == ['0', '2', '10']
+    assert source.load(1).size == noise(0).size
+
+
+def test_more_shards_than_may_be_open(folders, written, monkeypatch):
+    monkeypatch.setattr(tars, 'OPEN_FILES', 2)
+    source, expected = open_split(written(as_shards), 'train'), open_split(folders, 'train')
+    assert len(source.paths_of_shards) == 4
+    for _ in range(2):
+        assert [source.read(index) for index in range(18)] == [expected.read(index) for index in range(18)]
+    assert len(source._tars._open) == 2
+
+
+def test_shards_by_a_pattern(written):
+    root = written(as_shards)
+    assert list(open_split(root, 'pets-train-{0000..0001}.tar').labels) != list(open_split(root, 'train').labels)
+    assert len(open_split(root, 'pets-train-{0000..0001}.tar').labels) == 10
+    assert len(open_split(root, 'pets-*-0000.tar').labels) == 10
+    assert expanded('{0..1}-{08..10}') == ['0-08', '0-09', '0-10', '1-08', '1-09', '1-10']
+
+
+@pytest.mark.parametrize(('names', 'missing'), [
+    (['a-00.tar', 'a-02.tar', 'b-1.tar'], ['a-01.tar', 'b-0.tar']), (['a-0.tar', 'a-1.tar'], []), (['train.tar'], []),
+    (['x-0008-of.tar', 'x-0010-of.tar'], [f'x-{number:04d}-of.tar' for number in (*range(8), 9)])])
+def test_shards_that_a_series_lacks(names, missing):
+    assert missing_shards(names) == missing
+
+
+def test_a_hole_in_the_series_is_told(written):
+    root = written(as_shards)
+    (root / 'pets-train-0001.tar').unlink()
+    with pytest.warns(UserWarning, match='1 shards are missing by their numbers.*pets-train-0001.tar'):
+        assert len(open_split(root, 'train').labels) == 13
+
+
+def test_a_changed_shard_is_looked_at_again(written, folders):
+    root = written(as_shards)
+    assert len(open_split(root, 'train').labels) == 18
+    (root / 'pets-train-0003.tar').unlink()
+    (root / 'pets-train-0002.tar').rename(root / 'pets-train-0003.tar')
+    (root / 'pets-train-0001.tar').rename(root / 'pets-train-0002.tar')
+    (root / 'pets-train-0000.tar').rename(root / 'pets-train-0001.tar')
+    with pytest.warns(UserWarning, match='pets-train-0000.tar'):
+        source = open_split(root, 'train')
+    assert len(source.labels) == 15
+    assert all(Image.open(io.BytesIO(source.read(index))) for index in range(15))
+
+
+# What is wrong with them
+
+
+def test_a_shard_that_was_named_is_missing(written, refused):
+    root = written(as_shards)
+    with refused('shards: pets-train-{0002..0005}.tar', '2 of 4 are missing: pets-train-0004.tar', 'did you mean'):
+        open_split(root, 'pets-train-{0002..0005}.tar')
+
+
+def test_shard_that_is_cut_off(written, refused):
+    root = written(as_shards)
+    with open(root / 'pets-train-0001.tar', 'r+b') as file:
+        file.truncate(3000)
+    with refused(f'tar file: {root}/pets-train-0001.tar', 'cannot be read', 'make it anew'):
+        open_split(root, 'train')
+
+
+def test_shard_that_is_lost_during_a_training(written):
+    source = open_split(written(as_shards), 'train')
+    for path in source.paths_of_shards:
+        os.unlink(path)
+    with pytest.raises(FileNotFoundError, match='pets-train-0'):
+        source.read(0)
+
+
+def test_sample_without_a_label(tmp_path, noise, refused):
+    file = io.BytesIO()
+    noise(0).save(file, 'JPEG')
+    with webdataset.ShardWriter(f'{tmp_path}/train-%02d.tar', verbose=0) as writer:
+        writer.write({'__key__': 'one', 'jpg': file.getvalue(), 'cls': 1})
+        writer.write({'__key__': 'two', 'jpg': file.getvalue(), 'json': {'class': 1}})
+    with refused(f'sample: {tmp_path}/train-00.tar:two.jpg', 'it has no label', 'lightning_app prepare'):
+        open_split(tmp_path, 'train')
+
+
+def test_samples_without_an_image_are_told(tmp_path, noise):
+    file = io.BytesIO()
+    noise(0).save(file, 'JPEG')
+    with webdataset.ShardWriter(f'{tmp_path}/train-%02d.tar', verbose=0) as writer:
+        writer.write({'__key__': 'one', 'jpg': file.getvalue(), 'cls': 1})
+        writer.write({'__key__': 'two', 'txt': 'words', 'cls': 1})
+    with pytest.warns(UserWarning, match='1 samples have no image and are left out: two'):
+        assert len(open_split(tmp_path, 'train').labels) == 1
+
+
+def test_names_of_classes_that_do_not_suffice(written, refused):
+    root = written(as_shards)
+    (root / 'classes.txt').write_text('cat\ndog\n')
+    with refused('classes.txt: 2 lines', 'there is a class 2', 'a name a line'):
+        open_split(root, 'train')
+
+
+def test_dataset_without_classes(folders, tmp_path, refused):
+    as_dataset(folders, 'train').remove_columns('label').save_to_disk(str(tmp_path / 'set' / 'train'))
+    with refused(f'data set: {tmp_path}/set/train', 'no column of class labels, but image', 'datasets.ClassLabel'):
+        open_split(tmp_path / 'set', 'train')
+
+
+def test_dataset_without_labels(folders, tmp_path, refused):
+    rows = as_dataset(folders, 'train').map(lambda row: {'label': -1})
+    rows.save_to_disk(str(tmp_path / 'set' / 'train'))
+    with refused('data set: ', 'some of its labels are missing', 'test splits often have none'):
+        open_split(tmp_path / 'set', 'train')
+
+
+def test_split_that_a_dataset_lacks(written, refused):
+    with refused('split: tain of', 'it has train, val', 'did you mean train?'):
+        open_split(written(as_saved_datasets), 'tain')
+    assert split_named('val', ['train', 'validation'], '') == 'validation'
+
+
+def test_hub_out_of_reach(refused, monkeypatch):
+    monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
+    with refused('data.root: hf://no/such', 'the hub does not give it', 'hf auth login'):
+        open_split('hf://no/such', 'train')
+
+
+def test_optimised_samples_of_another_kind(tmp_path, refused):
+    optimize(words, [1, 2], tmp_path / 'train')
+    with refused(f'data.root: {tmp_path}/train', 'its samples hold text: no image, or no class', 'FILE AS BYTES'):
+        open_split(tmp_path, 'train')
+
+
+@pytest.mark.parametrize(('write', 'package', 'extra'), [
+    (as_saved_datasets, 'datasets', 'datasets'), (as_optimised, 'litdata', 'litdata')])
+def test_library_that_is_not_installed(write, package, extra, written, refused, monkeypatch):
+    root = written(write)
+    monkeypatch.setitem(sys.modules, package, None)
+    with refused('data.root: ', f'the package {package} is not installed', f"pip install 'se-timm[{extra}]'"):
+        open_split(root, 'train')
