@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from se_timm.errors import InputError, message, nearest
 
 from .hugging_face import SPLITS, open_hub, open_saved
+from .object_store import is_url, local_copy, names_at
 from .optimised import LitDataSource
 from .shards import ShardSource, is_shard, missing_shards
 from .sources import FolderSource, Source, TarSource, nearby
@@ -27,7 +28,8 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
     """Return the images of a split, in whatever form they are there.
 
     Args:
-        root: Folder that holds the splits, or `hf://NAME`, a data set of Hugging Face's hub.
+        root: Folder that holds the splits; its URL in an object store, from where the split is copied into a cache; or
+            `hf://NAME`, a data set of Hugging Face's hub.
         split: Name of a folder, tar file or split, such as `train`, or of shards, such as `train-{0000..0146}.tar`.
         key: What messages call `root`.
 
@@ -44,6 +46,9 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
             f'{key}: {root}', f'it holds neither {split}/ nor {split}.tar, nor shards {split}-*.tar',
             (f'did you mean {" or ".join(close)}? ' if close else '') +
             f'it holds: {", ".join(names[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
+    if is_url(root):
+        beside = [name for name in names if name == 'classes.txt']
+        root = local_copy(str(root), names if entries == [SAVED] else [*entries, *beside], key)
     if entries == [SAVED]:
         return open_saved(Path(root), split)
     if entries in ([split], [f'{split}.tar']):
@@ -55,7 +60,7 @@ def has_split(root: str | Path, split: str) -> bool:
     """Return whether there may be such a split."""
     if str(root).startswith(HUB):
         return True
-    return Path(root).is_dir() and bool(entries_of(names_below(root, split), split))
+    return (is_url(root) or Path(root).is_dir()) and bool(entries_of(names_below(root, split), split))
 
 
 def names_below(root: str | Path, split: str, key: str = 'data.root') -> list[str]:
@@ -64,6 +69,8 @@ def names_below(root: str | Path, split: str, key: str = 'data.root') -> list[st
     Raises:
         InputError: If there is no such root.
     """
+    if is_url(root):
+        return names_at(str(root), key)
     root = Path(root)
     if not root.is_dir():
         raise InputError(message(

@@ -16,12 +16,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_app.cli import main
-from lightning_app.data import tars
+from lightning_app.data import object_store, tars
 from lightning_app.data.hugging_face import HuggingFaceSource, split_named
 from lightning_app.data.optimised import LitDataSource
 from lightning_app.data.shards import ShardSource, missing_shards
 from lightning_app.data.sources import FolderSource, TarSource
-from lightning_app.data.splits import expanded, open_split
+from lightning_app.data.splits import expanded, has_split, open_split
 
 CLASSES = {'cat': 7, 'dog': 6, 'eel': 5}
 SPLITS = ('train', 'val')
@@ -277,7 +277,43 @@ def test_a_changed_shard_is_looked_at_again(written, folders):
     assert all(Image.open(io.BytesIO(source.read(index))) for index in range(15))
 
 
+def test_same_images_from_an_object_store(folders, written, tmp_path, monkeypatch):
+    """By fsspec, as from s3:// and gs://: copied once."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    expected = FolderSource(folders / 'train')
+    for write in (as_tar, as_shards, as_shards_in_folders, as_saved_datasets, as_optimised):
+        url = f'memory://bucket/{write.__name__}'
+        store, path = object_store.connected(url, 'root')
+        store.put(f'{written(write)}/', path, recursive=True)
+        source = open_split(url, 'train')
+        assert source.classes == expected.classes
+        assert [source.read(index) for index in range(18)] == [expected.read(index) for index in range(18)]
+        assert has_split(url, 'val')
+        assert not has_split(url, 'vala') or write is as_saved_datasets  # that says so when it is opened
+    copied = {path: path.stat().st_mtime_ns for path in (tmp_path / 'cache').rglob('copies/*/pets-*.tar')}
+    assert {path.name[:10] for path in copied} == {'pets-train'}  # not what no one asked for
+    open_split('memory://bucket/as_shards', 'train')
+    assert copied == {path: path.stat().st_mtime_ns for path in copied}
+    next(iter(copied)).write_bytes(b'cut off')
+    assert open_split('memory://bucket/as_shards', 'train').read(17) == expected.read(17)
+
+
 # What is wrong with them
+
+
+@pytest.mark.parametrize(('url', 'why'), [
+    ('memory://bucket/nothing-here', 'FileNotFoundError'), ('s4://bucket/x', 'it cannot be opened'),
+    ('http://127.0.0.1:9/imagenet', 'it cannot be had')])
+def test_object_store_out_of_reach(url, why, refused):
+    with refused(f'data.root: {url}', why, 'see '):
+        open_split(url, 'train')
+
+
+def test_object_store_without_the_split(written, refused):
+    store, path = object_store.connected('memory://shop', 'root')
+    store.put(f'{written(as_tar)}/', path, recursive=True)
+    with refused('data.root: memory://shop', 'holds neither tain/ nor tain.tar', 'did you mean train.tar?'):
+        open_split('memory://shop', 'tain')
 
 
 def test_a_shard_that_was_named_is_missing(written, refused):
