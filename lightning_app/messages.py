@@ -22,6 +22,7 @@ VERBS = {
     'compare': 'lightning_app.analysis.compare:compare',
     'dashboard': 'lightning_app.dashboard:dashboard',
     'export': 'lightning_app.export:export',
+    'prepare': 'lightning_app.prepare:prepare',
     'sweep': 'lightning_app.sweep:sweep',
 }
 LINKED = {'model.num_classes': 'data.num_classes'}  # a key that follows from the data, and the one that may be given

@@ -1,0 +1,305 @@
+"""Images into WebDataset shards: large files that any storage reads fast, with the short side limited if wanted."""
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import multiprocessing
+import signal
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from se_timm.errors import InputError, message
+
+from .data.decode import UnreadableImage, decode
+from .data.imagenet import relabel
+from .data.shards import samples_in
+from .data.sources import Source
+from .data.splits import open_split
+from .data.tars import TarFiles
+from .data.workers import cores, start_method
+
+__all__ = ['Settings', 'prepare']
+
+RECORD, CLASSES = 'prepared.json', 'classes.txt'
+# of the files of Pillow's formats that are kept as they are
+ENDINGS = {'JPEG': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'TIFF': 'tif', 'BMP': 'bmp', 'PPM': 'ppm'}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the shards follow from; a folder of shards holds those of one.
+
+    Attributes:
+        short_side: Larger images are scaled down to this shorter side, in pixels; none where None.
+        quality: Of JPEG files of those, up to 100.
+        images_per_shard: In each shard but the last.
+        seed: Of the order.
+    """
+
+    short_side: int | None
+    quality: int
+    images_per_shard: int
+    seed: int
+
+
+def prepare(
+        root: str, output: str, splits: Sequence[str] = ('train', 'val'), short_side: int | None = None,
+        quality: int = 90, images_per_shard: int = 1000, seed: int = 0, workers: int | None = None) -> dict[str, int]:
+    """Write the images of class folders, or of any other form that is read, into WebDataset shards.
+
+    Each shard is read again before it gets its name, so that a shard that is there is whole: the same command goes on
+    where it was interrupted. Images that cannot be read are left out, named and counted. Files are kept as they are, to
+    the byte, but for images whose short side is limited.
+
+    Args:
+        root: Folder that holds the splits, or `hf://NAME`.
+        output: Folder for the shards, `SPLIT-0000.tar` and so on, and `classes.txt`.
+        splits: The splits.
+        short_side: Scale larger images down to this shorter side, in pixels: 256 is enough for training at 224 px, and
+            about a quarter of ImageNet's size.
+        quality: Of the JPEG files of those.
+        images_per_shard: Images in a shard.
+        seed: Of the order of the images, which is random, as some readers want classes mixed.
+        workers: Processes; one a core where not given.
+
+    Returns:
+        How many images each split has in its shards.
+
+    Raises:
+        InputError: For splits that are not there, and if the output holds shards of other settings.
+        SystemExit: With status 130 at Ctrl-C; shards that are done stay.
+    """
+    settings = Settings(short_side, quality, images_per_shard, seed)
+    check(settings)
+    sources = {split: open_split(root, split, 'root') for split in splits}
+    folder = Path(output)
+    begin(folder, settings, sources)
+    counts = {}
+    try:
+        for split, source in sources.items():
+            skipped = write_split(folder, split, source, settings, workers or cores())
+            counts[split] = len(source.labels) - len(skipped)
+            report(folder, split, counts[split], skipped)
+    except KeyboardInterrupt:
+        print(f'interrupted; the same command goes on in {folder}', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        raise InputError(message(
+            f'output: {folder}', f'it cannot be written ({error})',
+            'make room there, or name another folder; the same command goes on where it was')) from error
+    return counts
+
+
+def check(settings: Settings) -> None:
+    """Raise `InputError` for numbers that mean nothing."""
+    for name, least, most in (('short_side', 1, None), ('quality', 1, 100), ('images_per_shard', 1, None)):
+        value = getattr(settings, name)
+        if value is not None and (value < least or (most is not None and value > most)):
+            raise InputError(message(
+                f'{name}: {value}', f'it must be at least {least}' + (f' and at most {most}' if most else ''),
+                'correct it, or leave it out'))
+
+
+def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
+    """Write down what the shards in `folder` follow from, and number the classes of all splits as there.
+
+    Raises:
+        InputError: If there are such that follow from something else, or a split has a class that the first has not.
+    """
+    file, names = folder / RECORD, folder / CLASSES
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    images = {f'images of {split}': digest(source) for split, source in sources.items()}
+    now = {**asdict(settings), **images}
+    for name, value in now.items():
+        if before.get(name, value) != value:
+            raise InputError(message(
+                f'output: {folder}', f'its shards were made with {name} {before[name]}, now it is {value}',
+                'give the same to go on with them, or name another folder'))
+    classes = names.read_text().splitlines() if names.is_file() else next(iter(sources.values())).classes
+    for split, source in sources.items():
+        relabel(source, classes, split)
+    folder.mkdir(parents=True, exist_ok=True)
+    names.write_text(''.join(f'{name}\n' for name in classes))
+    file.write_text(json.dumps({**before, **now}))
+
+
+def digest(source: Source) -> int:
+    """Return a number that tells the images of a source from others, by their names and classes."""
+    names = '\n'.join(source.name(index) for index in range(len(source.labels)))
+    return zlib.crc32(np.asarray(source.labels, dtype=np.int64).tobytes(), zlib.crc32(names.encode(
+        'utf-8', 'surrogateescape')))
+
+
+# A split
+
+
+def write_split(
+        folder: Path, split: str, source: Source, settings: Settings, workers: int) -> list[tuple[str, str]]:
+    """Write the shards of a split that are not there; return name and reason of each image that was left out."""
+    order = np.random.default_rng(settings.seed).permutation(len(source.labels))
+    shards = [order[start:start + settings.images_per_shard]
+              for start in range(0, len(order), settings.images_per_shard)]
+    digits = max(4, len(str(len(shards) - 1)))
+    paths = [folder / f'{split}-{number:0{digits}}.tar' for number in range(len(shards))]
+    todo = [(path, shard) for path, shard in zip(paths, shards, strict=True) if not path.is_file()]
+    with tqdm(total=len(order), initial=len(order) - sum(len(shard) for _, shard in todo), desc=split,
+              unit=' images', disable=None) as bar:
+        for path in write_shards(todo, source, settings, workers):
+            bar.update(dict(todo)[path].size)
+    return [(name, reason) for path in paths for name, reason in skipped_beside(path)]
+
+
+def write_shards(
+        todo: list[tuple[Path, Any]], source: Source, settings: Settings, workers: int) -> Iterator[Path]:
+    """Write shards, each in a process; yield each path as it is done."""
+    if workers == 1 or len(todo) <= 1:
+        for path, shard in todo:
+            write_shard(path, shard, source, settings)
+            yield path
+        return
+    context = multiprocessing.get_context(start_method(1))
+    with ProcessPoolExecutor(min(workers, len(todo)), context, _keep, (source, settings)) as pool:
+        pending: dict[Future[None], Path] = {pool.submit(_write, path, shard): path for path, shard in todo}
+        try:
+            for future in as_completed(pending):
+                future.result()
+                yield pending[future]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_kept: list[Any] = []
+
+
+def _keep(*shared: Any) -> None:
+    """Keep what all shards of a process need; leave Ctrl-C to the one that has all of them."""
+    _kept[:] = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write(path: Path, shard: Any) -> None:
+    write_shard(path, shard, *_kept)
+
+
+# A shard
+
+
+def write_shard(path: Path, indices: Any, source: Source, settings: Settings) -> None:
+    """Write some images of a source to a shard, read them again, and only then give it its name."""
+    partial = path.with_suffix('.tar.partial')
+    written: dict[str, int] = {}
+    keys: set[str] = set()
+    skipped = []
+    with tarfile.open(partial, 'w') as tar:
+        for index in indices.tolist():
+            try:
+                content, ending = image_file(source.read(index), settings)
+            except (UnreadableImage, OSError) as error:
+                skipped.append((source.name(index), str(error)))
+                continue
+            key = unique(key_of(source, index), keys)
+            written[f'{key}.{ending}'] = zlib.crc32(content)
+            add(tar, f'{key}.{ending}', content)
+            add(tar, f'{key}.cls', str(int(source.labels[index])).encode())
+    verify(partial, written)
+    record = skipped_file(path)
+    if skipped:
+        record.write_text(json.dumps(skipped))
+    else:
+        record.unlink(missing_ok=True)
+    partial.replace(path)
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to a tar file, the same bytes at any time and by any user."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def image_file(content: bytes | Image.Image, settings: Settings) -> tuple[bytes, str]:
+    """Return the file of an image for a shard, and its ending.
+
+    Raises:
+        UnreadableImage: If it is no image, or only part of one.
+    """
+    image = decode(content) if isinstance(content, bytes) else content
+    if settings.short_side is not None and min(image.size) > settings.short_side:
+        return encoded(scaled_down(image, settings.short_side), 'JPEG', quality=settings.quality), 'jpg'
+    if isinstance(content, bytes) and (ending := ENDINGS.get(Image.open(io.BytesIO(content)).format or '')):
+        return content, ending
+    return encoded(image, 'PNG'), 'png'
+
+
+def scaled_down(image: Image.Image, short_side: int) -> Image.Image:
+    """Return a larger image with this shorter side, in pixels."""
+    scale = short_side / min(image.size)
+    width, height = (max(round(side * scale), short_side) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """Return the file of an image."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def key_of(source: Source, index: int) -> str:
+    """Return the key of an image: its class, and the name of its file without points, at which a key would end."""
+    stem = PurePosixPath(source.name(index).rpartition(':')[2]).stem
+    return f'{source.classes[source.labels[index]]}/{stem.replace(".", "_")}'
+
+
+def unique(key: str, keys: set[str]) -> str:
+    """Return a key that is not among `keys`, and add it."""
+    candidates = itertools.chain([key], (f'{key}-{number}' for number in itertools.count(1)))
+    chosen = next(each for each in candidates if each not in keys)
+    keys.add(chosen)
+    return chosen
+
+
+def verify(path: Path, written: dict[str, int]) -> None:
+    """Raise `OSError` unless a shard holds the images that were written to it."""
+    tar = TarFiles([str(path)])
+    found = {sample.name: zlib.crc32(tar.read(0, sample.place)) for sample in samples_in(str(path))}
+    if found != written:
+        raise OSError(f'{path}: {len(written)} images were written, and other ones were read again; '
+                      'see that the disk is sound and not full')
+
+
+# What was left out
+
+
+def skipped_file(path: Path) -> Path:
+    """Return where the images that a shard lacks are named."""
+    return path.with_suffix('.skipped.json')
+
+
+def skipped_beside(path: Path) -> list[tuple[str, str]]:
+    """Return name and reason of the images that a shard lacks."""
+    file = skipped_file(path)
+    return [(name, reason) for name, reason in json.loads(file.read_text())] if file.is_file() else []
+
+
+def report(folder: Path, split: str, count: int, skipped: list[tuple[str, str]]) -> None:
+    """Say what was written, and what was left out."""
+    print(f'{split}: {count} images in {folder}/{split}-*.tar')
+    if skipped:
+        print(f'{split}: {len(skipped)} images cannot be read and were left out:', file=sys.stderr)
+        for name, reason in skipped[:10]:
+            print(f'  {name}: {reason}', file=sys.stderr)
+        if len(skipped) > 10:
+            print(f'  and {len(skipped) - 10} more: {folder}/{split}-*.skipped.json', file=sys.stderr)

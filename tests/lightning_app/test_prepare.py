@@ -1,0 +1,217 @@
+"""Shards that are written from class folders: the same images, whole or not at all, and nothing left out in silence."""
+import io
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from lightning_app import prepare as module
+from lightning_app.cli import main
+from lightning_app.data.shards import ShardSource
+from lightning_app.data.sources import FolderSource
+from lightning_app.data.splits import open_split
+from lightning_app.prepare import prepare
+
+COUNTS = {'cat': 9, 'dog': 8, 'eel': 6}
+
+
+@pytest.fixture
+def folders(tmp_path, noise):
+    """Return a root with files of several kinds and sizes in train/ and val/."""
+    for split, counts in (('train', COUNTS), ('val', {'cat': 2, 'eel': 3})):
+        for label, (name, count) in enumerate(counts.items()):
+            (tmp_path / 'folders' / split / name).mkdir(parents=True)
+            for index in range(count):
+                kind = 'png' if index % 4 == 3 else 'JPEG'
+                noise(100 * label + index, (50 + 8 * index, 90)).save(
+                    tmp_path / 'folders' / split / name / f'{index}.of.{name}.{kind}', quality=95)
+    return tmp_path / 'folders'
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_same_images_as_in_the_folders(folders, tmp_path, workers):
+    assert prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=7, workers=workers) == {
+        'train': 23, 'val': 5}
+    assert sorted(files(tmp_path / 'shards')) == [
+        'classes.txt', 'prepared.json', 'train-0000.tar', 'train-0001.tar', 'train-0002.tar', 'train-0003.tar',
+        'val-0000.tar']
+    for split in ('train', 'val'):
+        source, expected = open_split(tmp_path / 'shards', split), open_split(folders, split)
+        assert type(source) is ShardSource
+        assert source.classes == expected.classes
+        np.testing.assert_array_equal(source.labels, expected.labels)
+        every = range(len(expected.labels))
+        assert [source.read(index) for index in every] == [expected.read(index) for index in every]
+    with tarfile.open(tmp_path / 'shards/train-0000.tar') as tar:
+        classes = [name.partition('/')[0] for name in tar.getnames()]
+    assert len(set(classes)) > 1  # mixed
+
+
+# it leaves its files to the garbage collector
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_webdataset_reads_them(folders, tmp_path):
+    prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=7, workers=1)
+    pattern = str(tmp_path / 'shards' / 'train-{0000..0003}.tar')
+    rows = list(webdataset.WebDataset(pattern, shardshuffle=False).decode('pil').to_tuple('jpg;png', 'cls', '__key__'))
+    assert len(rows) == 23
+    source = FolderSource(folders / 'train')
+    by_key = {(int(label), path.rpartition('/')[2].rpartition('.')[0].replace('.', '_')): index
+              for index, (path, label) in enumerate(zip(source.paths, source.labels, strict=True))}
+    for image, label, key in rows:
+        np.testing.assert_array_equal(image, source.load(by_key[label, key.rpartition('/')[2]]))
+
+
+def test_any_number_of_workers_gives_the_same_files(folders, tmp_path):
+    for workers in (1, 2):
+        prepare(str(folders), str(tmp_path / f'of{workers}'), images_per_shard=7, workers=workers)
+    assert files(tmp_path / 'of1') == files(tmp_path / 'of2')
+
+
+def test_short_side(folders, tmp_path):
+    prepare(str(folders), str(tmp_path / 'shards'), short_side=64, quality=80, workers=1)
+    source, before = open_split(tmp_path / 'shards', 'train'), open_split(folders, 'train')
+    for index in range(23):
+        small, large = source.load(index), before.load(index)
+        if min(large.size) <= 64:
+            assert source.read(index) == before.read(index)  # not scaled up, and not encoded again
+        else:
+            assert min(small.size) == 64
+            assert abs(small.width / small.height - large.width / large.height) < 0.02
+            assert source.name(index).endswith('.jpg')
+            file = io.BytesIO()
+            large.resize(small.size, Image.Resampling.LANCZOS).save(file, 'JPEG', quality=80)
+            assert source.read(index) == file.getvalue()
+
+
+def test_goes_on_where_it_was_interrupted(folders, tmp_path, monkeypatch):
+    prepare(str(folders), str(tmp_path / 'whole'), images_per_shard=4, workers=1)
+    write, done = module.write_shard, []
+
+    def interrupted(path, *args):
+        if len(done) == 3:
+            path.with_suffix('.tar.partial').write_bytes(b'half of it')
+            raise KeyboardInterrupt
+        done.append(path.name)
+        write(path, *args)
+
+    monkeypatch.setattr(module, 'write_shard', interrupted)
+    with pytest.raises(SystemExit) as end:
+        prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=4, workers=1)
+    assert end.value.code == 130
+    monkeypatch.setattr(module, 'write_shard', lambda path, *args: (done.append(path.name), write(path, *args)))
+    prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=4, workers=1)
+    assert len(done) == len(set(done)) == 8
+    assert files(tmp_path / 'shards') == files(tmp_path / 'whole')
+
+
+def test_nothing_is_done_twice(folders, tmp_path, monkeypatch, capsys):
+    prepare(str(folders), str(tmp_path / 'shards'), workers=1)
+    monkeypatch.setattr(module, 'write_shard', lambda *args: pytest.fail('it is there'))
+    assert prepare(str(folders), str(tmp_path / 'shards'), workers=1) == {'train': 23, 'val': 5}
+    assert prepare(str(folders), str(tmp_path / 'shards'), ['val'], workers=1) == {'val': 5}
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_what_cannot_be_read_is_left_out_and_named(folders, tmp_path, workers, capsys):
+    broken = folders / 'train' / 'dog' / '2.of.dog.JPEG'
+    broken.write_bytes(broken.read_bytes()[:-2000])
+    (folders / 'train' / 'eel' / '3.of.eel.png').write_bytes(b'')
+    for _ in range(2):  # also by a run that finds all done
+        assert prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=7, workers=workers)['train'] == 21
+        error = capsys.readouterr().err
+        assert 'train: 2 images cannot be read and were left out:' in error
+        assert f'{broken}: ' in error
+        assert 'truncated' in error
+    assert len(open_split(tmp_path / 'shards', 'train').labels) == 21
+
+
+def test_files_are_called_what_they_are(tmp_path, noise):
+    for split in ('train', 'val'):
+        (tmp_path / 'folders' / split / 'cat').mkdir(parents=True)
+        for name, kind in [('a.JPEG', 'PNG'), ('b.jpg', 'JPEG'), ('c.png', 'WEBP'), ('d.jpg', 'GIF'), ('e.bmp', 'BMP')]:
+            noise(1).save(tmp_path / 'folders' / split / 'cat' / name, kind)
+    prepare(str(tmp_path / 'folders'), str(tmp_path / 'shards'), workers=1)
+    source = open_split(tmp_path / 'shards', 'train')
+    assert [source.name(index).rpartition('/')[2] for index in range(5)] == [
+        'a.png', 'b.jpg', 'c.webp', 'd.png', 'e.bmp']
+
+
+def test_names_that_become_the_same(tmp_path, noise):
+    folder = tmp_path / 'folders' / 'train' / 'cat'
+    for index, name in enumerate(['x/1.png', 'y/1.png', 'z/1.jpg', '1-1.png']):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(index).save(folder / name)
+    prepare(str(tmp_path / 'folders'), str(tmp_path / 'shards'), ['train'], workers=1)
+    source, before = open_split(tmp_path / 'shards', 'train'), open_split(tmp_path / 'folders', 'train')
+    assert sorted(source.read(index) for index in range(4)) == sorted(before.read(index) for index in range(4))
+
+
+def test_from_shards_with_other_settings(folders, tmp_path):
+    """Any form is read, also this one."""
+    prepare(str(folders), str(tmp_path / 'one'), images_per_shard=7, workers=1)
+    prepare(str(tmp_path / 'one'), str(tmp_path / 'other'), images_per_shard=3, seed=5, workers=1)
+    source, expected = open_split(tmp_path / 'other', 'train'), open_split(folders, 'train')
+    assert [source.read(index) for index in range(23)] == [expected.read(index) for index in range(23)]
+    assert source.classes == expected.classes
+
+
+def test_output_of_other_settings(folders, tmp_path, refused):
+    prepare(str(folders), str(tmp_path / 'shards'), workers=1)
+    with refused(f'output: {tmp_path}/shards', 'made with short_side None, now it is 64', 'another folder'):
+        prepare(str(folders), str(tmp_path / 'shards'), short_side=64)
+    (folders / 'train' / 'cat' / '0.of.cat.JPEG').unlink()
+    with refused(f'output: {tmp_path}/shards', 'made with images of train ', 'another folder'):
+        prepare(str(folders), str(tmp_path / 'shards'))
+
+
+@pytest.mark.parametrize(('options', 'given', 'why'), [
+    ({'short_side': 0}, 'short_side: 0', 'at least 1'), ({'quality': 101}, 'quality: 101', 'at most 100'),
+    ({'images_per_shard': 0}, 'images_per_shard: 0', 'at least 1'), ({'splits': ['tain']}, 'root: ', 'neither tain/')])
+def test_what_cannot_be(folders, tmp_path, refused, options, given, why):
+    with refused(given, why, ''):
+        prepare(str(folders), str(tmp_path / 'shards'), **options)
+    assert not (tmp_path / 'shards').exists()
+
+
+def test_disk_that_is_full(folders, tmp_path, refused, monkeypatch):
+    def full(*args):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(module, 'write_shard', full)
+    with refused(f'output: {tmp_path}/shards', 'No space left on device', 'make room there'):
+        prepare(str(folders), str(tmp_path / 'shards'), workers=1)
+
+
+def test_disk_that_keeps_something_else(folders, tmp_path, refused, monkeypatch):
+    add = module.add
+    monkeypatch.setattr(module, 'add', lambda tar, name, content: add(tar, name, content.replace(b'\x00', b'\x01')))
+    with refused('output: ', 'other ones were read again', 'goes on where it was'):
+        prepare(str(folders), str(tmp_path / 'shards'), workers=1)
+    assert not list((tmp_path / 'shards').glob('*.tar'))
+
+
+def test_ctrl_c(folders, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'lightning_app', 'prepare', '--root', str(folders), '--output', str(tmp_path / 'shards'),
+         '--images_per_shard', '1', '--workers', '2'], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob('shards/*.tar')):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate()[1]
+    assert process.returncode in (130, 0)  # it may have been done
+    assert 'Traceback' not in error
+    main(['prepare', '--root', str(folders), '--output', str(tmp_path / 'shards'), '--images_per_shard', '1',
+          '--workers', '1'])
+    assert len(open_split(tmp_path / 'shards', 'train').labels) == 23
+    assert not list(tmp_path.glob('shards/*.partial'))
