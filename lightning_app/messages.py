@@ -22,6 +22,7 @@ VERBS = {
     'compare': 'lightning_app.analysis.compare:compare',
     'dashboard': 'lightning_app.dashboard:dashboard',
     'export': 'lightning_app.export:export',
+    'loading': 'lightning_app.loading:loading',
     'prepare': 'lightning_app.prepare:prepare',
     'sweep': 'lightning_app.sweep:sweep',
 }

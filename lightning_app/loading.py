@@ -1,0 +1,257 @@
+"""How fast images are loaded here, a core, beside timm's loader and bare decoding; and how many cores a GPU needs."""
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import create_loader
+from torch.utils.data import DataLoader, Dataset
+
+from se_timm.errors import InputError, message
+from se_timm.tables import aligned
+
+from .data.augment import Augment, training_transform
+from .data.collate import collate
+from .data.decode import UnreadableImage
+from .data.jpeg import choose_decoder, installed, is_jpeg
+from .data.picture import Picture
+from .data.samples import SeededSampler, TrainingSamples
+from .data.sources import Source, first_files
+from .data.splits import open_split
+from .data.workers import cores
+
+__all__ = ['loading']
+
+NORMALISATION: dict[str, Any] = {
+    'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'interpolation': 'bilinear'}
+EXAMPLES = 32  # files by which the fastest decoder is chosen
+QUALITY = 95  # of the files that are made
+WARMUP = 3  # batches that are not counted: the worker starts, and loads libraries
+TIMM = "timm's create_loader, 1 worker"
+
+Row = Callable[[], float]
+
+
+class Part(Source):
+    """The first images of a source, with their files in memory where they are to be of another size.
+
+    Args:
+        source: The images.
+        count: How many of them.
+        size: Width and height of the files in pixels; those of the source where None.
+    """
+
+    def __init__(self, source: Source, count: int, size: Sequence[int] | None = None) -> None:
+        self.labels, self.classes, self.source = source.labels[:count], source.classes, source
+        self.files = None if size is None else [made(source.load(index), size) for index in range(len(self.labels))]
+
+    def name(self, index: int) -> str:
+        """Return the name of the image."""
+        return self.source.name(index)
+
+    def file(self, index: int) -> str | None:
+        """Return the file on the disk that holds it."""
+        return self.source.file(index) if self.files is None else None
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """Return its file, or the image."""
+        return self.source.read(index) if self.files is None else self.files[index]
+
+
+def made(image: Image.Image, size: Sequence[int]) -> bytes:
+    """Return a JPEG file of an image in another size, width and height."""
+    file = io.BytesIO()
+    image.resize((size[0], size[1]), Image.Resampling.LANCZOS).save(file, 'JPEG', quality=QUALITY)
+    return file.getvalue()
+
+
+class Opened(Dataset[tuple[Any, int]]):
+    """Images as timm's data set has them: opened by Pillow, then transformed."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.transform: Any = None  # timm's create_loader puts it there
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        content = self.source.read(index)
+        image = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content)).convert('RGB')
+        return self.transform(image), int(self.source.labels[index])
+
+
+def loading(
+        *roots: str, split: str = 'train', size: int = 224, batch_size: int = 64, images: int = 2000, rounds: int = 5,
+        decoder: str = 'auto', made_size: tuple[int, int] | None = None, workers: int = 2, cold: bool = False,
+        images_per_second: float | None = None) -> dict[str, float]:
+    """Time the loading of training batches, random crops that may be flipped, beside timm's loader and bare decoding.
+
+    With one worker and several, each a core. Rounds alternate between all rows, ratios are within a round, and their
+    median is printed.
+
+    Args:
+        *roots: Folders with the split, in any form that `data.root` takes; the first is loaded by timm as well.
+        split: The split.
+        size: Side of the crops in pixels.
+        batch_size: Images in a batch.
+        images: How many of the split are loaded in a round, its first.
+        rounds: How often all rows are run.
+        decoder: As `data.decoder`.
+        made_size: Width and height: load JPEG files of this size, in memory, made from the images.
+        workers: Most worker processes.
+        cold: Have the system forget the files before each row: as from storage, not from memory.
+        images_per_second: That a GPU trains on, as `train/images_per_second` says: how many cores it needs is printed.
+
+    Returns:
+        Images a second for each row.
+
+    Raises:
+        InputError: If there are too few images, or they cannot be had from storage.
+    """
+    sources = {root: Part(open_split(root, split, 'root'), images, made_size) for root in roots}
+    first = sources[roots[0]]
+    check(first, batch_size, cold)
+    chosen = choose_decoder(decoder, first_files(first, EXAMPLES))
+    rows = rows_of(sources, size, batch_size, chosen, workers)
+    speeds: dict[str, list[float]] = {row: [] for row in rows}
+    for _ in range(rounds):
+        for row, run in rows.items():
+            if cold:
+                for source in sources.values():
+                    forget(source)
+            speeds[row].append(run())
+    print_table(speeds, chosen)
+    print(f'\n{describe(first)}, crops of {size} px in batches of {batch_size}; medians of {rounds} rounds, '
+          f'{"cold" if cold else "warm"}; {cores()} cores; timm {timm.__version__}, torch {torch.__version__}, '
+          f'Python {platform.python_version()}')
+    medians = {row: statistics.median(values) for row, values in speeds.items()}
+    if images_per_second is not None:
+        one = medians[worker_row(roots[0], 1)]
+        print(f'A GPU that trains on {images_per_second:.0f} images/s needs {math.ceil(images_per_second / one)} cores '
+              f'that load {one:.0f} images/s each; this machine has {cores()}.')
+    return medians
+
+
+def check(source: Source, batch_size: int, cold: bool) -> None:
+    """Raise `InputError` if there are not enough images for a measurement, or they cannot be forgotten."""
+    least = 2 * (WARMUP + 1)
+    if len(source.labels) < least * batch_size:
+        raise InputError(message(
+            f'batch_size: {batch_size}',
+            f'of {len(source.labels)} images not {least} batches can be made, of which {WARMUP} do not count',
+            f'take a batch size of at most {max(len(source.labels) // least, 1)}, or more images'))
+    if cold and not hasattr(os, 'posix_fadvise'):
+        raise InputError(message('cold: true', 'this system does not forget files when asked', 'measure on Linux'))
+    if cold and source.file(0) is None:
+        raise InputError(message(
+            f'cold: true with {source.name(0)}', 'its file is in memory, or in the hands of another library',
+            'measure class folders, tar files or shards, without made_size'))
+
+
+def rows_of(
+        sources: dict[str, Part], size: int, batch_size: int, decoder: str, workers: int) -> dict[str, Row]:
+    """Return what is timed in each row; it returns images a second."""
+    name, first = next(iter(sources.items()))
+    rows: dict[str, Row] = {TIMM: partial(timms, first, size, batch_size)}
+    ours = partial(own, size=size, batch_size=batch_size, decoder=decoder)
+    for root, source in sources.items():
+        rows[worker_row(root, 1)] = partial(ours, source)
+    rows[f'{name}, exact, 1 worker'] = partial(ours, first, exact=True)
+    if workers > 1:
+        rows[worker_row(name, workers)] = partial(ours, first, workers=workers)
+    for each in installed():
+        rows[decoding_row(each)] = partial(decoding, first, each)
+    return rows
+
+
+def worker_row(root: str, workers: int) -> str:
+    """Return how the row of so many workers is called."""
+    return f'{root}, {workers} worker' + 's' * (workers > 1)
+
+
+def decoding_row(decoder: str) -> str:
+    """Return how the row of a decoder is called."""
+    return f'decoding alone, {decoder}'
+
+
+# What is timed
+
+
+def own(source: Source, size: int, batch_size: int, decoder: str, exact: bool = False, workers: int = 1) -> float:
+    """Return images a second of our loading, to the batch of bytes, which is normalised on the device."""
+    samples = TrainingSamples(source, training_transform(Augment(), size, exact, **NORMALISATION), decoder=decoder)
+    sampler = SeededSampler(len(samples), 1, 0, seed=0, multiple=batch_size)
+    batches = DataLoader(
+        samples, batch_size, sampler=sampler, num_workers=workers, drop_last=True, collate_fn=collate)
+    return speed(batches, batch_size)
+
+
+def timms(source: Source, size: int, batch_size: int) -> float:
+    """Return images a second of timm's loading, to the batch of bytes, which its prefetcher normalises."""
+    batches = create_loader(
+        Opened(source), size, batch_size, is_training=True, hflip=0.5, color_jitter=None, num_workers=1,
+        persistent_workers=False, device=torch.device('cpu'), pin_memory=False, **NORMALISATION)
+    return speed(batches.loader, batch_size)
+
+
+def speed(batches: Iterable[Any], batch_size: int) -> float:
+    """Return images a second, once the first batches are there."""
+    arrivals = [time.perf_counter() for _ in batches]
+    return (len(arrivals) - 1 - WARMUP) * batch_size / (arrivals[-1] - arrivals[WARMUP])
+
+
+def decoding(source: Source, decoder: str) -> float:
+    """Return images a second of reading and decoding alone, in this process."""
+    count, start = len(source.labels), time.perf_counter()
+    for index in range(count):
+        with contextlib.suppress(UnreadableImage):  # which a training replaces
+            Picture(source.read(index), decoder).pixels()
+    return count / (time.perf_counter() - start)
+
+
+def forget(source: Source) -> None:
+    """Let the system forget what is in the files of a source; where they are, it still knows."""
+    for file in {source.file(index) for index in range(len(source.labels))} - {None}:
+        descriptor = os.open(str(file), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # what is not written yet cannot be forgotten
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+# What is printed
+
+
+def describe(source: Source) -> str:
+    """Return number, size and form of the images."""
+    files = [content for content in map(source.read, range(len(source.labels))) if isinstance(content, bytes)]
+    sides = [min(Picture(content).size) for content in files]
+    jpegs = sum(map(is_jpeg, files))
+    return f'{len(source.labels)} images' + (
+        f', {jpegs} of them JPEG files, medians {statistics.median(map(len, files)) / 1000:.0f} kB and '
+        f'{statistics.median(sides):.0f} px on the shorter side' if files else '')
+
+
+def print_table(speeds: dict[str, list[float]], decoder: str) -> None:
+    """Print images a second for each row, and relative to timm's loader and to the decoding."""
+    against = {"/ timm's": TIMM, '/ decoding': decoding_row(decoder)}
+
+    def ratio(row: str, other: str) -> str:
+        return f'{statistics.median(a / b for a, b in zip(speeds[row], speeds[other], strict=True)):.2f}'
+
+    print(aligned([['', 'images/s', *against], *(
+        [row, f'{statistics.median(values):.0f}', *(ratio(row, other) for other in against.values())]
+        for row, values in speeds.items())]))

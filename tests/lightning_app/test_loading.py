@@ -1,0 +1,91 @@
+"""The benchmark of the loading runs every row, on the same files."""
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_app import loading
+from lightning_app.cli import main
+from lightning_app.data.jpeg import installed
+from lightning_app.data.sources import FolderSource
+
+
+@pytest.fixture
+def root(tmp_path, noise):
+    """Return a root with JPEG files of random pixels."""
+    for number in range(48):
+        folder = tmp_path / 'train' / 'ab'[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        noise(number, (48, 40)).save(folder / f'{number}.jpg')
+    return tmp_path
+
+
+def rows(root, *options):
+    return main(['loading', str(root), '--batch_size=4', '--size=32', '--rounds=1', *options])
+
+
+def test_every_row_is_timed(root, tmp_path, capsys):
+    other = tmp_path / 'shards'
+    main(['prepare', f'--root={root}', f'--output={other}', '--splits=[train]', '--images_per_shard=20'])
+    speeds = main(['loading', str(root), str(other), '--batch_size=4', '--size=32', '--rounds=2', '--decoder=pillow',
+                   '--images_per_second=3000'])
+    assert list(speeds) == [
+        loading.TIMM, f'{root}, 1 worker', f'{other}, 1 worker', f'{root}, exact, 1 worker', f'{root}, 2 workers',
+        *(f'decoding alone, {name}' for name in installed())]
+    assert all(speed > 0 for speed in speeds.values())
+    text = capsys.readouterr().out
+    assert all(row in text for row in speeds)
+    assert '48 images, 48 of them JPEG files' in text
+    assert '40 px on the shorter side' in text
+    assert 'A GPU that trains on 3000 images/s needs' in text
+
+
+def test_files_that_are_made(root, capsys):
+    rows(root, '--made_size=[100, 75]', '--images=40', '--workers=1')
+    assert '40 images, 40 of them JPEG files' in (text := capsys.readouterr().out)
+    assert '75 px on the shorter side' in text
+    assert '2 workers' not in text
+
+
+def test_made_files_have_the_size(noise):
+    made = Image.open(io.BytesIO(loading.made(noise(0), (100, 75))))
+    assert (made.size, made.format) == ((100, 75), 'JPEG')
+
+
+@pytest.mark.skipif(not hasattr(os, 'posix_fadvise'), reason='this system forgets no files')
+def test_cold(root, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(loading, 'forget', forgotten.append)
+    rows(root, '--cold=true', '--decoder=pillow', '--workers=1')
+    assert len(forgotten) == 3 + len(installed())  # before each row
+
+
+@pytest.mark.skipif(not hasattr(os, 'posix_fadvise'), reason='this system forgets no files')
+def test_files_can_still_be_read_when_they_are_forgotten(root):
+    source = loading.Part(FolderSource(root / 'train'), 10)
+    before = [source.read(index) for index in range(10)]
+    loading.forget(source)
+    assert [source.read(index) for index in range(10)] == before
+
+
+def test_both_sides_load_the_same_images(root):
+    source = FolderSource(root / 'train')
+    opened = loading.Opened(source)
+    opened.transform = np.asarray
+    image, label = opened[5]
+    np.testing.assert_array_equal(image, source.load(5))
+    assert label == source.labels[5]
+    assert len(opened) == 48
+
+
+@pytest.mark.parametrize(('options', 'parts'), [
+    (['--batch_size=8'], ('batch_size: 8', 'of 48 images not 8 batches', 'at most 6')),
+    (['--cold=true', '--made_size=[50, 50]'], ('cold: true with', 'its file is in memory', 'without made_size')),
+    (['--decoder=simplejpg'], ("'simplejpg'", 'no such', 'did you mean simplejpeg?')),
+    (['--split=tain'], ('root: ', 'it holds neither tain/', 'did you mean train?')),
+])
+def test_what_cannot_be_measured(root, options, parts, cli_error):
+    lines = cli_error(['loading', str(root), '--batch_size=4', '--size=32', *options])
+    assert all(part in line for part, line in zip(parts, lines, strict=True))
