@@ -1,6 +1,7 @@
 """Data sets in the form of litdata's `optimize`."""
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from torchvision.transforms.v2.functional import to_pil_image
 from se_timm.errors import InputError, message
 
 from .index_cache import cached_arrays
+from .shards import named
 from .sources import Source
 
 __all__ = ['LitDataSource']
 
+LABELS = ('label', 'labels', 'class', 'cls', 'target', 'fine_label')  # what a class is called among other numbers
 INSTALL = "pip install 'se-timm[litdata]'"
 
 
@@ -36,11 +39,13 @@ class LitDataSource(Source):
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         self.dataset = open_dataset(self.root)
+        chunks = json.loads(Path(self.root, 'index.json').read_text())['chunks']
+        self._length = sum(chunk['chunk_size'] for chunk in chunks)  # len(dataset) is one process's share
         self.image, self.label = keys_of(self.dataset[0], self.root)
-        self.labels = cached_arrays('litdata', [os.path.join(self.root, 'index.json')], self._labels)['labels']
+        self.labels = cached_arrays('litdata-labels', [os.path.join(self.root, 'index.json')], self._labels)['labels']
         names = Path(self.root, 'classes.txt')
-        self.classes = [line.split('\t')[0] for line in names.read_text().splitlines()] if names.is_file() else [
-            str(number) for number in range(int(self.labels.max()) + 1)]
+        numbers = [str(number) for number in range(int(self.labels.max()) + 1)]
+        self.classes = named(numbers, names) if names.is_file() else numbers
         self._reopen()
 
     def _reopen(self) -> None:
@@ -48,7 +53,7 @@ class LitDataSource(Source):
         self.dataset = None
 
     def _labels(self) -> dict[str, Any]:
-        return {'labels': np.array([int(self.dataset[index][self.label]) for index in range(len(self.dataset))])}
+        return {'labels': np.array([int(self.dataset[index][self.label]) for index in range(self._length)])}
 
     def name(self, index: int) -> str:
         """Return the folder of the set and the number of the image."""
@@ -98,9 +103,10 @@ def keys_of(sample: Any, root: str) -> tuple[Any, Any]:
         sample, dict | tuple | list) else []
     image = [key for key, value in items if isinstance(value, bytes | Image.Image) or getattr(value, 'ndim', 0) == 3]
     label = [key for key, value in items if isinstance(value, int) or getattr(value, 'ndim', -1) == 0]
-    if not image or not label:
+    label = [key for key in label if str(key).lower() in LABELS] or label  # not a number of the image, or its width
+    if not image or len(label) != 1:
         raise InputError(message(
             f'data.root: {root}',
-            f'its samples hold {", ".join(str(key) for key, _ in items) or "nothing"}: no image, or no class',
+            f'its samples hold {", ".join(str(key) for key, _ in items) or "nothing"}: no image, or not one class',
             'write it with samples such as {"image": FILE AS BYTES, "label": NUMBER}'))
     return image[0], label[0]

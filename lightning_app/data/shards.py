@@ -77,7 +77,9 @@ class ShardSource(Source):
 
 def is_shard(names: Iterable[str]) -> bool:
     """Return whether a tar file with members of these names is a shard with labels of its own, not class folders."""
-    return any(PurePosixPath(name).name.partition('.')[2] in LABELS for name in names)
+    names = list(names)
+    images = {name.rpartition('.')[0] for name in names if name.lower().endswith(EXTENSIONS)}
+    return any(stem in images and kind in LABELS for stem, _, kind in (name.rpartition('.') for name in names))
 
 
 # The index
@@ -121,14 +123,19 @@ def samples_in(path: str) -> Iterator[Sample]:
     without = [key for key, names in fields.items() if image_of(names) is None]
     if without:
         rank_zero_warn(f'{path}: {len(without)} samples have no image and are left out: {without[0].lstrip("/")}')
-    for names in fields.values():
+    for key, names in fields.items():
+        if not names.keys() & set(LABELS) and sum(f'.{kind.rpartition(".")[2]}' in EXTENSIONS for kind in names) > 1:
+            raise InputError(message(
+                f'sample: {path}:{key.lstrip("/")}', f'several images have this key: {", ".join(names.values())}',
+                'a key ends at the first point: write the files without others, such as by lightning_app prepare'))
         if image := image_of(names):
             yield Sample(image, places[image], label_of(tar, path, image, names, places))
 
 
 def image_of(names: dict[str, str]) -> str | None:
     """Return the image among the files of a sample."""
-    return next((name for kind, name in names.items() if f'.{kind.rpartition(".")[2]}' in EXTENSIONS), None)
+    kinds = sorted(kind for kind in names if f'.{kind.rpartition(".")[2]}' in EXTENSIONS)
+    return names[min(kinds, key=lambda kind: kind.count('.'))] if kinds else None  # KEY.jpg before KEY.mask.png
 
 
 def label_of(tar: TarFiles, path: str, image: str, names: dict[str, str], places: dict[str, Place]) -> int | str:
@@ -142,9 +149,16 @@ def label_of(tar: TarFiles, path: str, image: str, names: dict[str, str], places
             content = tar.read(0, places[names[kind]])
             try:
                 value = json.loads(content)
-                return int(value['label'] if isinstance(value, dict) else value)
-            except (KeyError, TypeError, ValueError):
-                continue
+                value = value['label'] if isinstance(value, dict) else value
+            except (KeyError, ValueError):
+                if kind == 'json':  # of something else
+                    continue
+                value = content.decode('utf-8', 'replace').strip()
+            if type(value) is not int or value < 0:
+                raise InputError(message(
+                    f'sample: {path}:{names[kind]}', f'its label is {value!r}, and no whole number from 0',
+                    'write the number of its class; a classes.txt beside the shards may name them, a name a line'))
+            return value
     parts = [part for part in PurePosixPath(image).parts[:-1] if part != '.']
     if not parts:
         raise InputError(message(
@@ -170,18 +184,24 @@ def named(classes: list[str], file: Path) -> list[str]:
         raise InputError(message(
             f'{file}: {len(lines)} lines', f'there is a class {max(map(int, classes))} in the shards beside it',
             'let it have a name a line, in the order of the numbers, or remove it'))
-    return [lines[int(number)] for number in classes]
+    names = [lines[int(number)] for number in classes]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(message(
+            f'{file}: {twice[0]}', 'two classes have this name, and labels could not be told apart by it',
+            f'give each a name of its own, such as {twice[0]} 2'))
+    return names
 
 
 def missing_shards(names: Sequence[str]) -> list[str]:
     """Return the names of shards that a series lacks: of `a-00.tar`, `a-02.tar` it is `a-01.tar`."""
-    matches = [match for name in names if (match := re.fullmatch(r'(.*?)(\d+)(\D*\.tar)', name))]
+    matches = [match for name in names if (match := re.fullmatch(r'(.*?)(\d+)(-of-\d+\.tar|\D*\.tar)', name))]
     series: dict[tuple[str, str], list[str]] = {}
     for match in matches:
         series.setdefault((match[1], match[3]), []).append(match[2])
     missing = []
     for (before, after), numbers in series.items():
         present = {int(number) for number in numbers}
-        missing += [f'{before}{number:0{len(numbers[0])}}{after}'
-                    for number in range(max(present)) if number not in present]
+        if max(present) < 2 * len(present) + 2:  # else they are no numbers of a series, but dates or the like
+            missing += [f'{before}{number:0{len(numbers[0])}}{after}'
+                        for number in range(min(min(present), 1), max(present)) if number not in present]
     return missing

@@ -13,12 +13,13 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_app.cli import main
 from lightning_app.data import object_store, tars
 from lightning_app.data.hugging_face import HuggingFaceSource, split_named
-from lightning_app.data.optimised import LitDataSource
+from lightning_app.data.optimised import LitDataSource, keys_of
 from lightning_app.data.shards import ShardSource, missing_shards
 from lightning_app.data.sources import FolderSource, TarSource
 from lightning_app.data.splits import expanded, has_split, open_split
@@ -251,8 +252,9 @@ def test_shards_by_a_pattern(written):
 
 
 @pytest.mark.parametrize(('names', 'missing'), [
-    (['a-00.tar', 'a-02.tar', 'b-1.tar'], ['a-01.tar', 'b-0.tar']), (['a-0.tar', 'a-1.tar'], []), (['train.tar'], []),
-    (['x-0008-of.tar', 'x-0010-of.tar'], [f'x-{number:04d}-of.tar' for number in (*range(8), 9)])])
+    (['a-00.tar', 'a-02.tar', 'b-1.tar'], ['a-01.tar']), (['a-0.tar', 'a-1.tar'], []), (['train.tar'], []),
+    (['a-1.tar', 'a-2.tar'], []), (['x-1715400000.tar'], []),  # numbered from one, and by a date
+    (['x-00-of-04.tar', 'x-01-of-04.tar', 'x-03-of-04.tar'], ['x-02-of-04.tar'])])
 def test_shards_that_a_series_lacks(names, missing):
     assert missing_shards(names) == missing
 
@@ -271,8 +273,7 @@ def test_a_changed_shard_is_looked_at_again(written, folders):
     (root / 'pets-train-0002.tar').rename(root / 'pets-train-0003.tar')
     (root / 'pets-train-0001.tar').rename(root / 'pets-train-0002.tar')
     (root / 'pets-train-0000.tar').rename(root / 'pets-train-0001.tar')
-    with pytest.warns(UserWarning, match='pets-train-0000.tar'):
-        source = open_split(root, 'train')
+    source = open_split(root, 'train')
     assert len(source.labels) == 15
     assert all(Image.open(io.BytesIO(source.read(index))) for index in range(15))
 
@@ -365,6 +366,62 @@ def test_names_of_classes_that_do_not_suffice(written, refused):
         open_split(root, 'train')
 
 
+def write_shard(path, members):
+    with tarfile.open(path, 'w') as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(('members', 'what', 'why'), [
+    ({'x/0.jpg': b'0', 'x/0.cls': b'dog'}, 'train-0.tar:x/0.cls', "its label is 'dog', and no whole number"),
+    ({'0.jpg': b'0', '0.cls': b'-1'}, 'train-0.tar:0.cls', 'its label is -1'),
+    ({'0.jpg': b'0', '0.json': b'{"label": 1.7}'}, 'train-0.tar:0.json', 'its label is 1.7'),
+    ({'a/1.0.jpg': b'0', 'a/1.5.jpg': b'1'}, 'train-0.tar:a/1', 'several images have this key: a/1.0.jpg, a/1.5.jpg'),
+])
+def test_samples_that_would_be_lost_or_mistaken(tmp_path, members, what, why, refused):
+    write_shard(tmp_path / 'train-0.tar', members)
+    with refused(what, why, ''):
+        open_split(tmp_path, 'train')
+
+
+def test_image_and_not_its_mask(tmp_path):
+    write_shard(tmp_path / 'train-0.tar', {'2.seg.png': b'mask', '2.jpg': b'image', '2.cls': b'0'})
+    assert open_split(tmp_path, 'train').read(0) == b'image'
+
+
+def test_folders_with_a_stray_file_are_no_shard(tmp_path):
+    write_shard(tmp_path / 'train.tar', {'train/a/1.jpg': b'1', 'train/b/2.jpg': b'2', 'train/meta.json': b'{}'})
+    assert open_split(tmp_path, 'train').classes == ['a', 'b']
+
+
+def test_two_classes_of_one_name(written, refused):
+    root = written(as_shards)
+    (root / 'classes.txt').write_text('crane\nhen\ncrane\n')
+    with refused('classes.txt: crane', 'two classes have this name', 'crane 2'):
+        open_split(root, 'train')
+
+
+def test_optimised_set_is_whole_in_each_process(written):
+    """litdata's own length is the share of a process."""
+    root = written(as_optimised)
+    torch.distributed.init_process_group('fake', store=FakeStore(), rank=0, world_size=2)
+    try:
+        assert len(open_split(root, 'train').labels) == 18
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_class_among_other_numbers():
+    assert keys_of({'index': 7, 'image': b'', 'class': 3}, '') == ('image', 'class')
+
+
+def test_several_numbers_and_no_class(refused):
+    with refused('data.root: here', 'index, image, width', 'FILE AS BYTES'):
+        keys_of({'index': 7, 'image': b'', 'width': 3}, 'here')
+
+
 def test_dataset_without_classes(folders, tmp_path, refused):
     as_dataset(folders, 'train').remove_columns('label').save_to_disk(str(tmp_path / 'set' / 'train'))
     with refused(f'data set: {tmp_path}/set/train', 'no column of class labels, but image', 'datasets.ClassLabel'):
@@ -392,7 +449,7 @@ def test_hub_out_of_reach(refused, monkeypatch):
 
 def test_optimised_samples_of_another_kind(tmp_path, refused):
     optimize(words, [1, 2], tmp_path / 'train')
-    with refused(f'data.root: {tmp_path}/train', 'its samples hold text: no image, or no class', 'FILE AS BYTES'):
+    with refused(f'data.root: {tmp_path}/train', 'its samples hold text: no image, or not one class', 'FILE AS BYTES'):
         open_split(tmp_path, 'train')
 
 
