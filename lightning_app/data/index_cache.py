@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -45,7 +45,20 @@ def _lock(file: Path) -> AbstractContextManager[Any]:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError:
         return nullcontext()
-    return FileLock(f'{file}.lock') if os.access(file.parent, os.W_OK) else nullcontext()
+    lock = FileLock(f'{file}.lock')
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):  # a full disk, a lock of another user, a file system without locks
+        return nullcontext()
+    return _released(lock)
+
+
+@contextmanager
+def _released(lock: FileLock) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _load(file: Path) -> dict[str, Any] | None:
