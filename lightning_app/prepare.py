@@ -33,7 +33,7 @@ __all__ = ['Settings', 'prepare']
 
 RECORD, CLASSES = 'prepared.json', 'classes.txt'
 # of the files of Pillow's formats that are kept as they are
-ENDINGS = {'JPEG': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'TIFF': 'tif', 'BMP': 'bmp', 'PPM': 'ppm'}
+ENDINGS = {'JPEG': 'jpg', 'MPO': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'TIFF': 'tif', 'BMP': 'bmp', 'PPM': 'ppm'}
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,10 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
     """
     file, names = folder / RECORD, folder / CLASSES
     before = json.loads(file.read_text()) if file.is_file() else {}
+    there = sorted(path.name for split in sources for path in folder.glob(f'{split}-*.tar'))
+    if there and not before:
+        raise InputError(message(
+            f'output: {folder}', f'it holds {there[0]}, which was not made by prepare', 'name another folder'))
     images = {f'images of {split}': digest(source) for split, source in sources.items()}
     now = {**asdict(settings), **images}
     for name, value in now.items():

@@ -71,6 +71,13 @@ def test_webdataset_reads_them(folders, tmp_path):
         np.testing.assert_array_equal(image, source.load(by_key[label, key.rpartition('/')[2]]))
 
 
+def test_shards_of_others_are_not_taken_for_ours(folders, tmp_path, refused):
+    (tmp_path / 'shards').mkdir()
+    (tmp_path / 'shards' / 'train-0000.tar').write_bytes(b'')
+    with refused(f'output: {tmp_path}/shards', 'it holds train-0000.tar, which was not made by prepare', 'another'):
+        prepare(str(folders), str(tmp_path / 'shards'), workers=1)
+
+
 def test_any_number_of_workers_gives_the_same_files(folders, tmp_path):
     for workers in (1, 2):
         prepare(str(folders), str(tmp_path / f'of{workers}'), images_per_shard=7, workers=workers)
