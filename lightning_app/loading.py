@@ -238,7 +238,10 @@ def forget(source: Source) -> None:
 def describe(source: Source) -> str:
     """Return number, size and form of the images."""
     files = [content for content in map(source.read, range(len(source.labels))) if isinstance(content, bytes)]
-    sides = [min(Picture(content).size) for content in files]
+    sides = []
+    for content in files:
+        with contextlib.suppress(UnreadableImage):
+            sides.append(min(Picture(content).size))
     jpegs = sum(map(is_jpeg, files))
     return f'{len(source.labels)} images' + (
         f', {jpegs} of them JPEG files, medians {statistics.median(map(len, files)) / 1000:.0f} kB and '

@@ -54,7 +54,7 @@ def test_command_parses(
         main(words)
         assert 'written to workspace.json' in capsys.readouterr().out
         return
-    if words[0] in ('analyze', 'compare', 'loading', 'prepare'):  # of files that are not here: what is given is what they miss
+    if words[0] in ('analyze', 'compare', 'loading', 'prepare'):  # of files that are not here: that is what they say
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as stop:
             main(words)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import os
 import re
 from pathlib import Path
 
@@ -116,7 +117,9 @@ def open_place(place: Path, split: str) -> Source:
         return open_saved(place, split)
     if (place / 'index.json').is_file():
         return LitDataSource(place)
-    shards = sorted(place.glob('*.tar'))
+    with os.scandir(place) as entries:  # class folders, beside which an archive may have been left
+        folders = any(entry.is_dir() and not entry.name.startswith('.') for entry in entries)
+    shards = [] if folders else sorted(place.glob('*.tar'))
     return open_shards(place, split, shards) if shards else FolderSource(place)
 
 

@@ -396,6 +396,11 @@ def test_folders_with_a_stray_file_are_no_shard(tmp_path):
     assert open_split(tmp_path, 'train').classes == ['a', 'b']
 
 
+def test_class_folders_beside_an_archive_are_folders(folders):
+    write_shard(folders / 'train' / 'cat.tar', {'1.jpg': b''})
+    assert type(open_split(folders, 'train')) is FolderSource
+
+
 def test_two_classes_of_one_name(written, refused):
     root = written(as_shards)
     (root / 'classes.txt').write_text('crane\nhen\ncrane\n')
