@@ -1,6 +1,7 @@
 """An image that is decoded when it is known how much of it is needed."""
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -64,15 +65,10 @@ class Picture:
             return np.array(self._whole)
         if shrink > min(self.size):
             shrink = 1
-        try:
-            if self._jpeg_size is None:
-                return np.array(decode(self._file, shrink))
-            if shrink == 1:
-                return self._decoder.pixels(self._file)
-            if self._decoder.shrinks:
-                return self._decoder.pixels(self._file, shrink)
-        except Exception:  # of each library's; Pillow takes some files that others refuse, and says what the rest lack
-            pass
+        if self._jpeg_size is not None and (shrink == 1 or self._decoder.shrinks):
+            # of each library's; Pillow takes some files that others refuse, and says what the rest lack
+            with suppress(Exception):
+                return self._decoder.pixels(self._file, *([shrink] if shrink > 1 else []))
         return np.array(decode(self._file, shrink))
 
     @cached_property
