@@ -124,7 +124,7 @@ def samples_in(path: str) -> Iterator[Sample]:
     if without:
         rank_zero_warn(f'{path}: {len(without)} samples have no image and are left out: {without[0].lstrip("/")}')
     for key, names in fields.items():
-        if not names.keys() & set(LABELS) and sum(f'.{kind.rpartition(".")[2]}' in EXTENSIONS for kind in names) > 1:
+        if not names.keys() & set(LABELS) and len(images_among(names)) > 1:
             raise InputError(message(
                 f'sample: {path}:{key.lstrip("/")}', f'several images have this key: {", ".join(names.values())}',
                 'a key ends at the first point: write the files without others, such as by lightning_app prepare'))
@@ -134,8 +134,13 @@ def samples_in(path: str) -> Iterator[Sample]:
 
 def image_of(names: dict[str, str]) -> str | None:
     """Return the image among the files of a sample."""
-    kinds = sorted(kind for kind in names if f'.{kind.rpartition(".")[2]}' in EXTENSIONS)
-    return names[min(kinds, key=lambda kind: kind.count('.'))] if kinds else None  # KEY.jpg before KEY.mask.png
+    kinds = sorted(images_among(names), key=lambda kind: (kind.count('.'), kind))  # KEY.jpg before KEY.mask.png
+    return names[kinds[0]] if kinds else None
+
+
+def images_among(kinds: Iterable[str]) -> list[str]:
+    """Return those of the kinds of files, such as `jpg`, `mask.png` and `cls`, that are images."""
+    return [kind for kind in kinds if f'.{kind}'.endswith(EXTENSIONS)]
 
 
 def label_of(tar: TarFiles, path: str, image: str, names: dict[str, str], places: dict[str, Place]) -> int | str:
