@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -36,29 +36,21 @@ def cached_arrays(kind: str, paths: Sequence[str], find: Callable[[], dict[str, 
                  for path, status in ((path, os.stat(path)) for path in paths)]
     digest = hashlib.sha256(repr((FORM, kind, described)).encode('utf-8', 'surrogateescape')).hexdigest()
     file = folder() / f'{kind}-{digest[:24]}.npz'
-    with _lock(file):
+    with _locked(file):
         return _load(file) or _save(file, find())
 
 
-def _lock(file: Path) -> AbstractContextManager[Any]:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return nullcontext()
-    lock = FileLock(f'{file}.lock')
-    try:
-        lock.acquire()
-    except (OSError, NotImplementedError):  # a full disk, a lock of another user, a file system without locks
-        return nullcontext()
-    return _released(lock)
-
-
 @contextmanager
-def _released(lock: FileLock) -> Iterator[None]:
+def _locked(file: Path) -> Iterator[None]:
+    lock = FileLock(f'{file}.lock')
+    # a full disk, a lock of another user, a file system without locks
+    with suppress(OSError, NotImplementedError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     try:
         yield
     finally:
-        lock.release()
+        lock.release()  # nothing where it is not held
 
 
 def _load(file: Path) -> dict[str, Any] | None:

@@ -46,11 +46,7 @@ class LitDataSource(Source):
         names = Path(self.root, 'classes.txt')
         numbers = [str(number) for number in range(int(self.labels.max()) + 1)]
         self.classes = named(numbers, names) if names.is_file() else numbers
-        self._reopen()
-
-    def _reopen(self) -> None:
-        """Leave threads and open files of this process behind: workers get a data set of their own."""
-        self.dataset = None
+        self.dataset = None  # it has threads and open files: each worker opens its own
 
     def _labels(self) -> dict[str, Any]:
         return {'labels': np.array([int(self.dataset[index][self.label]) for index in range(self._length)])}
