@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 BILINEAR = InterpolationMode.BILINEAR
-FAST = ('bilinear', 'bicubic')  # interpolations that torchvision does in bytes
+FAST = ('bilinear', 'bicubic')  # interpolations that torch does in bytes
 VIEWS = ('center', 'flip', 'ten')
 PROBABILITIES = ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'random_erasing')
 CHANGES = ('color_jitter', 'grayscale_prob', 'gaussian_blur_prob', 'pixel_jitter', 'auto_augment', 'random_erasing',

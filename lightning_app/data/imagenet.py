@@ -59,10 +59,11 @@ class ImageNetDataModule(ImageDataModule):
 
     def find_classes(self) -> list[str] | None:
         """Return the training classes, or those of the validation images where there are no training images."""
-        if has_split(self.root, self.val_split) and not has_split(self.root, self.train_split):
-            return open_split(self.root, self.val_split).classes
-        if self.images is not None and not has_split(self.root, self.train_split):
-            return None
+        if not has_split(self.root, self.train_split):
+            if has_split(self.root, self.val_split):
+                return open_split(self.root, self.val_split).classes
+            if self.images is not None:
+                return None
         return self.open('train').classes
 
 
