@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import default_collate, get_worker_info
+
+from .lending import inline, lent, stack
 
 __all__ = ['collate']
 
@@ -15,8 +17,11 @@ def collate(samples: Sequence[tuple[Tensor, Any]]) -> list[Any]:
 
     Images come so out of decoders. Bringing the channels apart takes a worker a fifth as long as decoding.
     """
+    images, labels = zip(*samples, strict=True)
     if all(image.dim() == 3 and not image.is_contiguous() and image.permute(1, 2, 0).is_contiguous()
-           for image, _ in samples):
-        batch, numbers = default_collate([(image.permute(1, 2, 0), label) for image, label in samples])
-        return [batch.permute(0, 3, 1, 2), numbers]
-    return list(default_collate(list(samples)))
+           for image in images):
+        batch = stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    else:
+        batch = stack(images)
+    numbers = default_collate(list(labels))
+    return [lent(batch), inline(numbers)] if get_worker_info() else [batch, numbers]
