@@ -120,12 +120,17 @@ class SeededSampler(DistributedSampler[Any]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
 
+    def seeds(self) -> Any:
+        """Return the seed of each position of the epoch, 32 bits; drawn one by one they would delay the training."""
+        words = np.random.PCG64(np.random.SeedSequence((self.seed, self.epoch))).random_raw(self.total_size)
+        return words >> np.uint64(32)
+
     def __iter__(self) -> Iterator[Key]:
         order, seen = self.order().tolist(), self.start[1] if self.epoch == self.start[0] else 0
         size = self.size_of_epoch(self.epoch) if self.size_of_epoch else None
+        seeds = self.seeds()
         for position in range(seen + self.rank, self.total_size, self.num_replicas):
-            seed = np.random.SeedSequence((self.seed, self.epoch, position)).generate_state(1)[0]
-            yield Key(order[position // self.repeats], int(seed), size)
+            yield Key(order[position // self.repeats], int(seeds[position]), size)
 
     def digest(self) -> int:
         """Return a number that is the same in all processes if they divide the same order among them."""

@@ -180,6 +180,14 @@ def test_other_files_or_labels_have_another_digest(source, tmp_path):
     assert TrainingSamples(source, plain_transform()).digest != first
 
 
+def test_seeds_of_positions_do_not_depend_on_how_many_follow():
+    few, many = (SeededSampler(length, 1, 0, seed=7).seeds() for length in (100, 1000))
+    assert few.tolist() == many[:100].tolist()
+    assert len(set(many.tolist())) == 1000
+    assert 0 <= many.min() < 2 ** 26  # over all of 32 bits, as np.random.seed takes them
+    assert 2 ** 32 - 2 ** 26 < many.max() < 2 ** 32
+
+
 @pytest.mark.parametrize('other', [{'epoch': 1}, {'seed': 8}])
 def test_epochs_and_seeds_differ(source, other):
     assert [key.image for key in keys()] != [key.image for key in keys(**other)]
