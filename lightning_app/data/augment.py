@@ -15,7 +15,7 @@ from torchvision.transforms.functional import InterpolationMode, hflip
 
 from se_timm.errors import InputError, message, unknown
 
-from .resample import FastCrop, FastResize, as_image
+from .resample import FastCrop, FastFlip, FastResize, as_image
 
 __all__ = [
     'Augment', 'Cutout', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform',
@@ -225,7 +225,10 @@ def in_bytes(steps: list[Any], exact: bool, interpolation: str = 'bilinear') -> 
     faster = {} if exact or interpolation not in FAST else {
         RandomResizedCropAndInterpolation: FastCrop, transforms.Resize: FastResize}
     make = faster.get(type(steps[0]))
-    return [as_image, *steps] if make is None else [make(steps[0]), *steps[1:]]
+    if make is None:
+        return [as_image, *steps]
+    return [make(steps[0]), *(
+        FastFlip(step.p) if type(step) is transforms.RandomHorizontalFlip else step for step in steps[1:])]
 
 
 def erases(augment: Augment) -> bool:

@@ -5,6 +5,7 @@ Where a JPEG file is decoded at half its size or less, a crop is on average with
 """
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from .picture import Picture
 
-__all__ = ['FastCrop', 'FastResize', 'as_image']
+__all__ = ['FastCrop', 'FastFlip', 'FastResize', 'as_image']
 
 SHRINKS = (8, 4, 2)  # what libjpeg-turbo computes fast, and Pillow as well
 GAP = 2  # so many times the rows and columns that are needed must be left, as in Pillow's thumbnails
-AREA = torch.empty(1, 1, 1)
 
 
 def as_image(image: Picture | Image.Image | Tensor) -> Image.Image:
@@ -52,18 +52,39 @@ class FastCrop:
         """Return a random crop."""
         picture = Picture.of(image)
         height, width = picture.size
-        box = self.crop.get_params(AREA.expand(1, height, width), self.crop.scale, self.crop.ratio)
+        top, left, rows, columns = self.crop.get_params(area(height, width), self.crop.scale, self.crop.ratio)
         target = self.crop.size
-        pixels = picture.pixels(min(shrink_of(side, needed) for side, needed in zip(box[2:], target, strict=True)))
-        top, bottom = scaled(box[0], box[0] + box[2], pixels.shape[0] / height, pixels.shape[0])
-        left, right = scaled(box[1], box[1] + box[3], pixels.shape[1] / width, pixels.shape[1])
-        return resize(pixels[top:bottom, left:right], list(target), self.crop.interpolation)
+        pixels = picture.pixels(min(shrink_of(rows, target[0]), shrink_of(columns, target[1])))
+        down, across = scaled(top, rows, height, pixels.shape[0]), scaled(left, columns, width, pixels.shape[1])
+        return resize(pixels[down, across], list(target), self.crop.interpolation)
 
 
-def scaled(start: int, end: int, factor: float, length: int) -> tuple[int, int]:
-    """Return where a part of a side is in a smaller picture, whose side is `length`: at least one pixel."""
-    first = min(round(start * factor), length - 1)
-    return first, max(round(end * factor), first + 1)
+@lru_cache(maxsize=1024)
+def area(height: int, width: int) -> Tensor:
+    """Return an image of this size, without pixels."""
+    return torch.empty(1, 1, 1).expand(1, height, width)
+
+
+def scaled(start: int, length: int, whole: int, decoded: int) -> slice:
+    """Return the part of a side, of which `decoded` of `whole` pixels are there: at least one pixel."""
+    factor = decoded / whole
+    first = min(round(start * factor), decoded - 1)
+    return slice(first, max(round((start + length) * factor), first + 1))
+
+
+class FastFlip:
+    """torchvision's random horizontal flip, with the same draws, of a tensor `(..., W)`.
+
+    Args:
+        probability: Of a flip.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the image or its mirror image."""
+        return image.flip(-1) if torch.rand(1).item() < self.probability else image
 
 
 class FastResize:
@@ -93,6 +114,6 @@ def new_size(height: int, width: int, shorter: int) -> list[int]:
 
 def resize(pixels: Any, size: list[int], interpolation: Any) -> Tensor:
     """Return pixels `(H, W, 3)` as a tensor `(3, *size)`, uint8, which lie as before."""
-    crop = np.ascontiguousarray(pixels)  # torch takes more than twice as long for a part of a larger array
-    batch = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)
+    crop = np.ascontiguousarray(pixels[None])  # torch takes more than twice as long for a part of a larger array
+    batch = torch.from_numpy(crop).permute(0, 3, 1, 2)
     return interpolate(batch, size, mode=interpolation.value, antialias=True)[0]

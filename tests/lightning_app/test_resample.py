@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import RandomHorizontalFlip, RandomResizedCrop
+from torchvision.transforms.functional import pil_to_tensor
 
 from lightning_app.data import Augment
 from lightning_app.data.augment import evaluation_transform, training_transform
 from lightning_app.data.picture import Picture
+from lightning_app.data.resample import FastFlip
 from lightning_app.data.samples import seeded
 
 SETTINGS = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -95,6 +97,15 @@ def distance(one, other):
     every = torch.cat([one, other]).sort().values
     return float((torch.searchsorted(one, every, right=True) / len(one)
                   - torch.searchsorted(other, every, right=True) / len(other)).abs().max())
+
+
+@pytest.mark.parametrize('probability', [0.0, 0.3, 1.0])
+def test_flips_are_torchvision_s(photo, probability):
+    image = pil_to_tensor(photo)
+    torch.manual_seed(0)
+    expected = [RandomHorizontalFlip(probability)(image) for _ in range(50)]
+    torch.manual_seed(0)
+    assert all(torch.equal(FastFlip(probability)(image), each) for each in expected)
 
 
 def test_crops_depend_on_python_s_generator_as_timm_s_do(photo):
