@@ -76,6 +76,21 @@ def made(image: Image.Image, size: Sequence[int]) -> bytes:
     return file.getvalue()
 
 
+class Decoded(Dataset[int]):
+    """Images that are read and decoded, and left."""
+
+    def __init__(self, source: Source, decoder: str) -> None:
+        self.source, self.decoder = source, decoder
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, index: int) -> int:
+        with contextlib.suppress(UnreadableImage):  # which a training replaces
+            Picture(self.source.read(index), self.decoder).pixels()
+        return index
+
+
 class Opened(Dataset[tuple[Any, int]]):
     """Images as timm's data set has them: opened by Pillow, then transformed."""
 
@@ -137,6 +152,10 @@ def loading(
           f'{"cold" if cold else "warm"}; {cores()} cores; timm {timm.__version__}, torch {torch.__version__}, '
           f'Python {platform.python_version()}')
     medians = {row: statistics.median(values) for row, values in speeds.items()}
+    if workers > 1:
+        several = ratio(speeds, worker_row(roots[0], workers), worker_row(roots[0], 1))
+        decoded = ratio(speeds, decoding_row(chosen, workers), decoding_row(chosen))
+        print(f'{workers} workers load {several} times what one does; where they only decode, {decoded} times.')
     if images_per_second is not None:
         one = medians[worker_row(roots[0], 1)]
         print(f'A GPU that trains on {images_per_second:.0f} images/s needs {math.ceil(images_per_second / one)} cores '
@@ -173,6 +192,9 @@ def rows_of(
         rows[worker_row(name, workers)] = partial(ours, first, workers=workers)
     for each in installed():
         rows[decoding_row(each)] = partial(decoding, first, each)
+    if workers > 1:
+        rows[decoding_row(decoder, workers)] = partial(
+            decoding, first, decoder, batch_size=batch_size, workers=workers)
     return rows
 
 
@@ -181,9 +203,9 @@ def worker_row(root: str, workers: int) -> str:
     return f'{root}, {workers} worker' + 's' * (workers > 1)
 
 
-def decoding_row(decoder: str) -> str:
-    """Return how the row of a decoder is called."""
-    return f'decoding alone, {decoder}'
+def decoding_row(decoder: str, workers: int = 0) -> str:
+    """Return how the row of a decoder is called, here or in so many workers."""
+    return f'decoding alone, {decoder}' + f', {workers} workers' * (workers > 0)
 
 
 # What is timed
@@ -212,13 +234,15 @@ def speed(batches: Iterable[Any], batch_size: int) -> float:
     return (len(arrivals) - 1 - WARMUP) * batch_size / (arrivals[-1] - arrivals[WARMUP])
 
 
-def decoding(source: Source, decoder: str) -> float:
-    """Return images a second of reading and decoding alone, in this process."""
-    count, start = len(source.labels), time.perf_counter()
-    for index in range(count):
-        with contextlib.suppress(UnreadableImage):  # which a training replaces
-            Picture(source.read(index), decoder).pixels()
-    return count / (time.perf_counter() - start)
+def decoding(source: Source, decoder: str, batch_size: int = 1, workers: int = 0) -> float:
+    """Return images a second of reading and decoding alone, in this process or in workers that pass nothing on."""
+    images = Decoded(source, decoder)
+    if workers:
+        return speed(DataLoader(images, batch_size, num_workers=workers, drop_last=True, collate_fn=len), batch_size)
+    start = time.perf_counter()
+    for index in range(len(images)):
+        images[index]
+    return len(images) / (time.perf_counter() - start)
 
 
 def forget(source: Source) -> None:
@@ -248,13 +272,14 @@ def describe(source: Source) -> str:
         f'{statistics.median(sides):.0f} px on the shorter side' if files else '')
 
 
+def ratio(speeds: dict[str, list[float]], row: str, other: str) -> str:
+    """Return how many times faster a row is than another: the median of the rounds."""
+    return f'{statistics.median(a / b for a, b in zip(speeds[row], speeds[other], strict=True)):.2f}'
+
+
 def print_table(speeds: dict[str, list[float]], decoder: str) -> None:
     """Print images a second for each row, and relative to timm's loader and to the decoding."""
     against = {"/ timm's": TIMM, '/ decoding': decoding_row(decoder)}
-
-    def ratio(row: str, other: str) -> str:
-        return f'{statistics.median(a / b for a, b in zip(speeds[row], speeds[other], strict=True)):.2f}'
-
     print(aligned([['', 'images/s', *against], *(
-        [row, f'{statistics.median(values):.0f}', *(ratio(row, other) for other in against.values())]
+        [row, f'{statistics.median(values):.0f}', *(ratio(speeds, row, other) for other in against.values())]
         for row, values in speeds.items())]))

@@ -33,12 +33,13 @@ def test_every_row_is_timed(root, tmp_path, capsys):
                    '--images_per_second=3000'])
     assert list(speeds) == [
         loading.TIMM, f'{root}, 1 worker', f'{other}, 1 worker', f'{root}, exact, 1 worker', f'{root}, 2 workers',
-        *(f'decoding alone, {name}' for name in installed())]
+        *(f'decoding alone, {name}' for name in installed()), 'decoding alone, pillow, 2 workers']
     assert all(speed > 0 for speed in speeds.values())
     text = capsys.readouterr().out
     assert all(row in text for row in speeds)
     assert '48 images, 48 of them JPEG files' in text
     assert '40 px on the shorter side' in text
+    assert '2 workers load ' in text
     assert 'A GPU that trains on 3000 images/s needs' in text
 
 
