@@ -15,7 +15,7 @@ from torchvision.transforms.functional import InterpolationMode, hflip
 
 from se_timm.errors import InputError, message, unknown
 
-from .resample import FastCrop, FastFlip, FastResize, as_image
+from .resample import FastCrop, FastResize, as_image
 
 __all__ = [
     'Augment', 'Cutout', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform',
@@ -210,6 +210,8 @@ def training_transform(augment: Augment, size: int, exact: bool = False, **norma
     steps = in_bytes(geometry, exact or augment.crop == 'pad', normalisation.get('interpolation', 'bilinear'))
     if colours or augment.splits or erases(augment):
         steps = [*steps, as_image]
+    elif [type(step) for step in steps] == [FastCrop]:
+        return steps[0]  # which `TrainingSamples` knows
     if augment.splits:
         clean = timm_transforms(replace(augment, random_erasing=0.0), size, normalisation, erases(augment))[2]
         shared, others, first, rest = (transforms.Compose(each) for each in (steps, colours, clean, tensor))
@@ -222,13 +224,12 @@ def in_bytes(steps: list[Any], exact: bool, interpolation: str = 'bilinear') -> 
 
     Where the first has none, the picture becomes an image of Pillow's.
     """
-    faster = {} if exact or interpolation not in FAST else {
-        RandomResizedCropAndInterpolation: FastCrop, transforms.Resize: FastResize}
-    make = faster.get(type(steps[0]))
-    if make is None:
-        return [as_image, *steps]
-    return [make(steps[0]), *(
-        FastFlip(step.p) if type(step) is transforms.RandomHorizontalFlip else step for step in steps[1:])]
+    kinds = [] if exact or interpolation not in FAST else [type(step) for step in steps]
+    if kinds[:2] == [RandomResizedCropAndInterpolation, transforms.RandomHorizontalFlip]:
+        return [FastCrop(*steps[:2]), *steps[2:]]
+    faster = {RandomResizedCropAndInterpolation: FastCrop, transforms.Resize: FastResize}
+    make = faster.get(kinds[0]) if kinds else None
+    return [as_image, *steps] if make is None else [make(steps[0]), *steps[1:]]
 
 
 def erases(augment: Augment) -> bool:

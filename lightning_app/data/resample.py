@@ -6,7 +6,7 @@ Where a JPEG file is decoded at half its size or less, a crop is on average with
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from .picture import Picture
 
-__all__ = ['FastCrop', 'FastFlip', 'FastResize', 'as_image']
+__all__ = ['FastCrop', 'FastResize', 'as_image']
 
 SHRINKS = (8, 4, 2)  # what libjpeg-turbo computes fast, and Pillow as well
 GAP = 2  # so many times the rows and columns that are needed must be left, as in Pillow's thumbnails
@@ -35,28 +35,51 @@ def shrink_of(length: int, needed: int) -> int:
     return next((shrink for shrink in SHRINKS if length // shrink >= GAP * needed), 1)
 
 
+class Drawn(NamedTuple):
+    """What is random about a crop: its box in the picture, in pixels, and whether it becomes its mirror image."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+    mirrored: bool
+
+
 class FastCrop:
-    """timm's random resized crop, of which it draws the box, on bytes: a picture to a tensor `(3, size, size)`, uint8.
+    """timm's random resized crop and flip, with its draws, on bytes: a picture to a tensor `(3, size, size)`, uint8.
 
     A picture that is far larger than needed is decoded at half its size or less, so that the crop is still at least
     twice as large as what it becomes.
 
     Args:
         crop: timm's `RandomResizedCropAndInterpolation`.
+        flip: torchvision's `RandomHorizontalFlip`.
     """
 
-    def __init__(self, crop: Any) -> None:
+    def __init__(self, crop: Any, flip: Any = None) -> None:
         self.crop = crop
+        self.flip_probability = flip.p if flip else None
 
     def __call__(self, image: Picture | Image.Image) -> Tensor:
         """Return a random crop."""
         picture = Picture.of(image)
+        return self.take(picture, self.draw(picture))
+
+    def draw(self, picture: Picture) -> Drawn:
+        """Draw a crop of a picture."""
+        top, left, rows, columns = self.crop.get_params(area(*picture.size), self.crop.scale, self.crop.ratio)
+        mirrored = self.flip_probability is not None and torch.rand(1).item() < self.flip_probability
+        return Drawn(top, left, rows, columns, mirrored)
+
+    def take(self, picture: Picture, drawn: Drawn) -> Tensor:
+        """Return the crop of a picture that was drawn."""
         height, width = picture.size
-        top, left, rows, columns = self.crop.get_params(area(height, width), self.crop.scale, self.crop.ratio)
-        target = self.crop.size
-        pixels = picture.pixels(min(shrink_of(rows, target[0]), shrink_of(columns, target[1])))
-        down, across = scaled(top, rows, height, pixels.shape[0]), scaled(left, columns, width, pixels.shape[1])
-        return resize(pixels[down, across], list(target), self.crop.interpolation)
+        size = self.crop.size
+        pixels = picture.pixels(min(shrink_of(drawn.rows, size[0]), shrink_of(drawn.columns, size[1])))
+        down = scaled(drawn.top, drawn.rows, height, pixels.shape[0])
+        across = scaled(drawn.left, drawn.columns, width, pixels.shape[1])
+        image = resize(pixels[down, across], list(size), self.crop.interpolation)
+        return image.flip(-1) if drawn.mirrored else image
 
 
 @lru_cache(maxsize=1024)
@@ -70,21 +93,6 @@ def scaled(start: int, length: int, whole: int, decoded: int) -> slice:
     factor = decoded / whole
     first = min(round(start * factor), decoded - 1)
     return slice(first, max(round((start + length) * factor), first + 1))
-
-
-class FastFlip:
-    """torchvision's random horizontal flip, with the same draws, of a tensor `(..., W)`.
-
-    Args:
-        probability: Of a flip.
-    """
-
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Return the image or its mirror image."""
-        return image.flip(-1) if torch.rand(1).item() < self.probability else image
 
 
 class FastResize:

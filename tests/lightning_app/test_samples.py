@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_app.data import Augment
+from lightning_app.data import samples as samples_module
 from lightning_app.data.augment import evaluation_transform, training_transform
 from lightning_app.data.samples import IGNORE, EvaluationSamples, PadToMultiple, SeededSampler, TrainingSamples, seeded
 from lightning_app.data.sources import FolderSource, TarSource
@@ -209,6 +210,21 @@ def test_labels_belong_to_the_images(source):
         image, label = samples[index, seed]
         assert torch.equal(image, plain_transform()(source.load(index)))
         assert label == source.labels[index]
+
+
+@pytest.mark.parametrize('augment', [Augment(), Augment(hflip=0.0), Augment(vflip=0.5), AUGMENT])
+@pytest.mark.parametrize('ahead', [4, 64])
+def test_batches_are_made_of_the_samples_of_their_keys(damaged, augment, ahead, monkeypatch):
+    """However many are drawn before the first is decoded; unreadable ones are replaced and counted once."""
+    monkeypatch.setattr(samples_module, 'AHEAD', ahead)
+    source, unreadable = damaged
+    transform = training_transform(augment, 16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear')
+    samples, together = (TrainingSamples(source, transform) for _ in range(2))
+    one_by_one = [samples[key] for key in keys()]
+    batch = together.__getitems__(list(keys()))
+    assert [label for _, label in batch] == [label for _, label in one_by_one]
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batch, one_by_one, strict=True))
+    assert samples.unreadable == together.unreadable == len(unreadable)
 
 
 # The random state of the process
