@@ -25,7 +25,7 @@ class ImageNetDataModule(ImageDataModule):
     Args:
         root: Folder that holds the splits.
         train_split: Name of the training folder, tar file or split, or of shards, such as `train-{0000..0146}.tar`.
-        val_split: The same for the validation; shards and splits of Hugging Face's may be called `validation` there.
+        val_split: The same for the validation, which may be called `validation`, `valid` or `dev` there.
         test_split: The same for the test; the validation images where not given.
         **common: See `ImageDataModule`.
 

@@ -52,7 +52,7 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
         root = local_copy(str(root), names if entries == [SAVED] else [*entries, *beside], key)
     if entries == [SAVED]:
         return open_saved(Path(root), split)
-    if entries in ([split], [f'{split}.tar']):
+    if any(entries[0] in places_of(each) for each in SPLITS.get(split, (split,))):
         return open_place(Path(root, entries[0]), split)
     return open_shards(Path(root), split, [Path(root, name) for name in entries])
 
@@ -77,7 +77,7 @@ def names_below(root: str | Path, split: str, key: str = 'data.root') -> list[st
         raise InputError(message(
             f'{key}: {root}', 'there is no such folder',
             nearby(root, 'name the folder that holds train/ and val/, or train.tar and val.tar')))
-    below = [name for name in (split, f'{split}.tar') if '/' in name and (root / name).exists()]
+    below = [name for name in places_of(split) if '/' in name and (root / name).exists()]
     return sorted(entry.name for entry in root.iterdir()) + below
 
 
@@ -86,16 +86,23 @@ def entries_of(names: list[str], split: str) -> list[str]:
 
     Or `SAVED`, where the root is a data set of Hugging Face with its splits.
     """
-    for name in (split, f'{split}.tar', SAVED):
+    for name in (*places_of(split), SAVED):
         if name in names:
             return [name]
     if RANGE.search(split):
         return expanded(split)
     if glob.has_magic(split):
         return fnmatch.filter(names, split)
-    shards = ([name for name in names if re.search(rf'(^|[-_.]){re.escape(each)}[-_.].*\.tar$', name)]
-              for each in SPLITS.get(split, (split,)))
-    return next(filter(None, shards), [])
+    for each in SPLITS.get(split, (split,)):
+        if found := [name for name in places_of(each) if name in names][:1] or [
+                name for name in names if re.search(rf'(^|[-_.]){re.escape(each)}[-_.].*\.tar$', name)]:
+            return found
+    return []
+
+
+def places_of(split: str) -> list[str]:
+    """Return which names mean that all of a split is there."""
+    return [split, f'{split}.tar']
 
 
 def expanded(pattern: str) -> list[str]:
