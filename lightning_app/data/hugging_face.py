@@ -9,6 +9,7 @@ from PIL import Image
 
 from se_timm.errors import InputError, message, nearest
 
+from .decode import UnreadableImage
 from .sources import Source
 
 __all__ = ['HuggingFaceSource', 'open_hub', 'open_saved', 'split_named']
@@ -50,6 +51,8 @@ class HuggingFaceSource(Source):
     def read(self, index: int) -> bytes | Image.Image:
         """Return the file of image `index`."""
         value = self.dataset[index][self.image]
+        if value is None:
+            raise UnreadableImage('the data set has no image in this row')
         return value['bytes'] if value['bytes'] is not None else Path(value['path']).read_bytes()
 
 

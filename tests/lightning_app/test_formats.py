@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_app.cli import main
 from lightning_app.data import object_store, tars
+from lightning_app.data.decode import UnreadableImage
 from lightning_app.data.hugging_face import HuggingFaceSource, split_named
 from lightning_app.data.optimised import LitDataSource, keys_of
 from lightning_app.data.shards import ShardSource, missing_shards
 from lightning_app.data.sources import FolderSource, TarSource
 from lightning_app.data.splits import expanded, has_split, open_split
+from se_timm.errors import InputError
 
 CLASSES = {'cat': 7, 'dog': 6, 'eel': 5}
 SPLITS = ('train', 'val')
@@ -440,10 +442,37 @@ def test_dataset_without_labels(folders, tmp_path, refused):
         open_split(tmp_path / 'set', 'train')
 
 
+def test_row_without_an_image_is_unreadable(folders, tmp_path):
+    rows = as_dataset(folders, 'train').cast_column('image', datasets.Image(decode=False))
+    rows = rows.map(lambda row, index: {'image': None if index == 3 else row['image']}, with_indices=True)
+    rows.save_to_disk(str(tmp_path / 'set' / 'train'))
+    source = open_split(tmp_path / 'set', 'train')
+    assert source.read(2) == FolderSource(folders / 'train').read(2)
+    with pytest.raises(UnreadableImage, match='no image in this row'):
+        source.read(3)
+
+
 def test_split_that_a_dataset_lacks(written, refused):
     with refused('split: tain of', 'it has train, val', 'did you mean train?'):
         open_split(written(as_saved_datasets), 'tain')
     assert split_named('val', ['train', 'validation'], '') == 'validation'
+
+
+@pytest.mark.parametrize('name', ['validation', 'valid', 'dev'])
+def test_validation_under_another_name(folders, tmp_path, name):
+    """As a folder and a tar file; the name itself comes first."""
+    expected = FolderSource(folders / 'val')
+    as_tar(folders, tmp_path)
+    (tmp_path / 'val.tar').rename(tmp_path / f'{name}.tar')
+    (folders / 'val').rename(folders / name)
+    for root, kind in ((folders, FolderSource), (tmp_path, TarSource)):
+        assert has_split(root, 'val')
+        source = open_split(root, 'val')
+        assert type(source) is kind
+        assert source.read(3) == (folders / name / expected.paths[3]).read_bytes()
+    (folders / 'val').mkdir()
+    with pytest.raises(InputError, match='no folder with images'):
+        open_split(folders, 'val')
 
 
 def test_hub_out_of_reach(refused, monkeypatch):
