@@ -11,11 +11,13 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,7 +33,7 @@ from .data.workers import cores, start_method
 
 __all__ = ['Settings', 'prepare']
 
-RECORD, CLASSES = 'prepared.json', 'classes.txt'
+RECORD, CLASSES, LOCK = 'prepared.json', 'classes.txt', '.prepare.lock'
 # of the files of Pillow's formats that are kept as they are
 ENDINGS = {'JPEG': 'jpg', 'MPO': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'TIFF': 'tif', 'BMP': 'bmp', 'PPM': 'ppm'}
 
@@ -84,13 +86,14 @@ def prepare(
     check(settings)
     sources = {split: open_split(root, split, 'root') for split in splits}
     folder = Path(output)
-    begin(folder, settings, sources)
     counts = {}
     try:
-        for split, source in sources.items():
-            skipped = write_split(folder, split, source, settings, workers or cores())
-            counts[split] = len(source.labels) - len(skipped)
-            report(folder, split, counts[split], skipped)
+        with alone(folder):
+            begin(folder, settings, sources)
+            for split, source in sources.items():
+                skipped = write_split(folder, split, source, settings, workers or cores())
+                counts[split] = len(source.labels) - len(skipped)
+                report(folder, split, counts[split], skipped)
     except KeyboardInterrupt:
         print(f'interrupted; the same command goes on in {folder}', file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -99,6 +102,22 @@ def prepare(
             f'output: {folder}', f'it cannot be written ({error})',
             'make room there, or name another folder; the same command goes on where it was')) from error
     return counts
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others from writing into a folder, as they would write the same files.
+
+    Raises:
+        InputError: If another process writes there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(message(
+            f'output: {folder}', 'another prepare is writing there', 'wait for it, or name another folder')) from error
 
 
 def check(settings: Settings) -> None:
@@ -130,11 +149,12 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
             raise InputError(message(
                 f'output: {folder}', f'its shards were made with {name} {before[name]}, now it is {value}',
                 'give the same to go on with them, or name another folder'))
-    classes = names.read_text().splitlines() if names.is_file() else next(iter(sources.values())).classes
+    classes = next(iter(sources.values())).classes
+    if names.is_file():
+        classes = names.read_text('utf-8', 'surrogateescape').splitlines()
     for split, source in sources.items():
         relabel(source, classes, split)
-    folder.mkdir(parents=True, exist_ok=True)
-    names.write_text(''.join(f'{name}\n' for name in classes))
+    names.write_text(''.join(f'{name}\n' for name in classes), 'utf-8', 'surrogateescape')
     file.write_text(json.dumps({**before, **now}))
 
 

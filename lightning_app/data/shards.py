@@ -184,7 +184,7 @@ def named(classes: list[str], file: Path) -> list[str]:
     Raises:
         InputError: If there are not enough lines.
     """
-    lines = [line.split('\t')[0] for line in file.read_text().splitlines()]
+    lines = [line.split('\t')[0] for line in file.read_text('utf-8', 'surrogateescape').splitlines()]
     if max(map(int, classes)) >= len(lines):
         raise InputError(message(
             f'{file}: {len(lines)} lines', f'there is a class {max(map(int, classes))} in the shards beside it',

@@ -35,7 +35,7 @@ def folders(tmp_path, noise):
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != module.LOCK}
 
 
 @pytest.mark.parametrize('workers', [1, 2])
@@ -222,3 +222,22 @@ def test_ctrl_c(folders, tmp_path):
           '--workers', '1'])
     assert len(open_split(tmp_path / 'shards', 'train').labels) == 23
     assert not list(tmp_path.glob('shards/*.partial'))
+
+
+def test_two_at_once_are_refused(folders, tmp_path, refused):
+    with module.alone(tmp_path / 'shards'), refused(
+            f'output: {tmp_path}/shards', 'another prepare is writing there', 'wait for it'):
+        prepare(str(folders), str(tmp_path / 'shards'))
+    assert prepare(str(folders), str(tmp_path / 'shards'))['val'] == 5
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names of files must be text there')
+def test_class_names_that_are_no_text(folders, tmp_path):
+    for split in ('train', 'val'):
+        (folders / split / 'cat').rename(folders / split / 'ca\udcff')
+    prepare(str(folders), str(tmp_path / 'shards'))
+    prepare(str(folders), str(tmp_path / 'shards'))  # goes on: the classes are read again
+    for split in ('train', 'val'):
+        source = open_split(tmp_path / 'shards', split)
+        assert source.classes == open_split(folders, split).classes
+        assert 'ca\udcff' in source.classes
