@@ -42,8 +42,14 @@ def no_waiting(patch):
             raise Waited(name)
         return refused
 
+    def numpy(tensor, whole=torch.Tensor.numpy):
+        if tensor.is_shared():  # with the workers: the host's memory
+            return whole(tensor)
+        raise Waited('Tensor.numpy')
+
     with patch.context() as inner, NoWaiting():
-        for name in ('cpu', 'numpy', 'tolist', 'item', '__bool__', '__float__', '__int__', '__index__'):
+        inner.setattr(torch.Tensor, 'numpy', numpy)
+        for name in ('cpu', 'tolist', 'item', '__bool__', '__float__', '__int__', '__index__'):
             inner.setattr(torch.Tensor, name, refuse(f'Tensor.{name}'))
         for name in ('tensor', 'as_tensor'):  # copied from the host's memory, for which it waits
             inner.setattr(torch, name, refuse(f'torch.{name}'))
