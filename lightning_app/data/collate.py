@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
-from .lending import inline, lent, stack
+from .lending import Inline, Lent, stack
 
 __all__ = ['collate']
 
@@ -24,4 +24,4 @@ def collate(samples: Sequence[tuple[Tensor, Any]]) -> list[Any]:
     else:
         batch = stack(images)
     numbers = default_collate(list(labels))
-    return [lent(batch), inline(numbers)] if get_worker_info() else [batch, numbers]
+    return [Lent(batch), Inline(numbers)] if get_worker_info() else [batch, numbers]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-__all__ = ['inline', 'lent', 'stack']
+__all__ = ['Inline', 'Lent', 'stack']
 
 SPARE = 2  # pieces of memory that a worker keeps though nobody uses them
 # The last byte of a piece says who has it. The worker writes it when it is FREE, the training when it is LENT.
@@ -25,7 +25,7 @@ _pieces: list[Tensor] = []  # of this worker, bytes
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:
-    """Return `torch.stack(images)`; in a worker in shared memory that it has back only if it passes it on by `lent`."""
+    """Return `torch.stack(images)`; in a worker in shared memory that it has back only if it passes it on by `Lent`."""
     if get_worker_info() is None:
         return torch.stack(list(images))
     dtype, shape = images[0].dtype, (len(images), *images[0].shape)
@@ -43,7 +43,7 @@ def piece(size: int) -> Tensor:
     return large_enough[0]
 
 
-class lent:
+class Lent:
     """What `stack` has made in a worker, or a view of it, on its way: it arrives as a tensor.
 
     The worker has the memory back when no tensor there makes use of it any more.
@@ -74,7 +74,7 @@ def give_back(memory: Tensor, process: int) -> None:
         memory[-1] = FREE
 
 
-class inline:
+class Inline:
     """A small tensor on its way, in the message itself: memory of its own takes longer to pass on.
 
     Args:

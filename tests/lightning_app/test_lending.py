@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_app.data import lending
 from lightning_app.data.collate import collate
-from lightning_app.data.lending import FREE, LENT, SPARE, inline, lent, stack
+from lightning_app.data.lending import FREE, LENT, SPARE, Inline, Lent, stack
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def passed_on(sent):
 def test_batches_arrive_as_torch_stacks_them(pieces, dtype, order):
     parts = [torch.randint(0, 255, (5, 6, 3)).to(dtype) for _ in range(4)]
     expected = torch.stack(parts).permute(order)
-    received = passed_on(lent(stack(parts).permute(order)))
+    received = passed_on(Lent(stack(parts).permute(order)))
     assert torch.equal(received, expected)
     assert received.stride() == expected.stride()
 
 
 def test_memory_is_used_again_when_the_last_tensor_is_gone(pieces):
-    batch = passed_on(lent(stack(images(1))))
+    batch = passed_on(Lent(stack(images(1))))
     piece, = pieces
     part = batch[2:].float(), batch[2:, 0].requires_grad_(False)
     assert piece[-1] == LENT
@@ -55,7 +55,7 @@ def test_memory_is_used_again_when_the_last_tensor_is_gone(pieces):
 
 
 def test_memory_that_autograd_keeps_is_not_used_again(pieces):
-    batch = passed_on(lent(stack([image.float() for image in images(3)])))
+    batch = passed_on(Lent(stack([image.float() for image in images(3)])))
     weight = torch.ones(3, requires_grad=True)
     loss = (batch * weight).sum()
     del batch
@@ -73,18 +73,18 @@ def test_batch_that_never_arrives_keeps_its_memory(pieces):
 
 
 def test_few_pieces_are_kept_that_nobody_uses(pieces):
-    held = [passed_on(lent(stack(images(number)))) for number in range(6)]
+    held = [passed_on(Lent(stack(images(number)))) for number in range(6)]
     assert [int(each[0, 0, 0, 0]) for each in held] == list(range(6))
     assert len(pieces) == 6
     held.clear()
-    assert torch.equal(passed_on(lent(stack(images(7)))), torch.stack(images(7)))
+    assert torch.equal(passed_on(Lent(stack(images(7)))), torch.stack(images(7)))
     assert len(pieces) == SPARE
 
 
 def test_smaller_batches_fit_and_larger_ones_have_other_memory(pieces):
     for size, same in ((16, False), (8, True), (16, True), (24, False), (16, True)):
         before = {each.data_ptr() for each in pieces}
-        batch = passed_on(lent(stack(images(size, size))))
+        batch = passed_on(Lent(stack(images(size, size))))
         assert torch.equal(batch, torch.stack(images(size, size)))
         assert ({each.data_ptr() for each in pieces} == before) == same
         del batch
@@ -93,7 +93,7 @@ def test_smaller_batches_fit_and_larger_ones_have_other_memory(pieces):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system forks no processes')
 def test_forked_process_gives_nothing_back(pieces):
-    batch = passed_on(lent(stack(images(1))))
+    batch = passed_on(Lent(stack(images(1))))
     child = os.fork()
     if child == 0:
         del batch
@@ -106,8 +106,8 @@ def test_forked_process_gives_nothing_back(pieces):
 
 def test_small_tensors_travel_in_the_message():
     labels = torch.tensor([3, 1, -1])
-    assert b'multiprocessing' not in bytes(ForkingPickler.dumps(inline(labels)))
-    assert torch.equal(passed_on(inline(labels)), labels)
+    assert b'multiprocessing' not in bytes(ForkingPickler.dumps(Inline(labels)))
+    assert torch.equal(passed_on(Inline(labels)), labels)
 
 
 # Within a loader
