@@ -11,13 +11,12 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from se_timm.errors import InputError, message
 
 from .data.decode import UnreadableImage, decode
 from .data.imagenet import relabel
+from .data.locking import locked
 from .data.shards import samples_in
 from .data.sources import Source
 from .data.splits import open_split
@@ -33,7 +33,7 @@ from .data.workers import cores, start_method
 
 __all__ = ['Settings', 'prepare']
 
-RECORD, CLASSES, LOCK = 'prepared.json', 'classes.txt', '.prepare.lock'
+RECORD, CLASSES = 'prepared.json', 'classes.txt'
 # of the files of Pillow's formats that are kept as they are
 ENDINGS = {'JPEG': 'jpg', 'MPO': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'TIFF': 'tif', 'BMP': 'bmp', 'PPM': 'ppm'}
 
@@ -88,7 +88,7 @@ def prepare(
     folder = Path(output)
     counts = {}
     try:
-        with alone(folder):
+        with locked(folder / RECORD, timeout=0):  # two would write the same files
             begin(folder, settings, sources)
             for split, source in sources.items():
                 skipped = write_split(folder, split, source, settings, workers or cores())
@@ -97,27 +97,14 @@ def prepare(
     except KeyboardInterrupt:
         print(f'interrupted; the same command goes on in {folder}', file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Timeout as error:
+        raise InputError(message(
+            f'output: {folder}', 'another prepare is writing there', 'wait for it, or name another folder')) from error
     except OSError as error:
         raise InputError(message(
             f'output: {folder}', f'it cannot be written ({error})',
             'make room there, or name another folder; the same command goes on where it was')) from error
     return counts
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep others from writing into a folder, as they would write the same files.
-
-    Raises:
-        InputError: If another process writes there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield
-    except Timeout as error:
-        raise InputError(message(
-            f'output: {folder}', 'another prepare is writing there', 'wait for it, or name another folder')) from error
 
 
 def check(settings: Settings) -> None:

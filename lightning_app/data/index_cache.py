@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from filelock import FileLock
+
+from .locking import locked
 
 __all__ = ['cached_arrays']
 
@@ -36,21 +36,8 @@ def cached_arrays(kind: str, paths: Sequence[str], find: Callable[[], dict[str, 
                  for path, status in ((path, os.stat(path)) for path in paths)]
     digest = hashlib.sha256(repr((FORM, kind, described)).encode('utf-8', 'surrogateescape')).hexdigest()
     file = folder() / f'{kind}-{digest[:24]}.npz'
-    with _locked(file):
+    with locked(file):
         return _load(file) or _save(file, find())
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    lock = FileLock(f'{file}.lock')
-    # a full disk, a lock of another user, a file system without locks
-    with suppress(OSError, NotImplementedError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()  # nothing where it is not held
 
 
 def _load(file: Path) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from fsspec.callbacks import TqdmCallback
 from fsspec.core import url_to_fs
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from se_timm.errors import InputError, message
 
 from .index_cache import folder
+from .locking import locked
 
 __all__ = ['is_url', 'local_copy', 'names_at']
 
@@ -57,7 +57,7 @@ def local_copy(url: str, names: Iterable[str], key: str) -> Path:
     store, path = connected(url, key)
     try:
         copy.mkdir(parents=True, exist_ok=True)
-        with FileLock(f'{copy}.lock'):
+        with locked(copy):
             found = {file: size for name in names for file, size in files_below(store, f'{path}/{name}').items()}
             missing = {file: copy / os.path.relpath(file, path) for file, size in found.items()
                        if not same_size(copy / os.path.relpath(file, path), size)}

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lightning_app import prepare as module
 from lightning_app.cli import main
+from lightning_app.data.locking import locked
 from lightning_app.data.shards import ShardSource
 from lightning_app.data.sources import FolderSource
 from lightning_app.data.splits import open_split
@@ -35,7 +36,7 @@ def folders(tmp_path, noise):
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != module.LOCK}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != '.lock'}
 
 
 @pytest.mark.parametrize('workers', [1, 2])
@@ -225,10 +226,24 @@ def test_ctrl_c(folders, tmp_path):
 
 
 def test_two_at_once_are_refused(folders, tmp_path, refused):
-    with module.alone(tmp_path / 'shards'), refused(
+    with locked(tmp_path / 'shards' / module.RECORD), refused(
             f'output: {tmp_path}/shards', 'another prepare is writing there', 'wait for it'):
         prepare(str(folders), str(tmp_path / 'shards'))
     assert prepare(str(folders), str(tmp_path / 'shards'))['val'] == 5
+
+
+def test_where_files_cannot_be_locked(folders, tmp_path, monkeypatch):
+    def refused(*_):
+        raise NotImplementedError('no locks here')
+
+    monkeypatch.setattr('filelock.FileLock._acquire', refused)
+    assert prepare(str(folders), str(tmp_path / 'shards'))['val'] == 5
+
+
+def test_output_that_cannot_be_written(folders, tmp_path, refused):
+    (tmp_path / 'shards').write_text('a file')
+    with refused(f'output: {tmp_path}/shards', 'it cannot be written', 'make room there'):
+        prepare(str(folders), str(tmp_path / 'shards'))
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='names of files must be text there')
