@@ -1,7 +1,7 @@
 """Shared memory for batches that a worker uses again, once the training has let go of the batch before.
 
-PyTorch's loader takes fresh shared memory for each batch: a page fault for every 4 kB, which can take as long as a
-third of the decoding, and all is given back to the system afterwards by the training.
+PyTorch's loader takes fresh shared memory for each batch: a page fault for every 4 kB, and all is given back to the
+system afterwards by the training.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 
 __all__ = ['Inline', 'Lent', 'stack']
 
-SPARE = 2  # pieces of memory that a worker keeps though nobody uses them
+SPARE = 1  # pieces of memory that a worker keeps though nobody uses them
 # The last byte of a piece says who has it. The worker writes it when it is FREE, the training when it is LENT.
 FREE, LENT = 0, 1
 
@@ -35,12 +35,15 @@ def stack(images: Sequence[Tensor]) -> Tensor:
 
 def piece(size: int) -> Tensor:
     """Return memory for so many bytes and one more, and say that it is lent."""
-    free = {index for index, each in enumerate(_pieces) if each[-1] == FREE}
-    large_enough = [_pieces[index] for index in free if len(_pieces[index]) > size] or [
+    used: list[Tensor] = []
+    free: list[Tensor] = []
+    for each in _pieces:  # looked at once, as the training may give one back at any time
+        (free if each[-1] == FREE else used).append(each)
+    chosen, *spare = [each for each in free if len(each) > size] or [
         torch.empty(size + 1, dtype=torch.uint8).share_memory_()]
-    _pieces[:] = [each for index, each in enumerate(_pieces) if index not in free] + large_enough[:SPARE]
-    large_enough[0][-1] = LENT
-    return large_enough[0]
+    chosen[-1] = LENT
+    _pieces[:] = [*used, chosen, *spare[:SPARE]]
+    return chosen
 
 
 class Lent:
