@@ -224,12 +224,16 @@ def in_bytes(steps: list[Any], exact: bool, interpolation: str = 'bilinear') -> 
 
     Where the first has none, the picture becomes an image of Pillow's.
     """
-    kinds = [] if exact or interpolation not in FAST else [type(step) for step in steps]
-    if kinds[:2] == [RandomResizedCropAndInterpolation, transforms.RandomHorizontalFlip]:
-        return [FastCrop(*steps[:2]), *steps[2:]]
-    faster = {RandomResizedCropAndInterpolation: FastCrop, transforms.Resize: FastResize}
-    make = faster.get(kinds[0]) if kinds else None
-    return [as_image, *steps] if make is None else [make(steps[0]), *steps[1:]]
+    first, *rest = steps
+    if exact or interpolation not in FAST:
+        return [as_image, *steps]
+    if type(first) is transforms.Resize:
+        return [FastResize(first), *rest]
+    if type(first) is not RandomResizedCropAndInterpolation:
+        return [as_image, *steps]
+    if rest and type(rest[0]) is transforms.RandomHorizontalFlip:
+        return [FastCrop(first, rest[0]), *rest[1:]]
+    return [FastCrop(first), *rest]
 
 
 def erases(augment: Augment) -> bool:

@@ -225,7 +225,10 @@ class TrainingSamples(ReadSamples):
         return samples
 
     def _draw(self, key: Key) -> Callable[[], Tensor] | None:
-        """Return what makes the image of a key without further draws; None where that is all done by one transform."""
+        """Return what makes the image of a key without further draws.
+
+        None where its transform draws as it goes, or the image cannot be read.
+        """
         transform = self._transform(key.size)
         if isinstance(transform, FastCrop):
             with suppress(UnreadableImage, OSError), seeded(key.seed):
