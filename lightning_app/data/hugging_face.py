@@ -12,7 +12,7 @@ from se_timm.errors import InputError, message, nearest
 from .decode import UnreadableImage
 from .sources import Source
 
-__all__ = ['HuggingFaceSource', 'open_hub', 'open_saved', 'split_named']
+__all__ = ['HuggingFaceSource', 'names_of', 'open_hub', 'open_saved', 'split_named']
 
 INSTALL = "pip install 'se-timm[datasets]'"
 SPLITS = {'val': ('val', 'validation', 'valid', 'dev')}  # what our names are called elsewhere, first come first
@@ -100,13 +100,18 @@ def open_hub(name: str, split: str) -> HuggingFaceSource:
     return HuggingFaceSource(loaded, f'hf://{name}:{chosen}')
 
 
+def names_of(split: str) -> tuple[str, ...]:
+    """Return what a split may be called."""
+    return SPLITS.get(split, (split,))
+
+
 def split_named(split: str, names: list[str], title: str) -> str:
     """Return the one of `names` that is the split, which may be called otherwise there.
 
     Raises:
         InputError: If there is none.
     """
-    for name in SPLITS.get(split, (split,)):
+    for name in names_of(split):
         if name in names:
             return name
     close = nearest(split, names)

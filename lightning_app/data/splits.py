@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from se_timm.errors import InputError, message, nearest
 
-from .hugging_face import SPLITS, open_hub, open_saved
+from .hugging_face import names_of, open_hub, open_saved
 from .object_store import is_url, local_copy, names_at
 from .optimised import LitDataSource
 from .shards import ShardSource, is_shard, missing_shards
@@ -52,7 +52,7 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
         root = local_copy(str(root), names if entries == [SAVED] else [*entries, *beside], key)
     if entries == [SAVED]:
         return open_saved(Path(root), split)
-    if any(entries[0] in places_of(each) for each in SPLITS.get(split, (split,))):
+    if any(entries[0] in places_of(each) for each in names_of(split)):
         return open_place(Path(root, entries[0]), split)
     return open_shards(Path(root), split, [Path(root, name) for name in entries])
 
@@ -93,7 +93,7 @@ def entries_of(names: list[str], split: str) -> list[str]:
         return expanded(split)
     if glob.has_magic(split):
         return fnmatch.filter(names, split)
-    for each in SPLITS.get(split, (split,)):
+    for each in names_of(split):
         if found := [name for name in places_of(each) if name in names][:1] or [
                 name for name in names if re.search(rf'(^|[-_.]){re.escape(each)}[-_.].*\.tar$', name)]:
             return found
