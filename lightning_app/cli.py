@@ -393,7 +393,7 @@ def run_verb(verb: str, args: list[str]) -> Any:
         parser.add_argument(each.name, nargs='+', metavar=metavar, help=described and described[1])
     parser.usage = ' '.join([PROG, verb, *(f'{each} [{each} ...]' for each in names), '[options]'])
     try:
-        options = parser.parse_args(named(args)).as_dict()
+        options = parser.instantiate_classes(parser.parse_args(named(args))).as_dict()
         positional = [value for each in several for value in options.pop(each.name)]
         return function(*positional, **options)
     except (InputError, ValueError) as error:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from se_timm.errors import InputError, message
 from se_timm.tables import aligned
 
-from .data.augment import Augment, training_transform
+from .data.augment import OWN, Augment, timm_settings, training_transform
 from .data.collate import collate
 from .data.decode import UnreadableImage
 from .data.jpeg import choose_decoder, installed, is_jpeg
@@ -110,7 +110,7 @@ class Opened(Dataset[tuple[Any, int]]):
 def loading(
         *roots: str, split: str = 'train', size: int = 224, batch_size: int = 64, images: int = 2000, rounds: int = 5,
         decoder: str = 'auto', made_size: tuple[int, int] | None = None, workers: int = 2, cold: bool = False,
-        images_per_second: float | None = None) -> dict[str, float]:
+        images_per_second: float | None = None, augment: Augment = Augment()) -> dict[str, float]:  # noqa: B008
     """Time the loading of training batches, random crops that may be flipped, beside timm's loader and bare decoding.
 
     With one worker and several, each a core. Rounds alternate between all rows, ratios are within a round, and their
@@ -128,18 +128,20 @@ def loading(
         workers: Most worker processes.
         cold: Have the system forget the files before each row: as from storage, not from memory.
         images_per_second: That a GPU trains on, as `train/images_per_second` says: how many cores it needs is printed.
+        augment: As `data.augment`, of what timm has as well.
 
     Returns:
         Images a second for each row.
 
     Raises:
-        InputError: If there are too few images, or they cannot be had from storage.
+        InputError: If there are too few images, they cannot be had from storage, or timm cannot augment so.
     """
     sources = {root: Part(open_split(root, split, 'root'), images, made_size) for root in roots}
     first = sources[roots[0]]
     check(first, batch_size, cold)
+    check_augment(augment)
     chosen = choose_decoder(decoder, first_files(first, EXAMPLES))
-    rows = rows_of(sources, size, batch_size, chosen, workers)
+    rows = rows_of(sources, size, batch_size, chosen, workers, augment)
     speeds: dict[str, list[float]] = {row: [] for row in rows}
     for _ in range(rounds):
         for row, run in rows.items():
@@ -179,12 +181,23 @@ def check(source: Source, batch_size: int, cold: bool) -> None:
             'measure class folders, tar files or shards, without made_size'))
 
 
+def check_augment(augment: Augment) -> None:
+    """Raise `InputError` for augmentation that timm's loader cannot do."""
+    missing = ['crop'] if augment.crop == 'pad' else [
+        name for name in OWN if getattr(augment, name) != getattr(Augment, name)]
+    if missing:
+        raise InputError(message(
+            f'augment.{missing[0]}: {getattr(augment, missing[0])}', "timm's loader, the other side, has no such thing",
+            'leave it out'))
+
+
 def rows_of(
-        sources: dict[str, Part], size: int, batch_size: int, decoder: str, workers: int) -> dict[str, Row]:
+        sources: dict[str, Part], size: int, batch_size: int, decoder: str, workers: int,
+        augment: Augment) -> dict[str, Row]:
     """Return what is timed in each row; it returns images a second."""
     name, first = next(iter(sources.items()))
-    rows: dict[str, Row] = {TIMM: partial(timms, first, size, batch_size)}
-    ours = partial(own, size=size, batch_size=batch_size, decoder=decoder)
+    rows: dict[str, Row] = {TIMM: partial(timms, first, size, batch_size, augment)}
+    ours = partial(own, size=size, batch_size=batch_size, decoder=decoder, augment=augment)
     for root, source in sources.items():
         rows[worker_row(root, 1)] = partial(ours, source)
     rows[f'{name}, exact, 1 worker'] = partial(ours, first, exact=True)
@@ -211,20 +224,22 @@ def decoding_row(decoder: str, workers: int = 0) -> str:
 # What is timed
 
 
-def own(source: Source, size: int, batch_size: int, decoder: str, exact: bool = False, workers: int = 1) -> float:
-    """Return images a second of our loading, to the batch of bytes, which is normalised on the device."""
-    samples = TrainingSamples(source, training_transform(Augment(), size, exact, **NORMALISATION), decoder=decoder)
+def own(
+        source: Source, size: int, batch_size: int, decoder: str, augment: Augment, exact: bool = False,
+        workers: int = 1) -> float:
+    """Return images a second of our loading, to the batch of bytes, which is normalised and erased on the device."""
+    samples = TrainingSamples(source, training_transform(augment, size, exact, **NORMALISATION), decoder=decoder)
     sampler = SeededSampler(len(samples), 1, 0, seed=0, multiple=batch_size)
     batches = DataLoader(
         samples, batch_size, sampler=sampler, num_workers=workers, drop_last=True, collate_fn=collate)
     return speed(batches, batch_size)
 
 
-def timms(source: Source, size: int, batch_size: int) -> float:
-    """Return images a second of timm's loading, to the batch of bytes, which its prefetcher normalises."""
+def timms(source: Source, size: int, batch_size: int, augment: Augment) -> float:
+    """Return images a second of timm's loading, to the batch of bytes, which its prefetcher normalises and erases."""
     batches = create_loader(
-        Opened(source), size, batch_size, is_training=True, hflip=0.5, color_jitter=None, num_workers=1,
-        persistent_workers=False, device=torch.device('cpu'), pin_memory=False, **NORMALISATION)
+        Opened(source), size, batch_size, is_training=True, num_workers=1, persistent_workers=False,
+        device=torch.device('cpu'), pin_memory=False, **timm_settings(augment), **NORMALISATION)
     return speed(batches.loader, batch_size)
 
 

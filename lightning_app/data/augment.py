@@ -1,13 +1,14 @@
 """Transforms by timm, from settings that fit in YAML."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
@@ -15,10 +16,11 @@ from torchvision.transforms.functional import InterpolationMode, hflip
 
 from se_timm.errors import InputError, message, unknown
 
+from .erase import Cutout, Erase, Erased
 from .resample import FastCrop, FastResize, as_image
 
 __all__ = [
-    'Augment', 'Cutout', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform',
+    'Augment', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform', 'timm_settings',
     'training_transform',
 ]
 
@@ -28,6 +30,7 @@ VIEWS = ('center', 'flip', 'ten')
 PROBABILITIES = ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'random_erasing')
 CHANGES = ('color_jitter', 'grayscale_prob', 'gaussian_blur_prob', 'pixel_jitter', 'auto_augment', 'random_erasing',
            'cutout')  # what tells the versions of an image apart
+OWN = ('padding', 'rotation', 'pixel_jitter', 'cutout', 'splits')  # settings that timm has not, beside the crop `pad`
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Augment:
         random_erasing: Probability of erasing rectangles.
         erasing_mode: What they are filled with: `pixel` (noise), `rand` (a colour) or `const` (the mean).
         erasing_count: Largest number of rectangles in an image.
-        cutout: Side in pixels of a square that is erased in every image, see `Cutout`; none by default.
+        cutout: Side in pixels of a square that is erased in every image, by `Cutout`; none by default.
         splits: Versions of each image: the first is only cropped and flipped, the others are augmented each on its
             own, as for AugMix with `model.loss.jsd` (3 as published); none by default.
     """
@@ -100,29 +103,6 @@ class PixelJitter:
         return f'PixelJitter(largest={self.largest})'
 
 
-class Cutout:
-    """Set a square of a normalised image to zero, which is the mean (DeVries and Taylor, https://arxiv.org/abs/1708.04552).
-
-    Its centre is drawn uniformly from all pixels, so that a part of it may lie outside; timm's random erasing keeps its
-    rectangles inside.
-
-    Args:
-        side: Of the square, in pixels.
-    """
-
-    def __init__(self, side: int) -> None:
-        self.side = side
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Return `image (C, H, W)`, changed in place."""
-        top, left = (int(torch.randint(length, ())) - self.side // 2 for length in image.shape[1:])
-        image[:, max(top, 0):max(top + self.side, 0), max(left, 0):max(left + self.side, 0)] = 0
-        return image
-
-    def __repr__(self) -> str:
-        return f'Cutout(side={self.side})'
-
-
 class Splits:
     """Several versions of an image, `(count, 3, size, size)`: the first clean, the others augmented each on its own.
 
@@ -130,20 +110,21 @@ class Splits:
 
     Args:
         geometry: What all versions share.
-        augment: What the others have beside it.
-        clean: From image to tensor.
-        tensor: From image to tensor for the others.
+        augment: What the others have beside it, from image to tensor.
+        tensor: From image to tensor.
         count: Number of versions.
     """
 
-    def __init__(self, geometry: Any, augment: Any, clean: Any, tensor: Any, count: int) -> None:
-        self.geometry, self.augment, self.clean, self.tensor, self.count = geometry, augment, clean, tensor, count
+    def __init__(self, geometry: Any, augment: Any, tensor: Any, count: int) -> None:
+        self.geometry, self.augment, self.tensor, self.count = geometry, augment, tensor, count
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image) -> Tensor | Erased:
         """Return the versions of an RGB image."""
         image = self.geometry(image)
-        others = [self.tensor(self.augment(image)) for _ in range(self.count - 1)]
-        return torch.stack([self.clean(image), *others])
+        versions = [self.tensor(image), *(self.augment(image) for _ in range(self.count - 1))]
+        if any(isinstance(version, Erased) for version in versions):
+            return Erased.stack([Erased.of(version) for version in versions])
+        return torch.stack(versions)
 
 
 class Views:
@@ -180,8 +161,7 @@ class Mirrored:
 def training_transform(augment: Augment, size: int, exact: bool = False, **normalisation: Any) -> Any:
     """Return the transform from a `Picture` or RGB image to a tensor `(3, size, size)`, or `(splits, 3, size, size)`.
 
-    It is uint8, to be normalised on the device, or where something is erased float and normalised, as that is done to
-    normalised images.
+    It is uint8, to be normalised on the device; where something is erased it comes with that, as `Erased`.
 
     Args:
         augment: The settings.
@@ -193,7 +173,7 @@ def training_transform(augment: Augment, size: int, exact: bool = False, **norma
         InputError: For settings that timm does not know, or that would have no effect.
     """
     check(augment)
-    geometry, colours, tensor = timm_transforms(augment, size, normalisation)
+    geometry, colours, tensor, erasing = timm_transforms(augment, size, normalisation)
     if augment.crop == 'pad':
         geometry = [
             transforms.Resize(size, str_to_interp_mode(normalisation.get('interpolation', 'bilinear'))),
@@ -206,17 +186,17 @@ def training_transform(augment: Augment, size: int, exact: bool = False, **norma
     if augment.pixel_jitter:
         colours = [*colours, PixelJitter(augment.pixel_jitter)]
     if augment.cutout:
-        tensor = [*tensor, Cutout(augment.cutout)]
+        erasing = [*erasing, Cutout(augment.cutout)]
     steps = in_bytes(geometry, exact or augment.crop == 'pad', normalisation.get('interpolation', 'bilinear'))
-    if colours or augment.splits or erases(augment):
+    changes = [*colours, *tensor, *([Erase(erasing)] if erasing else [])]
+    if colours or augment.splits:
         steps = [*steps, as_image]
-    elif [type(step) for step in steps] == [FastCrop]:
+    elif [type(step) for step in steps] == [FastCrop] and not erasing:
         return steps[0]  # which `TrainingSamples` knows
     if augment.splits:
-        clean = timm_transforms(replace(augment, random_erasing=0.0), size, normalisation, erases(augment))[2]
-        shared, others, first, rest = (transforms.Compose(each) for each in (steps, colours, clean, tensor))
-        return Splits(shared, others, first, rest, augment.splits)
-    return transforms.Compose([*steps, *colours, *tensor])
+        shared, others, clean = map(transforms.Compose, (steps, changes, tensor))
+        return Splits(shared, others, clean, augment.splits)
+    return transforms.Compose([*steps, *changes])
 
 
 def in_bytes(steps: list[Any], exact: bool, interpolation: str = 'bilinear') -> list[Any]:
@@ -236,23 +216,26 @@ def in_bytes(steps: list[Any], exact: bool, interpolation: str = 'bilinear') -> 
     return [FastCrop(first), *rest]
 
 
-def erases(augment: Augment) -> bool:
-    """Return whether something is erased, which is done to normalised images."""
-    return bool(augment.random_erasing or augment.cutout)
+def timm_settings(augment: Augment) -> dict[str, Any]:
+    """Return the arguments of timm's `create_transform` and `create_loader` that stand for `augment`, but for erasing.
+
+    timm has none for the settings in `OWN`.
+    """
+    same = ('scale', 'ratio', 'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob',
+            'auto_augment')
+    return {**{name: getattr(augment, name) for name in same}, 'color_jitter': augment.color_jitter or None,
+            'train_crop_mode': None if augment.crop == 'pad' else augment.crop}
 
 
-def timm_transforms(
-        augment: Augment, size: int, normalisation: dict[str, Any], normalise: bool | None = None) -> list[list[Any]]:
-    """Return timm's transforms: geometry, colour, and to a tensor, which is normalised where it must be."""
+def timm_transforms(augment: Augment, size: int, normalisation: dict[str, Any]) -> list[list[Any]]:
+    """Return timm's transforms: geometry, colour, to a tensor, and what erases of normalised images."""
     try:
-        return [part.transforms for part in create_transform(
-            size, is_training=True, separate=True, normalize=erases(augment) if normalise is None else normalise,
-            train_crop_mode=None if augment.crop == 'pad' else augment.crop,
-            scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
-            color_jitter=augment.color_jitter or None, color_jitter_prob=augment.color_jitter_prob,
-            grayscale_prob=augment.grayscale_prob, gaussian_blur_prob=augment.gaussian_blur_prob,
-            auto_augment=augment.auto_augment, re_prob=augment.random_erasing, re_mode=augment.erasing_mode,
-            re_count=augment.erasing_count, **normalisation)]
+        erasing = [RandomErasing(
+            augment.random_erasing, mode=augment.erasing_mode, max_count=augment.erasing_count, device='cpu',
+        )] if augment.random_erasing else []
+        return [*(part.transforms for part in create_transform(
+            size, is_training=True, separate=True, normalize=False, **timm_settings(augment), **normalisation)),
+            erasing]
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise InputError(message(
             f'data.augment: {augment}', f'timm makes no transform of it ({str(error) or type(error).__name__})',
@@ -364,8 +347,10 @@ class Normalisation:
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.values = torch.tensor([mean, std]).view(2, -1, 1, 1)
 
-    def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return `images (..., 3, H, W)` normalised; those that are float are."""
+    def __call__(self, images: Tensor | Erased, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return `images (..., 3, H, W)` normalised, and erased; those that are float are normalised."""
+        if isinstance(images, Erased):
+            return images.erase(self(images.images, dtype))
         if images.is_floating_point():
             return images
         if self.values.device != images.device:  # once; at each step the host would wait for the copy

@@ -35,7 +35,7 @@ JPEG_ENDINGS = ('.jpg', '.jpeg')
 AHEAD = 64  # images that are read before the first of them is decoded
 _logger = logging.getLogger(__name__)
 
-Transform = Callable[[Picture], Tensor]
+Transform = Callable[[Picture], Any]  # to a tensor or `Erased`
 
 
 def run_seed() -> int:
@@ -144,7 +144,7 @@ class SeededSampler(DistributedSampler[Any]):
         return zlib.crc32(self.order().numpy().tobytes(), self.seed)
 
 
-class ReadSamples(Dataset[tuple[Tensor, int]]):
+class ReadSamples(Dataset[tuple[Any, int]]):
     """Images of a source as pictures; those that are misnamed are named in the log and counted.
 
     Counts are over all workers. An image that another library left out, or took for something else, is read as what it
@@ -180,12 +180,14 @@ class ReadSamples(Dataset[tuple[Tensor, int]]):
 class TrainingSamples(ReadSamples):
     """Training images: keys are those of `SeededSampler`, items pairs of the transformed image and its label.
 
+    An image is a tensor, or `Erased` where the transform erases something.
+
     A bare index, as from the sampler that Lightning puts in for `overfit_batches`, is its own seed.
     An unreadable image is named in the log, counted (`unreadable`, over all workers) and replaced by the next one.
 
     Args:
         source: The images.
-        transform: Image to tensor.
+        transform: From picture to image.
         transform_of_size: The same for another side of the crop, in pixels.
         decoder: Of JPEG files, see `Picture`.
     """
@@ -212,7 +214,7 @@ class TrainingSamples(ReadSamples):
             self._sized[size] = self.transform_of_size(size)
         return self._sized[size]
 
-    def __getitems__(self, keys: Sequence[Key | tuple[int, int] | int]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, keys: Sequence[Key | tuple[int, int] | int]) -> list[tuple[Any, int]]:
         """Return the samples of a batch: many are read and drawn, then decoded.
 
         The processor's caches make each of the two faster when it is done many times in a row.
@@ -236,13 +238,13 @@ class TrainingSamples(ReadSamples):
                 return partial(transform.take, picture, transform.draw(picture))
         return None
 
-    def _take(self, key: Key, crop: Callable[[], Tensor] | None) -> tuple[Tensor, int]:
+    def _take(self, key: Key, crop: Callable[[], Tensor] | None) -> tuple[Any, int]:
         if crop:
             with suppress(UnreadableImage, OSError):
                 return crop(), int(self.source.labels[key.image])
         return self[key]  # deals with what is unreadable
 
-    def __getitem__(self, key: Key | tuple[int, int] | int) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Key | tuple[int, int] | int) -> tuple[Any, int]:
         index, seed, size = Key.of(key)
         for candidate in range(index, index + len(self)):
             candidate %= len(self)

@@ -50,6 +50,26 @@ def test_files_that_are_made(root, capsys):
     assert '2 workers' not in text
 
 
+def test_augmentation_of_a_recipe(root, monkeypatch):
+    """Both sides do it."""
+    policies = []
+    for function in ('create_loader', 'training_transform'):
+        original = getattr(loading, function)
+        monkeypatch.setattr(loading, function, lambda *args, original=original, **given: policies.append(
+            given.get('auto_augment') or args[0].auto_augment) or original(*args, **given))
+    rows(root, '--workers=1', '--augment.auto_augment=rand-m7-mstd0.5', '--augment.random_erasing=0.5')
+    assert policies == ['rand-m7-mstd0.5'] * 3  # timm's, ours, ours to the pixel
+
+
+@pytest.mark.parametrize(('option', 'named'), [
+    ('crop=pad', 'augment.crop: pad'), ('cutout=8', 'augment.cutout: 8'), ('rotation=10', 'augment.rotation: 10')])
+def test_augmentation_that_timm_has_not(root, capsys, option, named):
+    with pytest.raises(SystemExit):
+        rows(root, f'--augment.{option}')
+    assert named in (error := capsys.readouterr().err)
+    assert "timm's loader, the other side, has no such thing" in error
+
+
 def test_made_files_have_the_size(noise):
     made = Image.open(io.BytesIO(loading.made(noise(0), (100, 75))))
     assert (made.size, made.format) == ((100, 75), 'JPEG')

@@ -13,7 +13,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lightning_app.data import Augment
 from lightning_app.data import samples as samples_module
-from lightning_app.data.augment import evaluation_transform, training_transform
+from lightning_app.data.augment import Normalisation, evaluation_transform, training_transform
+from lightning_app.data.collate import collate
 from lightning_app.data.samples import IGNORE, EvaluationSamples, PadToMultiple, SeededSampler, TrainingSamples, seeded
 from lightning_app.data.sources import FolderSource, TarSource
 from lightning_app.messages import three_lines
@@ -22,6 +23,7 @@ from se_timm.errors import InputError
 LENGTH = 26
 # random in Python's, NumPy's and PyTorch's generator
 AUGMENT = Augment(grayscale_prob=0.4, auto_augment='rand-m9-mstd0.5', random_erasing=0.5)
+NORMALISE = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def random_transform():
@@ -49,13 +51,14 @@ def damaged(tmp_path, source):
 def loader(samples, batch_size=4, workers=0, replicas=1, rank=0, seed=7, epoch=0):
     sampler = SeededSampler(len(samples), replicas, rank, seed)
     sampler.set_epoch(epoch)
-    return DataLoader(samples, batch_size, sampler=sampler, num_workers=workers, drop_last=True)
+    return DataLoader(
+        samples, batch_size, sampler=sampler, num_workers=workers, drop_last=True, collate_fn=collate)
 
 
 def epoch_of(*args, **options):
     """Return the images and labels of one epoch, batch by batch."""
     images, labels = zip(*loader(*args, **options), strict=True)
-    return torch.stack(images), torch.stack(labels)
+    return torch.stack([NORMALISE(batch) for batch in images]), torch.stack(labels)
 
 
 def keys(replicas=1, rank=0, seed=7, epoch=0, length=LENGTH):
@@ -86,7 +89,7 @@ def test_a_batch_is_the_same_whatever_came_before_it(source):
     samples = TrainingSamples(source, random_transform())
     whole = [samples[key] for key in keys()]
     for position in (11, 4, 25):
-        assert torch.equal(samples[keys()[position]][0], whole[position][0])
+        assert torch.equal(NORMALISE(samples[keys()[position]][0]), NORMALISE(whole[position][0]))
 
 
 @pytest.mark.parametrize('replicas', [2, 4])
@@ -199,7 +202,7 @@ def test_epochs_and_seeds_differ(source, other):
 
 def test_the_same_image_is_augmented_anew_in_each_epoch(source):
     samples = TrainingSamples(source, random_transform())
-    images = [samples[key][0] for epoch in range(4) for key in keys(epoch=epoch) if key[0] == 5]
+    images = [NORMALISE(samples[key][0]) for epoch in range(4) for key in keys(epoch=epoch) if key[0] == 5]
     assert len(images) == 4
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(images, 2))
 
@@ -223,7 +226,7 @@ def test_batches_are_made_of_the_samples_of_their_keys(damaged, augment, ahead, 
     one_by_one = [samples[key] for key in keys()]
     batch = together.__getitems__(list(keys()))
     assert [label for _, label in batch] == [label for _, label in one_by_one]
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batch, one_by_one, strict=True))
+    assert all(torch.equal(NORMALISE(a), NORMALISE(b)) for (a, _), (b, _) in zip(batch, one_by_one, strict=True))
     assert samples.unreadable == together.unreadable == len(unreadable)
 
 
