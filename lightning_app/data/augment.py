@@ -188,11 +188,12 @@ def training_transform(augment: Augment, size: int, exact: bool = False, **norma
     if augment.cutout:
         erasing = [*erasing, Cutout(augment.cutout)]
     steps = in_bytes(geometry, exact or augment.crop == 'pad', normalisation.get('interpolation', 'bilinear'))
-    changes = [*colours, *tensor, *([Erase(erasing)] if erasing else [])]
+    erase = Erase(erasing) if erasing else None
+    changes = [*colours, *tensor, *([erase] if erase else [])]
     if colours or augment.splits:
         steps = [*steps, as_image]
-    elif [type(step) for step in steps] == [FastCrop] and not erasing:
-        return steps[0]  # which `TrainingSamples` knows
+    elif [type(step) for step in steps] == [FastCrop]:
+        return FastCrop(steps[0].crop, steps[0].flip, erase)  # which `TrainingSamples` knows
     if augment.splits:
         shared, others, clean = map(transforms.Compose, (steps, changes, tensor))
         return Splits(shared, others, clean, augment.splits)

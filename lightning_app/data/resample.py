@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import to_pil_image
 
+from .erase import Erase, Erased
 from .picture import Picture
 
 __all__ = ['FastCrop', 'FastResize', 'as_image']
@@ -36,17 +37,20 @@ def shrink_of(length: int, needed: int) -> int:
 
 
 class Drawn(NamedTuple):
-    """What is random about a crop: its box in the picture, in pixels, and whether it becomes its mirror image."""
+    """What is random about a crop: its box in the picture, in pixels, whether it is mirrored, and what is erased."""
 
     top: int
     left: int
     rows: int
     columns: int
     mirrored: bool
+    erased: tuple[Tensor, Tensor] | None = None
 
 
 class FastCrop:
     """timm's random resized crop and flip, with its draws, on bytes: a picture to a tensor `(3, size, size)`, uint8.
+
+    To `Erased` where something is erased.
 
     A picture that is far larger than needed is decoded at half its size or less, so that the crop is still at least
     twice as large as what it becomes.
@@ -54,13 +58,13 @@ class FastCrop:
     Args:
         crop: timm's `RandomResizedCropAndInterpolation`.
         flip: torchvision's `RandomHorizontalFlip`.
+        erase: What is erased of it.
     """
 
-    def __init__(self, crop: Any, flip: Any = None) -> None:
-        self.crop = crop
-        self.flip_probability = flip.p if flip else None
+    def __init__(self, crop: Any, flip: Any = None, erase: Erase | None = None) -> None:
+        self.crop, self.flip, self.erase = crop, flip, erase
 
-    def __call__(self, image: Picture | Image.Image) -> Tensor:
+    def __call__(self, image: Picture | Image.Image) -> Tensor | Erased:
         """Return a random crop."""
         picture = Picture.of(image)
         return self.take(picture, self.draw(picture))
@@ -68,10 +72,11 @@ class FastCrop:
     def draw(self, picture: Picture) -> Drawn:
         """Draw a crop of a picture."""
         top, left, rows, columns = self.crop.get_params(area(*picture.size), self.crop.scale, self.crop.ratio)
-        mirrored = self.flip_probability is not None and torch.rand(1).item() < self.flip_probability
-        return Drawn(top, left, rows, columns, mirrored)
+        mirrored = self.flip is not None and torch.rand(1).item() < self.flip.p
+        erased = self.erase.draw(torch.Size((3, *self.crop.size))) if self.erase else None
+        return Drawn(top, left, rows, columns, mirrored, erased)
 
-    def take(self, picture: Picture, drawn: Drawn) -> Tensor:
+    def take(self, picture: Picture, drawn: Drawn) -> Tensor | Erased:
         """Return the crop of a picture that was drawn."""
         height, width = picture.size
         size = self.crop.size
@@ -79,7 +84,8 @@ class FastCrop:
         down = scaled(drawn.top, drawn.rows, height, pixels.shape[0])
         across = scaled(drawn.left, drawn.columns, width, pixels.shape[1])
         image = resize(pixels[down, across], list(size), self.crop.interpolation)
-        return image.flip(-1) if drawn.mirrored else image
+        image = image.flip(-1) if drawn.mirrored else image
+        return image if drawn.erased is None else Erased(image, *drawn.erased)
 
 
 @lru_cache(maxsize=1024)

@@ -226,7 +226,7 @@ class TrainingSamples(ReadSamples):
             samples += [self._take(key, crop) for key, crop in zip(some, crops, strict=True)]
         return samples
 
-    def _draw(self, key: Key) -> Callable[[], Tensor] | None:
+    def _draw(self, key: Key) -> Callable[[], Any] | None:
         """Return what makes the image of a key without further draws.
 
         None where its transform draws as it goes, or the image cannot be read.
@@ -238,7 +238,7 @@ class TrainingSamples(ReadSamples):
                 return partial(transform.take, picture, transform.draw(picture))
         return None
 
-    def _take(self, key: Key, crop: Callable[[], Tensor] | None) -> tuple[Any, int]:
+    def _take(self, key: Key, crop: Callable[[], Any] | None) -> tuple[Any, int]:
         if crop:
             with suppress(UnreadableImage, OSError):
                 return crop(), int(self.source.labels[key.image])
