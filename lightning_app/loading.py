@@ -136,6 +136,7 @@ def loading(
     Raises:
         InputError: If there are too few images, they cannot be had from storage, or timm cannot augment so.
     """
+    check_numbers(size=size, batch_size=batch_size, images=images, rounds=rounds, workers=workers)
     sources = {root: Part(open_split(root, split, 'root'), images, made_size) for root in roots}
     first = sources[roots[0]]
     check(first, batch_size, cold)
@@ -163,6 +164,13 @@ def loading(
         print(f'A GPU that trains on {images_per_second:.0f} images/s needs {math.ceil(images_per_second / one)} cores '
               f'that load {one:.0f} images/s each; this machine has {cores()}.')
     return medians
+
+
+def check_numbers(**numbers: int) -> None:
+    """Raise `InputError` for a number below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(message(f'{name}: {number}', 'nothing would be loaded', 'take a number from 1'))
 
 
 def check(source: Source, batch_size: int, cold: bool) -> None:

@@ -70,6 +70,14 @@ def test_augmentation_that_timm_has_not(root, capsys, option, named):
     assert "timm's loader, the other side, has no such thing" in error
 
 
+@pytest.mark.parametrize('option', ['rounds=0', 'workers=0', 'batch_size=0', 'size=-1', 'images=0'])
+def test_numbers_by_which_nothing_is_loaded(root, capsys, option):
+    with pytest.raises(SystemExit):
+        rows(root, f'--{option}')
+    assert option.replace('=', ': ') in (error := capsys.readouterr().err)
+    assert 'take a number from 1' in error
+
+
 def test_made_files_have_the_size(noise):
     made = Image.open(io.BytesIO(loading.made(noise(0), (100, 75))))
     assert (made.size, made.format) == ((100, 75), 'JPEG')
