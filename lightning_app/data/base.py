@@ -19,6 +19,7 @@ from se_timm.errors import InputError, message
 
 from .augment import Augment, Normalisation, evaluation_transform, training_transform
 from .collate import collate
+from .device_decoding import Encoded, check_device_decoding, decode
 from .jpeg import choose_decoder
 from .samples import (
     EvaluationSamples,
@@ -71,6 +72,8 @@ class ImageDataModule(LightningDataModule):
             `torchvision` or `pillow`. All give the same pixels.
         exact: Crop and resize as timm does, by Pillow, to the pixel, or faster, within a level or two of it: where not
             given evaluations are exact and trainings fast.
+        decode_on_device: Leave decoding, cropping and resizing of training images to the GPU, for machines with few
+            cores. Needs TorchCodec (nvJPEG), whose pixels are not the others' to the bit; crops and flips only.
         prefetch: Batches that each worker has ready, for storage that is slow at times; they take memory.
     """
 
@@ -93,6 +96,7 @@ class ImageDataModule(LightningDataModule):
             allow_unreadable: bool = False,
             decoder: Literal['auto', 'simplejpeg', 'torchcodec', 'torchvision', 'pillow'] = 'auto',
             exact: bool | None = None,
+            decode_on_device: bool = False,
             prefetch: int = 2,
     ) -> None:
         super().__init__()
@@ -113,6 +117,7 @@ class ImageDataModule(LightningDataModule):
         self.allow_unreadable = allow_unreadable
         self.decoder: str = decoder
         self.exact = exact
+        self.decode_on_device = decode_on_device
         self.prefetch = prefetch
         self.start = (0, 0)  # epoch and images of it that a checkpoint has behind it
         self.size_of_epoch: Callable[[int], int] | None = None  # side of the training crops in an epoch
@@ -165,7 +170,10 @@ class ImageDataModule(LightningDataModule):
             self.settings()  # a checkpoint will hold them
             source = self._checked(self.open('train'))
             self.training = TrainingSamples(
-                source, self.training_transform, self.transform_of_size, self._decoder_of(source))
+                source, self.training_transform, self.transform_of_size, self._decoder_of(source),
+                self.decode_on_device)
+            if self.decode_on_device:
+                check_device_decoding(self.training_transform)
             self._check_training_step()
         if stage in ('fit', 'validate'):
             self.validation = self._evaluation(self.open('val'))
@@ -187,6 +195,13 @@ class ImageDataModule(LightningDataModule):
             epochs: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(epochs.processed)
         return self._loader(self.training, sampler, self._process_batch_size, drop_last=True)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return a batch on the device; images that are still files are decoded there."""
+        images, labels = batch
+        if not isinstance(images, Encoded):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return list(decode(images, labels, device, self.training.transform_of, self.training.__getitem__))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise the images, which arrive as bytes, a quarter of the size, and line up the versions of them.

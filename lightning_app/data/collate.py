@@ -7,16 +7,23 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
+from .device_decoding import Encoded, File
 from .erase import Erased
 from .lending import Inline, Lent, stack
 
 __all__ = ['collate']
 
 
-def collate(samples: Sequence[tuple[Tensor | Erased, Any]]) -> list[Any]:
-    """Return images `(N, 3, H, W)`, or `Erased` ones, and labels as torch's `default_collate` does."""
+def collate(samples: Sequence[tuple[Tensor | Erased | File, Any]]) -> list[Any]:
+    """Return images `(N, 3, H, W)`, or `Erased` or `Encoded` ones, and labels as torch's `default_collate` does."""
     images, labels = zip(*samples, strict=True)
-    batch = Erased.stack(images, pixels) if isinstance(images[0], Erased) else pixels(images)
+    batch: Any
+    if any(isinstance(image, File) for image in images):
+        batch = Encoded(images)
+    elif isinstance(images[0], Erased):
+        batch = Erased.stack(images, pixels)
+    else:
+        batch = pixels(images)
     numbers = default_collate(list(labels))
     return [batch, Inline(numbers) if get_worker_info() else numbers]
 

@@ -17,6 +17,9 @@ __all__ = ['Picture']
 class Picture:
     """An image file in memory, or an RGB image.
 
+    Attributes:
+        file: The file; None of an image.
+
     Args:
         content: The file, or the image.
         decoder: What decodes it if it is a JPEG file, a key of `DECODERS`; other files, and those that this decoder
@@ -24,7 +27,7 @@ class Picture:
     """
 
     def __init__(self, content: bytes | Image.Image, decoder: str = 'pillow') -> None:
-        self._file = content if isinstance(content, bytes) else None
+        self.file = content if isinstance(content, bytes) else None
         self._decoder = DECODERS[decoder]
         if not isinstance(content, bytes):
             self._whole = content
@@ -61,26 +64,26 @@ class Picture:
         Raises:
             UnreadableImage: If the file is no image, or only part of one.
         """
-        if self._file is None or not is_jpeg(self._file) or (shrink == 1 and self._jpeg_size is None):
+        if self.file is None or not is_jpeg(self.file) or (shrink == 1 and self._jpeg_size is None):
             return np.array(self._whole)
         if shrink > min(self.size):
             shrink = 1
         if self._jpeg_size is not None and (shrink == 1 or self._decoder.shrinks):
             # of each library's; Pillow takes some files that others refuse, and says what the rest lack
             with suppress(Exception):
-                return self._decoder.pixels(self._file, *([shrink] if shrink > 1 else []))
-        return np.array(decode(self._file, shrink))
+                return self._decoder.pixels(self.file, *([shrink] if shrink > 1 else []))
+        return np.array(decode(self.file, shrink))
 
     @cached_property
     def _jpeg_size(self) -> tuple[int, int] | None:
-        if self._file is None or not is_jpeg(self._file):
+        if self.file is None or not is_jpeg(self.file):
             return None
         try:
-            return self._decoder.size(self._file)
+            return self._decoder.size(self.file)
         except Exception:  # as above
             return None
 
     @cached_property
     def _whole(self) -> Image.Image:
-        assert self._file is not None
-        return decode(self._file)
+        assert self.file is not None
+        return decode(self.file)

@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from .erase import Erase, Erased
 from .picture import Picture
 
-__all__ = ['FastCrop', 'FastResize', 'as_image']
+__all__ = ['Drawn', 'FastCrop', 'FastResize', 'as_image', 'crop_pixels']
 
 SHRINKS = (8, 4, 2)  # what libjpeg-turbo computes fast, and Pillow as well
 GAP = 2  # so many times the rows and columns that are needed must be left, as in Pillow's thumbnails
@@ -86,6 +86,17 @@ class FastCrop:
         image = resize(pixels[down, across], list(size), self.crop.interpolation)
         image = image.flip(-1) if drawn.mirrored else image
         return image if drawn.erased is None else Erased(image, *drawn.erased)
+
+
+def crop_pixels(pixels: Tensor, drawn: Drawn, size: list[int], interpolation: Any) -> Tensor:
+    """Return a crop of pixels `(3, H, W)`, uint8, as `(3, *size)`, uint8, on their device, and as drawn mirrored."""
+    crop = pixels[None, :, drawn.top:drawn.top + drawn.rows, drawn.left:drawn.left + drawn.columns]
+    if not pixels.is_cuda:
+        image = interpolate(crop, size, mode=interpolation.value, antialias=True)[0]
+    else:  # which does not resize bytes
+        image = interpolate(crop.float(), size, mode=interpolation.value, antialias=True)[0]
+        image = image.round_().clamp_(0, 255).byte()
+    return image.flip(-1) if drawn.mirrored else image
 
 
 @lru_cache(maxsize=1024)

@@ -20,6 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 from se_timm.errors import InputError, message
 
 from .decode import UnreadableImage
+from .device_decoding import File, for_device
 from .jpeg import is_jpeg
 from .picture import Picture
 from .resample import FastCrop
@@ -190,14 +191,18 @@ class TrainingSamples(ReadSamples):
         transform: From picture to image.
         transform_of_size: The same for another side of the crop, in pixels.
         decoder: Of JPEG files, see `Picture`.
+        encoded: Leave the decoding to the device: images of batches are `File` where that can do it. The transform must
+            be a `FastCrop`.
     """
 
     def __init__(
             self, source: Source, transform: Transform,
-            transform_of_size: Callable[[int], Transform] | None = None, decoder: str = 'pillow') -> None:
+            transform_of_size: Callable[[int], Transform] | None = None, decoder: str = 'pillow',
+            encoded: bool = False) -> None:
         super().__init__(source, decoder)
         self.transform = transform
         self.transform_of_size = transform_of_size
+        self.encoded = encoded
         self._sized: dict[int, Transform] = {}
 
     @cached_property
@@ -207,7 +212,9 @@ class TrainingSamples(ReadSamples):
         labels = np.asarray(self.source.labels, dtype=np.int64).tobytes()
         return zlib.crc32(labels, zlib.crc32(paths.encode('utf-8', 'surrogateescape')))
 
-    def _transform(self, size: int | None) -> Transform:
+    def transform_of(self, key: Key) -> Transform:
+        """Return the transform of a sample."""
+        size = key.size
         if size is None or self.transform_of_size is None:
             return self.transform
         if size not in self._sized:
@@ -231,11 +238,14 @@ class TrainingSamples(ReadSamples):
 
         None where its transform draws as it goes, or the image cannot be read.
         """
-        transform = self._transform(key.size)
+        transform = self.transform_of(key)
         if isinstance(transform, FastCrop):
             with suppress(UnreadableImage, OSError), seeded(key.seed):
                 picture = self.picture(key.image)
-                return partial(transform.take, picture, transform.draw(picture))
+                drawn = transform.draw(picture)
+                if self.encoded and (file := for_device(picture)):
+                    return partial(File, file, drawn, key)
+                return partial(transform.take, picture, drawn)
         return None
 
     def _take(self, key: Key, crop: Callable[[], Any] | None) -> tuple[Any, int]:
@@ -245,13 +255,14 @@ class TrainingSamples(ReadSamples):
         return self[key]  # deals with what is unreadable
 
     def __getitem__(self, key: Key | tuple[int, int] | int) -> tuple[Any, int]:
-        index, seed, size = Key.of(key)
+        key = Key.of(key)
+        index, seed, _ = key
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             try:
                 picture = self.picture(candidate)
                 with seeded(seed):
-                    return self._transform(size)(picture), int(self.source.labels[candidate])
+                    return self.transform_of(key)(picture), int(self.source.labels[candidate])
             except (UnreadableImage, OSError) as error:
                 self.unreadable += 1
                 _logger.warning('unreadable image %d, replaced in training by the next: %s: %s',
