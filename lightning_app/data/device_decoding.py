@@ -5,12 +5,14 @@ TorchCodec decodes on CUDA by nvJPEG, a whole batch at once. Its pixels are not 
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from se_timm.errors import InputError, message
@@ -113,12 +115,29 @@ def decode(
 
 
 def decode_files(files: Sequence[Tensor], device: torch.device) -> list[Tensor | None]:
-    """Return the pixels `(3, H, W)` of each file on the device; None of one that its decoder refuses."""
+    """Return the pixels `(3, H, W)` of each file on the device; None of one that its decoder refuses.
+
+    Raises:
+        InputError: If it refuses all, whatever they are.
+    """
     from torchcodec.decoders import decode_jpeg  # optional: the extra `torchcodec`
 
     try:
         return list(decode_jpeg(list(files), device=device))
     except Exception:  # it does not say which
-        if len(files) == 1:
-            return [None]
-        return [pixels for file in files for pixels in decode_files([file], device)]
+        if len(files) > 1:
+            return [pixels for file in files for pixels in decode_files([file], device)]
+    try:
+        decode_jpeg(good_file(), device=device)
+    except Exception as error:
+        raise InputError(message(
+            'data.decode_on_device: true', f'TorchCodec decodes nothing on {device}: {error}',
+            'install a torchcodec for this device, or leave data.decode_on_device out')) from error
+    return [None]
+
+
+def good_file() -> bytes:
+    """Return a JPEG file that every decoder takes."""
+    file = io.BytesIO()
+    Image.new('RGB', (16, 16)).save(file, 'JPEG')
+    return file.getvalue()

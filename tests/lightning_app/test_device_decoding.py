@@ -100,6 +100,15 @@ def test_a_file_that_only_this_decoder_refuses_is_the_others(root, monkeypatch):
     assert data.training.unreadable == 0
 
 
+def test_a_decoder_that_does_not_work_here(root, refused, monkeypatch):
+    def broken(source, device):
+        raise RuntimeError('nvJPEG is not there')
+
+    monkeypatch.setattr('torchcodec.decoders.decode_jpeg', broken)
+    with refused('data.decode_on_device: true', 'decodes nothing on cpu: nvJPEG is not there', 'leave data.decode'):
+        batches(root, num_workers=0, decoder='pillow', decode_on_device=True)
+
+
 def test_a_batch_without_a_file_for_the_device(tmp_path, write_images):
     for split in ('train', 'val'):
         write_images(tmp_path / split)
