@@ -61,7 +61,9 @@ def test_batches_are_those_of_workers(root, options):
         assert kinds.count(False) == 3  # PNG, CMYK and the turned one
 
 
-def test_same_training(root):
+def test_same_training(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def trained(*options):
         fitted = main([
             'fit', '--data=ImageNetDataModule', f'--data.root={root}', '--data.batch_size=8', '--data.image_size=32',
