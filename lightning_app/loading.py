@@ -37,7 +37,7 @@ NORMALISATION: dict[str, Any] = {
     'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'interpolation': 'bilinear'}
 EXAMPLES = 32  # files by which the fastest decoder is chosen
 QUALITY = 95  # of the files that are made
-WARMUP = 3  # batches that are not counted: the worker starts, and loads libraries
+WARMUP = 4  # batches that are not counted, at least one of each worker: it starts, and loads libraries
 TIMM = "timm's create_loader, 1 worker"
 
 Row = Callable[[], float]
@@ -139,7 +139,7 @@ def loading(
     check_numbers(size=size, batch_size=batch_size, images=images, rounds=rounds, workers=workers)
     sources = {root: Part(open_split(root, split, 'root'), images, made_size) for root in roots}
     first = sources[roots[0]]
-    check(first, batch_size, cold)
+    check(first, batch_size, workers, cold)
     check_augment(augment)
     chosen = choose_decoder(decoder, first_files(first, EXAMPLES))
     rows = rows_of(sources, size, batch_size, chosen, workers, augment)
@@ -173,13 +173,13 @@ def check_numbers(**numbers: int) -> None:
             raise InputError(message(f'{name}: {number}', 'nothing would be loaded', 'take a number from 1'))
 
 
-def check(source: Source, batch_size: int, cold: bool) -> None:
+def check(source: Source, batch_size: int, workers: int, cold: bool) -> None:
     """Raise `InputError` if there are not enough images for a measurement, or they cannot be forgotten."""
-    least = 2 * (WARMUP + 1)
+    least = 2 * uncounted(workers)
     if len(source.labels) < least * batch_size:
         raise InputError(message(
             f'batch_size: {batch_size}',
-            f'of {len(source.labels)} images not {least} batches can be made, of which {WARMUP} do not count',
+            f'of {len(source.labels)} images not {least} batches can be made, of which {least // 2} do not count',
             f'take a batch size of at most {max(len(source.labels) // least, 1)}, or more images'))
     if cold and not hasattr(os, 'posix_fadvise'):
         raise InputError(message('cold: true', 'this system does not forget files when asked', 'measure on Linux'))
@@ -240,7 +240,7 @@ def own(
     sampler = SeededSampler(len(samples), 1, 0, seed=0, multiple=batch_size)
     batches = DataLoader(
         samples, batch_size, sampler=sampler, num_workers=workers, drop_last=True, collate_fn=collate)
-    return speed(batches, batch_size)
+    return speed(batches, batch_size, workers)
 
 
 def timms(source: Source, size: int, batch_size: int, augment: Augment) -> float:
@@ -251,17 +251,28 @@ def timms(source: Source, size: int, batch_size: int, augment: Augment) -> float
     return speed(batches.loader, batch_size)
 
 
-def speed(batches: Iterable[Any], batch_size: int) -> float:
-    """Return images a second, once the first batches are there."""
+def speed(batches: Iterable[Any], batch_size: int, workers: int = 1) -> float:
+    """Return images a second, once the first batches are there.
+
+    Workers load batches in turn, and as many of each are counted: one that still works at the end is not all of them.
+    """
     arrivals = [time.perf_counter() for _ in batches]
-    return (len(arrivals) - 1 - WARMUP) * batch_size / (arrivals[-1] - arrivals[WARMUP])
+    start = uncounted(workers) - 1
+    counted = (len(arrivals) - 1 - start) // workers * workers
+    return counted * batch_size / (arrivals[start + counted] - arrivals[start])
+
+
+def uncounted(workers: int) -> int:
+    """Return how many batches do not count, as many of each worker."""
+    return math.ceil(WARMUP / workers) * workers
 
 
 def decoding(source: Source, decoder: str, batch_size: int = 1, workers: int = 0) -> float:
     """Return images a second of reading and decoding alone, in this process or in workers that pass nothing on."""
     images = Decoded(source, decoder)
     if workers:
-        return speed(DataLoader(images, batch_size, num_workers=workers, drop_last=True, collate_fn=len), batch_size)
+        batches = DataLoader(images, batch_size, num_workers=workers, drop_last=True, collate_fn=len)
+        return speed(batches, batch_size, workers)
     start = time.perf_counter()
     for index in range(len(images)):
         images[index]

@@ -43,6 +43,17 @@ def test_every_row_is_timed(root, tmp_path, capsys):
     assert 'A GPU that trains on 3000 images/s needs' in text
 
 
+@pytest.mark.parametrize(('workers', 'arrivals', 'expected'), [
+    (1, [5, 6, 7, 8, 9, 10, 11], 4),
+    (2, [5, 5, 6, 6, 7, 7, 8, 8, 9], 8),  # the second is idle while the first loads the last batch
+    (3, [5, 5, 5, 6, 6, 6, 7, 7, 7, 8], 12),
+])
+def test_as_many_batches_of_each_worker_count(monkeypatch, workers, arrivals, expected):
+    times = iter(arrivals)
+    monkeypatch.setattr(loading.time, 'perf_counter', lambda: next(times))
+    assert loading.speed(range(len(arrivals)), 4, workers) == expected
+
+
 def test_files_that_are_made(root, capsys):
     rows(root, '--made_size=[100, 75]', '--images=40', '--workers=1')
     assert '40 images, 40 of them JPEG files' in (text := capsys.readouterr().out)
@@ -111,6 +122,7 @@ def test_both_sides_load_the_same_images(root):
 
 @pytest.mark.parametrize(('options', 'parts'), [
     (['--batch_size=8'], ('batch_size: 8', 'of 48 images not 8 batches', 'at most 6')),
+    (['--workers=16'], ('batch_size: 4', 'of 48 images not 32 batches', 'at most 1')),
     (['--cold=true', '--made_size=[50, 50]'], ('cold: true with', 'its file is in memory', 'without made_size')),
     (['--decoder=simplejpg'], ("'simplejpg'", 'no such', 'did you mean simplejpeg?')),
     (['--split=tain'], ('root: ', 'it holds neither tain/', 'did you mean train?')),
