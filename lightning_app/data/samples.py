@@ -7,8 +7,8 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from se_timm.errors import InputError, message
 
 from .decode import UnreadableImage
 from .device_decoding import File, for_device
+from .erase import Erased
 from .jpeg import is_jpeg
 from .picture import Picture
-from .resample import FastCrop
+from .resample import Drawn, FastCrop
 from .sources import Source
 
 __all__ = [
@@ -34,8 +35,10 @@ __all__ = [
 IGNORE = -1  # label of a sample that does not count
 JPEG_ENDINGS = ('.jpg', '.jpeg')
 AHEAD = 64  # images that are read before the first of them is decoded
+CUT = 16  # images that are decoded before the first of them is resized
 _logger = logging.getLogger(__name__)
 
+T = TypeVar('T')
 Transform = Callable[[Picture], Any]  # to a tensor or `Erased`
 
 
@@ -222,37 +225,59 @@ class TrainingSamples(ReadSamples):
         return self._sized[size]
 
     def __getitems__(self, keys: Sequence[Key | tuple[int, int] | int]) -> list[tuple[Any, int]]:
-        """Return the samples of a batch: many are read and drawn, then decoded.
+        """Return the samples of a batch: many are read, then drawn, then decoded, then resized.
 
-        The processor's caches make each of the two faster when it is done many times in a row.
+        The processor's caches make each of these faster when it is done many times in a row.
         """
         samples = []
         for start in range(0, len(keys), AHEAD):
             some = [Key.of(key) for key in keys[start:start + AHEAD]]
-            crops = [self._draw(key) for key in some]
-            samples += [self._take(key, crop) for key, crop in zip(some, crops, strict=True)]
+            pictures = tried(self._read, some)
+            drawn = tried(self._draw, some, pictures)
+            images = tried(self._file, some, pictures, drawn) if self.encoded else self._crops(some, pictures, drawn)
+            samples += [self._sample(*each) for each in zip(some, pictures, images, strict=True)]
         return samples
 
-    def _draw(self, key: Key) -> Callable[[], Any] | None:
-        """Return what makes the image of a key without further draws.
+    def _read(self, key: Key) -> Picture | None:
+        """Return the picture of a key; None where nothing can be drawn ahead."""
+        return self.picture(key.image) if isinstance(self.transform_of(key), FastCrop) else None
 
-        None where its transform draws as it goes, or the image cannot be read.
-        """
-        transform = self.transform_of(key)
-        if isinstance(transform, FastCrop):
+    def _draw(self, key: Key, picture: Picture) -> Drawn | None:
+        """Return what is random about a crop; None of a picture that must be decoded for its size."""
+        if not picture.is_measured:
+            return None
+        with seeded(key.seed):
+            return self._crop(key).draw(picture)
+
+    def _sample(self, key: Key, picture: Picture | None, image: Any) -> tuple[Any, int]:
+        """Return the sample of a key, of which there are the picture and the image, or not."""
+        if image is None and picture is not None:
             with suppress(UnreadableImage, OSError), seeded(key.seed):
-                picture = self.picture(key.image)
-                drawn = transform.draw(picture)
-                if self.encoded and (file := for_device(picture)):
-                    return partial(File, file, drawn, key)
-                return partial(transform.take, picture, drawn)
-        return None
+                image = self.transform_of(key)(picture.again())  # of which nothing is kept
+        return self[key] if image is None else (image, int(self.source.labels[key.image]))
 
-    def _take(self, key: Key, crop: Callable[[], Any] | None) -> tuple[Any, int]:
-        if crop:
-            with suppress(UnreadableImage, OSError):
-                return crop(), int(self.source.labels[key.image])
-        return self[key]  # deals with what is unreadable
+    def _file(self, key: Key, picture: Picture, drawn: Drawn) -> File | None:
+        content = for_device(picture)
+        return File(content, drawn, key) if content else None
+
+    def _crops(self, keys: list[Key], pictures: list[Picture | None], drawn: list[Drawn | None]) -> list[Any]:
+        images: list[Any] = []
+        for start in range(0, len(keys), CUT):
+            some = slice(start, start + CUT)
+            pixels = tried(self._cut, keys[some], pictures[some], drawn[some])
+            images += tried(self._finish, keys[some], pixels, drawn[some])
+        return images
+
+    def _cut(self, key: Key, picture: Picture, drawn: Drawn) -> Any:
+        return self._crop(key).cut(picture, drawn)
+
+    def _finish(self, key: Key, pixels: Any, drawn: Drawn) -> Tensor | Erased:
+        return self._crop(key).finish(pixels, drawn)
+
+    def _crop(self, key: Key) -> FastCrop:
+        transform = self.transform_of(key)
+        assert isinstance(transform, FastCrop)
+        return transform
 
     def __getitem__(self, key: Key | tuple[int, int] | int) -> tuple[Any, int]:
         key = Key.of(key)
@@ -270,6 +295,17 @@ class TrainingSamples(ReadSamples):
         raise InputError(message(
             f'training images: {self.source.name(index)} and all others',
             'none of them can be read', 'look at the log for the reasons; the files may be damaged or no images'))
+
+
+def tried(function: Callable[..., T | None], *columns: Sequence[Any]) -> list[T | None]:
+    """Return what a function makes of each row of `columns`; None where a row lacks something, or cannot be read."""
+    results: list[T | None] = []
+    for row in zip(*columns, strict=True):
+        results.append(None)
+        if all(each is not None for each in row):
+            with suppress(UnreadableImage, OSError):
+                results[-1] = function(*row)
+    return results
 
 
 class EvaluationSamples(ReadSamples):

@@ -3,6 +3,7 @@ import itertools
 import logging
 import os
 import random
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_app.data import Augment
+from lightning_app.data import picture as picture_module
 from lightning_app.data import samples as samples_module
 from lightning_app.data.augment import Normalisation, evaluation_transform, training_transform
 from lightning_app.data.collate import collate
+from lightning_app.data.jpeg import DECODERS
 from lightning_app.data.samples import IGNORE, EvaluationSamples, PadToMultiple, SeededSampler, TrainingSamples, seeded
 from lightning_app.data.sources import FolderSource, TarSource
 from lightning_app.messages import three_lines
@@ -46,6 +49,17 @@ def damaged(tmp_path, source):
         with open(source.name(index), 'r+b') as file:
             file.truncate(0 if index == 3 else 200)
     return source, (3, 12)
+
+
+@pytest.fixture
+def mixed(damaged, noise):
+    """Return the same with JPEG files among the PNG files: larger ones, a grey one, one in CMYK, a truncated one."""
+    source, unreadable = damaged
+    for index, mode in {0: 'RGB', 2: 'L', 5: 'CMYK', 8: 'RGB', 13: 'RGB', 21: 'RGB'}.items():
+        noise(index, (200, 150) if index > 10 else (40, 32)).convert(mode).save(source.name(index), 'JPEG')
+    with open(source.name(8), 'r+b') as file:
+        file.truncate(os.path.getsize(source.name(8)) * 2 // 3)
+    return source, (*unreadable, 8)
 
 
 def loader(samples, batch_size=4, workers=0, replicas=1, rank=0, seed=7, epoch=0):
@@ -216,11 +230,12 @@ def test_labels_belong_to_the_images(source):
 
 
 @pytest.mark.parametrize('augment', [Augment(), Augment(hflip=0.0), Augment(vflip=0.5), AUGMENT])
-@pytest.mark.parametrize('ahead', [4, 64])
-def test_batches_are_made_of_the_samples_of_their_keys(damaged, augment, ahead, monkeypatch):
+@pytest.mark.parametrize(('ahead', 'cut'), [(4, 1), (4, 3), (64, 16)])
+def test_batches_are_made_of_the_samples_of_their_keys(mixed, augment, ahead, cut, monkeypatch):
     """However many are drawn before the first is decoded; unreadable ones are replaced and counted once."""
     monkeypatch.setattr(samples_module, 'AHEAD', ahead)
-    source, unreadable = damaged
+    monkeypatch.setattr(samples_module, 'CUT', cut)
+    source, unreadable = mixed
     transform = training_transform(augment, 16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear')
     samples, together = (TrainingSamples(source, transform) for _ in range(2))
     one_by_one = [samples[key] for key in keys()]
@@ -228,6 +243,34 @@ def test_batches_are_made_of_the_samples_of_their_keys(damaged, augment, ahead, 
     assert [label for _, label in batch] == [label for _, label in one_by_one]
     assert all(torch.equal(NORMALISE(a), NORMALISE(b)) for (a, _), (b, _) in zip(batch, one_by_one, strict=True))
     assert samples.unreadable == together.unreadable == len(unreadable)
+
+
+def test_every_image_is_read_once(mixed, monkeypatch):
+    """Also those whose size only their decoding tells; those that cannot be read again, for the message."""
+    read = []
+    monkeypatch.setattr(mixed[0], 'read', lambda index, read_it=mixed[0].read: read.append(index) or read_it(index))
+    transform = training_transform(Augment(), 16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear')
+    TrainingSamples(mixed[0], transform).__getitems__(list(keys()))
+    assert {index for index in read if read.count(index) > 1} <= {each for bad in mixed[1] for each in (bad, bad + 1)}
+
+
+def test_many_decoded_images_are_never_held(mixed, monkeypatch):
+    """Of what is read ahead only files are, and small parts of what they show."""
+    decoded = []
+
+    def watched(function):
+        def decode(*args):
+            # one that was decoded for its size, and the same at a half of that
+            assert sum(reference() is not None for reference in decoded) <= 2
+            decoded.append(weakref.ref(result := function(*args)))
+            return result
+        return decode
+
+    monkeypatch.setattr(picture_module, 'decode', watched(picture_module.decode))
+    monkeypatch.setitem(DECODERS, 'pillow', DECODERS['pillow']._replace(pixels=watched(DECODERS['pillow'].pixels)))
+    transform = training_transform(Augment(), 16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear')
+    assert len(TrainingSamples(mixed[0], transform).__getitems__(list(keys()))) == LENGTH
+    assert len(decoded) >= LENGTH
 
 
 # The random state of the process
