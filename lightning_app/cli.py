@@ -97,6 +97,8 @@ class RecordConfig(SaveConfigCallback):
 class AppCLI(LightningCLI):
     """LightningCLI for `ImageClassifier` and any `ImageDataModule`."""
 
+    evaluated: dict[str, Any] = {}  # the checkpoint
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take the number of classes from the data."""
         parser.link_arguments('data', 'model.num_classes', compute_fn=_num_classes, apply_on='instantiate')
@@ -116,7 +118,9 @@ class AppCLI(LightningCLI):
         configs = _configs(given)
         check_links(configs)
         with tempfile.TemporaryDirectory() as folder:
-            completed = complete_from_checkpoint(given, configs, Path(folder))
+            checkpoint = evaluated_checkpoint(given, configs)
+            self.evaluated = checkpoint
+            completed = complete_from_checkpoint(given, checkpoint, Path(folder))
             super().parse_arguments(parser, args if completed == given else completed)
             if completed != given:
                 self.config[self.config.subcommand].config.pop(0)  # that file is not the user's
@@ -133,10 +137,19 @@ class AppCLI(LightningCLI):
             config.ckpt_path = checkpoint_to_resume(_base_folder(config), config.ckpt_path)
         if self.subcommand in EVALUATIONS:
             check_trained(self.subcommand, config)
+            self._take_number_of_classes(config.data.init_args)
+
+    def _take_number_of_classes(self, data: Namespace) -> None:
+        """Set the number of classes as in the checkpoint, where it knows them: the data need not be asked."""
+        number = self.evaluated.get('hyper_parameters', {}).get('num_classes')
+        if (self.subcommand == 'predict' or self.evaluated.get('class_names')) and data.get('num_classes', 0) is None:
+            data.num_classes = number
 
     def instantiate_classes(self) -> None:
         """Build all; refuse other processes than there are, and to evaluate a classifier without trained weights."""
         super().instantiate_classes()
+        if classes := self.evaluated.get('class_names'):
+            self.datamodule.use_classes(classes)
         check_launch(self.trainer)
         check_sync_batchnorm(self.trainer, self._get(self.config_init, 'trainer').sync_batchnorm)
         classes = self.model.classes_of_weights
@@ -279,13 +292,12 @@ def check_trained(subcommand: str, config: Namespace) -> None:
             f'name a file, such as {Path(config.output, "predictions.csv")}'))
 
 
-def complete_from_checkpoint(args: list[str], configs: Configs, folder: Path) -> list[str]:
-    """Return `args` with a config before all others that holds what the checkpoint to be evaluated knows.
+def evaluated_checkpoint(args: list[str], configs: Configs) -> dict[str, Any]:
+    """Return the checkpoint of a training that is to be evaluated; an empty one where there is none.
 
     Args:
         args: Command line, starting with the subcommand.
         configs: The config files it names, with their contents.
-        folder: Where the config is written.
 
     Raises:
         InputError: If there is no such checkpoint, or it cannot be read.
@@ -294,16 +306,26 @@ def complete_from_checkpoint(args: list[str], configs: Configs, folder: Path) ->
     path = [None, *given, *_options(args, '--ckpt_path')][-1]
     if not args or args[0] not in SUBCOMMANDS or path in (None, 'null') or (
             args[0] == 'fit' and path in ('last', 'auto')):
+        return {}
+    checkpoint = load_checkpoint(str(path))  # that a training goes on from is tried, too, before any work
+    return {} if args[0] == 'fit' or 'name' not in checkpoint.get('hyper_parameters', {}) else checkpoint
+
+
+def complete_from_checkpoint(args: list[str], checkpoint: dict[str, Any], folder: Path) -> list[str]:
+    """Return `args` with a config before all others that holds what the checkpoint to be evaluated knows.
+
+    Args:
+        args: Command line, starting with the subcommand.
+        checkpoint: See `evaluated_checkpoint`.
+        folder: Where the config is written.
+    """
+    if not checkpoint:
         return args
-    checkpoint = load_checkpoint(str(path))
-    hparams = dict(checkpoint.get('hyper_parameters', {}))
-    if args[0] == 'fit' or 'name' not in hparams:
-        return args
-    num_classes = hparams.pop('num_classes', None)
+    hparams = dict(checkpoint['hyper_parameters'])
+    hparams.pop('num_classes', None)  # is the data's
     config: dict[str, Any] = {'model': hparams, 'trainer': {'precision': checkpoint.get('precision')}}
     if data := checkpoint.get('data'):
-        init_args = {**data['init_args'], **({'num_classes': num_classes} if args[0] == 'predict' else {})}
-        config['data'] = {'class_path': data['class_path'], 'init_args': init_args}
+        config['data'] = data
     file = folder / 'checkpoint.yaml'
     file.write_text(yaml.safe_dump(config))
     return [args[0], '--config', str(file), *args[1:]]

@@ -132,6 +132,9 @@ class ImageDataModule(LightningDataModule):
     def find_classes(self) -> list[str] | None:
         """Return the names of the classes in label order, or None if there is no labelled data here."""
 
+    def use_classes(self, names: list[str]) -> None:
+        """Number labels as in `names`, those of a checkpoint that is evaluated, where the data alone do not say how."""
+
     # What it gets
 
     @cached_property
@@ -314,6 +317,11 @@ class ImageDataModule(LightningDataModule):
         return source
 
     def _evaluation(self, source: Source) -> EvaluationSamples:
+        if self.class_names and list(source.classes) != list(self.class_names):
+            raise InputError(message(
+                f'{type(self).__name__}.open: images with {len(source.classes)} classes of their own numbers',
+                f'the class names are {len(self.class_names)} others, or in another order, and labels would be wrong',
+                'let it number the labels as in self.class_names, such as ImageNetDataModule does'))
         return EvaluationSamples(
             source, self.evaluation_transform, self.allow_unreadable, self._decoder_of(source))
 

@@ -57,6 +57,10 @@ class ImageNetDataModule(ImageDataModule):
                 relabel(self._sources[folder], self.class_names or [], folder)
         return self._sources[folder]
 
+    def use_classes(self, names: list[str]) -> None:
+        """Number the labels of evaluations as in `names`; the training images are then not looked at."""
+        self.class_names = list(names)
+
     def find_classes(self) -> list[str] | None:
         """Return the training classes, or those of the validation images where there are no training images."""
         if not has_split(self.root, self.train_split):
@@ -80,6 +84,6 @@ def relabel(source: Source, classes: list[str], split: str) -> None:
         raise InputError(message(
             f'class {foreign[0]} in {split}' + (f', and {len(foreign) - 1} more' if len(foreign) > 1 else ''),
             f'the training images have {len(classes)} classes, and this is none of them',
-            (f'did you mean {" or ".join(close)}? ' if close else '') + 'remove it, or add training images of it'))
+            (f'did you mean {" or ".join(close)}? ' if close else '') + 'remove it, or train with images of it'))
     source.labels = np.array([index[name] for name in source.classes])[np.asarray(source.labels)]
     source.classes = classes

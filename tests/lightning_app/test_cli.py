@@ -1,6 +1,7 @@
 """The command line: what is given wins, configs merge, checkpoints complete what is not given, runs have folders."""
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -272,6 +273,37 @@ def test_moved_data_are_named_beside_the_checkpoint(on_photos, photos):
     photos.rename('moved')
     alone = main(['validate', '--ckpt_path', only_checkpoint(), '--data.root=moved'])
     assert validation(alone) == validation(fitted)
+
+
+def test_evaluation_needs_no_training_images(on_photos, photos):
+    """The checkpoint knows their classes; a part of them may be evaluated, and its labels are those of the whole."""
+    fitted = main(['fit', *on_photos])
+    whole, count = validation(fitted), len(list((photos / 'val').rglob('*.*')))
+    shutil.rmtree(photos / 'train')
+    recorded = str(next(Path('runs').rglob('config.yaml')))
+    for given in ([], [f'--config={recorded}']):
+        assert validation(main(['validate', *given, '--ckpt_path', only_checkpoint()])) == whole
+    sums = dict.fromkeys(whole, 0)
+    for kept, removed in (('bee',), ('ant', 'cat')), (('ant', 'cat'), ('bee',)):
+        part = Path(f'without_{"_".join(removed)}')
+        for name in kept:
+            shutil.copytree(photos / 'val' / name, part / 'val' / name)
+        share = len(list((part / 'val').rglob('*.*'))) / count
+        metrics = validation(main([
+            'validate', f'--config={recorded}', '--ckpt_path', only_checkpoint(), f'--data.root={part}']))
+        for name, value in metrics.items():
+            sums[name] += share * value
+    assert sums == pytest.approx(whole, rel=1e-5)
+
+
+def test_classes_that_the_checkpoint_does_not_know(on_photos, photos, cli_error):
+    main(['fit', *on_photos])
+    for split in ('train', 'val'):
+        (photos / split / 'bee').rename(photos / split / 'beetle')
+    what, why, remedy = cli_error(['validate', '--ckpt_path', only_checkpoint()])
+    assert 'class beetle in val' in what
+    assert 'the training images have 3 classes, and this is none of them' in why
+    assert 'did you mean bee?' in remedy
 
 
 # Checkpoints hold plain types

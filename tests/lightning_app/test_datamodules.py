@@ -255,6 +255,19 @@ def test_validation_is_not_taken_where_training_is_broken(pets, refused):
         imagenet(pets).num_classes  # noqa: B018
 
 
+def test_labels_that_are_numbered_otherwise_are_refused(pets, refused):
+    class Own(ImageNetDataModule):
+        def open(self, split):
+            return open_split(self.root, split)
+
+    datamodule = Own(root=str(pets))
+    datamodule.use_classes(['cat', 'dog', 'eel'])
+    set_up(datamodule, 'validate')
+    datamodule.use_classes(['ant', 'cat', 'dog', 'eel'])
+    with refused('Own.open: images with 3 classes', 'labels would be wrong', 'self.class_names'):
+        set_up(datamodule, 'validate')
+
+
 def test_given_number_of_classes(pets, refused):
     assert set_up(imagenet(pets, num_classes=3)).num_classes == 3
     with refused('data.num_classes: 1000', 'have 3 classes', 'leave data.num_classes out'):

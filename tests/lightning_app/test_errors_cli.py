@@ -419,12 +419,18 @@ def test_checkpoint_of_another_network(refused_checkpoint, on_photos, checkpoint
                        'test_resnet', 'se_resnet20_cifar', '--model.name test_resnet')
 
 
-@pytest.mark.parametrize('command', ['fit', 'validate'])
-def test_checkpoint_of_another_class_count(refused_checkpoint, on_photos, checkpoint, photos, command):
+def test_checkpoint_of_another_class_count(refused_checkpoint, on_photos, checkpoint, photos):
     for split in ('train', 'val'):
         shutil.rmtree(photos / split / 'cat')
-    refused_checkpoint([command, *on_photos, '--ckpt_path', str(checkpoint), '--trainer.max_epochs=2'],
+    refused_checkpoint(['fit', *on_photos, '--ckpt_path', str(checkpoint), '--trainer.max_epochs=2'],
                        '3 classes', '2 classes')
+
+
+@pytest.mark.parametrize('command', ['validate', 'test'])
+def test_checkpoint_with_fewer_classes_than_the_images(refused_checkpoint, on_photos, checkpoint, photos, command):
+    shutil.copytree(photos / 'val' / 'cat', photos / 'val' / 'dog')
+    refused_checkpoint([command, *on_photos, '--ckpt_path', str(checkpoint)],
+                       'class dog in val', '3 classes, and this is none of them')
 
 
 @pytest.mark.parametrize('command', ['fit', 'validate', 'predict'])

@@ -345,7 +345,7 @@ def test_a_class_that_training_lacks(pets, write_images, pack, refused, tar):
 
 def test_several_classes_that_training_lacks(pets, write_images, refused):
     write_images(pets / 'val', {'yak': 1, 'zebra': 1})
-    with refused('class yak in val, and 1 more', 'none of them', 'remove it, or add training images'):
+    with refused('class yak in val, and 1 more', 'none of them', 'remove it, or train with images of it'):
         ImageNetDataModule(root=str(pets)).open('val')
 
 
