@@ -4,9 +4,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsspec.callbacks import TqdmCallback
 from fsspec.core import url_to_fs
@@ -20,6 +21,38 @@ from .locking import locked
 __all__ = ['is_url', 'local_copy', 'names_at']
 
 AT_ONCE = 64  # files that are asked for together; what runs side by side is the library's
+Entry = dict[str, Any]  # of a file or folder, as fsspec lists it
+MODIFIED = ('LastModified', 'last_modified', 'mtime', 'modified', 'created')  # what stores call it
+
+
+class Stored(NamedTuple):
+    """A file in a store.
+
+    Attributes:
+        size: In bytes; None where the store does not say.
+        modified: When it was written, in seconds since 1970; None where the store does not say.
+    """
+
+    size: int | None
+    modified: int | None
+
+    @classmethod
+    def of(cls, entry: Entry) -> Stored:
+        """Return what an entry in a list of files says."""
+        times = [entry[name] for name in MODIFIED if isinstance(entry.get(name), int | float | datetime)]
+        return cls(entry.get('size'), seconds(times[0]) if times else None)
+
+    def equals(self, copy: Path) -> bool:
+        """Return whether a copy is of this size and time."""
+        found = copy.stat()
+        return self.size in (None, found.st_size) and self.modified in (None, int(found.st_mtime))
+
+
+def seconds(time: float | datetime) -> int:
+    """Return a time in seconds since 1970; of a day and hour without a time zone, those of UTC."""
+    if isinstance(time, datetime):
+        time = (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
+    return int(time)
 
 
 def is_url(root: str | Path) -> bool:
@@ -35,15 +68,15 @@ def names_at(url: str, key: str) -> list[str]:
     """
     store, path = connected(url, key)
     try:
-        return sorted(os.path.basename(entry['name'].rstrip('/')) for entry in store.ls(path, detail=True))
+        return sorted(entries_at(store, path))
     except Exception as error:  # of each store's own library
         raise out_of_reach(url, key, error) from error
 
 
-def local_copy(url: str, names: Iterable[str], key: str) -> Path:
-    """Return a folder with copies of what has these names below a URL; only what is not in the cache is fetched.
+def local_copy(url: str, names: Sequence[str], key: str) -> Path:
+    """Return a folder with copies of what has these names below a URL; only what is new or has changed is fetched.
 
-    Of several processes one fetches, and the others wait.
+    What is gone from below these names is removed from the copies. Of several processes one fetches, and others wait.
 
     Args:
         url: Of a folder, with a scheme that fsspec knows: `s3://`, `gs://`, `az://`, `https://`, ...
@@ -53,14 +86,17 @@ def local_copy(url: str, names: Iterable[str], key: str) -> Path:
     Raises:
         InputError: If it cannot be had.
     """
-    copy = folder() / 'copies' / hashlib.sha256(url.encode()).hexdigest()[:16]
+    copy = folder() / 'copies' / hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:16]
     store, path = connected(url, key)
     try:
         copy.mkdir(parents=True, exist_ok=True)
         with locked(copy):
-            found = {file: size for name in names for file, size in files_below(store, f'{path}/{name}').items()}
-            missing = {file: copy / os.path.relpath(file, path) for file, size in found.items()
-                       if not same_size(copy / os.path.relpath(file, path), size)}
+            entries = entries_at(store, path)
+            found = {copy / place: entry for name in names if name in entries
+                     for place, entry in files_below(store, name, entries[name])}
+            for name in names:
+                remove_others(copy / name, found.keys())
+            missing = {target: entry for target, entry in found.items() if not is_current(store, entry, target)}
             if missing:
                 rank_zero_info(f'{url}: {len(missing)} files are copied to {copy}')
                 fetch(store, missing)
@@ -81,32 +117,69 @@ def connected(url: str, key: str) -> tuple[Any, str]:
         raise InputError(message(
             f'{key}: {url}', f'it cannot be opened ({error})',
             'see the scheme before ://; s3:// needs pip install s3fs, gs:// gcsfs, az:// adlfs')) from error
-    return store, path.rstrip('/')
+    store.invalidate_cache()  # of what was listed earlier in this process
+    return store, path.rstrip('/') or path  # of which nothing is left at the top of some stores
 
 
-def files_below(store: Any, path: str) -> dict[str, int | None]:
-    """Return the size of each file at or below a path, in bytes; None where the store does not say."""
-    return {file: entry.get('size') for file, entry in store.find(path, detail=True).items()}
+def entries_at(store: Any, path: str) -> dict[str, Entry]:
+    """Return what is directly below a path, by name.
+
+    Each is listed by itself: the library's `find` leaves out, without a word, folders that it fails to list.
+    """
+    entries = {os.path.basename(entry['name'].rstrip('/')): entry for entry in store.ls(path, detail=True)
+               if entry['name'].rstrip('/') != path.rstrip('/')}  # of itself, some stores have an entry
+    return {name: entry for name, entry in entries.items() if name not in ('', '.', '..')}
 
 
-def same_size(file: Path, size: int | None) -> bool:
-    """Return whether a copy is there, and of this size."""
-    return file.is_file() and size in (None, file.stat().st_size)
+def files_below(store: Any, place: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
+    """Yield what is at a place if it is a file, or all files below it, each with its place."""
+    kind = entry['type']
+    if kind != 'directory' and (kind == 'file' or not store.isdir(entry['name'])):  # links are neither
+        yield place, entry
+        return
+    for name, each in entries_at(store, entry['name'].rstrip('/')).items():
+        yield from files_below(store, f'{place}/{name}', each)
 
 
-def fetch(store: Any, files: dict[str, Path]) -> None:
-    """Copy files; each has its name once it is whole."""
-    for target in {target.parent for target in files.values()}:
-        target.mkdir(parents=True, exist_ok=True)
+def is_current(store: Any, entry: Entry, copy: Path) -> bool:
+    """Return whether there is a copy of a file, of the same size and time as far as the store says."""
+    if not copy.is_file():
+        return False
+    stored = Stored.of(entry)
+    if stored == (None, None):  # a web server says the size of a single file only
+        stored = Stored(store.info(entry['name']).get('size'), None)
+    return stored.equals(copy)
+
+
+def fetch(store: Any, files: dict[Path, Entry]) -> None:
+    """Copy files; each has its name once it is whole, and the time of the stored one."""
+    for folder_of_some in {target.parent for target in files}:
+        folder_of_some.mkdir(parents=True, exist_ok=True)
     pairs = iter(files.items())
     with TqdmCallback(tqdm_kwargs={'unit': ' files', 'disable': None}) as bar:
         bar.set_size(len(files))
         while some := list(itertools.islice(pairs, AT_ONCE)):
-            partial = [f'{target}.partial' for _, target in some]
-            store.get([file for file, _ in some], partial)
-            for source, (_, target) in zip(partial, some, strict=True):
+            partial = [f'{target}.partial' for target, _ in some]
+            store.get([entry['name'] for _, entry in some], partial)
+            for source, (target, entry) in zip(partial, some, strict=True):
+                if not os.path.isfile(source):
+                    raise FileNotFoundError(f'{entry["name"]} is no file')
+                if (modified := Stored.of(entry).modified) is not None:
+                    os.utime(source, (modified, modified))
                 os.replace(source, target)
             bar.relative_update(len(some))
+
+
+def remove_others(place: Path, kept: Container[Path]) -> None:
+    """Remove what is at or below `place`, other than the files to be kept; folders that are empty then, too."""
+    if place.is_file() and place not in kept:
+        place.unlink()
+    for folder_of_some, _, files in os.walk(place, topdown=False):
+        for file in files:
+            if Path(folder_of_some, file) not in kept:
+                os.unlink(os.path.join(folder_of_some, file))
+        if not os.listdir(folder_of_some):
+            os.rmdir(folder_of_some)
 
 
 def out_of_reach(url: str, key: str, error: Exception) -> InputError:

@@ -48,8 +48,7 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
             (f'did you mean {" or ".join(close)}? ' if close else '') +
             f'it holds: {", ".join(names[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
     if is_url(root):
-        beside = [name for name in names if name == 'classes.txt']
-        root = local_copy(str(root), names if entries == [SAVED] else [*entries, *beside], key)
+        root = local_copy(str(root), names if entries == [SAVED] else [*entries, 'classes.txt'], key)
     if entries == [SAVED]:
         return open_saved(Path(root), split)
     if any(entries[0] in places_of(each) for each in names_of(split)):

@@ -1,10 +1,17 @@
 """The same images from each form in which people have them: folders, tar files, shards, and other libraries' sets."""
 import io
+import itertools
 import os
 import pickle
+import shutil
 import signal
 import sys
 import tarfile
+import threading
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import datasets
 import litdata
@@ -299,6 +306,136 @@ def test_same_images_from_an_object_store(folders, written, tmp_path, monkeypatc
     assert copied == {path: path.stat().st_mtime_ns for path in copied}
     next(iter(copied)).write_bytes(b'cut off')
     assert open_split('memory://bucket/as_shards', 'train').read(17) == expected.read(17)
+
+
+@pytest.fixture
+def bucket(folders, written, tmp_path, monkeypatch):
+    """Return a function that puts a form of the images into a store, and gives its URL, the store, and a path."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    number = itertools.count()
+
+    def put(write=None):
+        url = f'memory://bucket{next(number)}-{tmp_path.name}/pets'
+        store, path = object_store.connected(url, 'root')
+        store.put(f'{written(write) if write else folders}/', path, recursive=True)
+        return url, store, path
+    return put
+
+
+def rewrite(store, file, content):
+    """Put other content where a file was, an hour later."""
+    store.pipe(file, content)
+    store.store[file].created += timedelta(hours=1)
+
+
+def test_copies_follow_the_store(bucket, monkeypatch):
+    """What was written anew is fetched again, of the same size as well; what is gone is gone here."""
+    url, store, path = bucket()
+    before = open_split(url, 'train')
+    changed, gone, *_ = store.find(f'{path}/train')
+    content = store.cat(changed)[:-1] + b'!'
+    rewrite(store, changed, content)
+    store.rm(gone)
+    fetched = []
+    original = type(store).get_file
+    monkeypatch.setattr(type(store), 'get_file', lambda self, file, *args, **options: (
+        fetched.append(file), original(self, file, *args, **options)))
+    after = open_split(url, 'train')
+    assert fetched == [changed]
+    assert list(after.paths) == [name for name in before.paths if not gone.endswith(name)]
+    assert len(after.paths) == len(before.paths) - 1
+    assert after.read(0) == content
+    store.mv(f'{path}/train/cat', f'{path}/train/yak', recursive=True)
+    assert open_split(url, 'train').classes == ['dog', 'eel', 'yak']
+
+
+def test_copies_follow_shards_of_the_same_size(bucket):
+    url, store, path = bucket(as_shards)
+    before = open_split(url, 'train')
+    shard = f'{path}/{os.path.basename(before.file(0))}'
+    rewrite(store, shard, store.cat(shard).replace(before.read(0), before.read(0)[:-1] + b'!'))
+    assert open_split(url, 'train').read(0) == before.read(0)[:-1] + b'!'
+
+
+def test_copies_stay_where_the_store_does_not_answer(bucket, refused, monkeypatch):
+    """A listing that fails is no empty folder."""
+    url, store, _ = bucket()
+    expected = list(open_split(url, 'train').paths)
+    original = type(store).ls
+
+    def ls(self, place, **options):
+        if place.endswith('train/dog'):
+            raise ConnectionResetError('Connection reset by peer')
+        return original(self, place, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(store), 'ls', ls)
+        with refused(f'data.root: {url}', 'ConnectionResetError: Connection reset by peer', 'see '):
+            open_split(url, 'train')
+    copies = list((Path(os.environ['XDG_CACHE_HOME']) / 'se_timm' / 'copies').rglob('train/*/*'))
+    assert sorted('/'.join(file.parts[-2:]) for file in copies) == expected
+
+
+def test_what_is_called_as_before_and_is_something_else(bucket):
+    """A file where a folder was, and the reverse; names of classes that are gone."""
+    url, store, path = bucket(as_shards)
+    assert open_split(url, 'train').classes == list(CLASSES)
+    store.rm(f'{path}/classes.txt')
+    assert open_split(url, 'train').classes == ['0', '1', '2']
+    url, store, path = bucket()
+    place = f'{path}/train/cat/x.JPEG'
+    file = store.cat(store.find(f'{path}/train/cat')[0])
+    for name in (place, f'{place}/0.JPEG', place):
+        store.pipe(name, file)
+        source = open_split(url, 'train')
+        assert [each for each in source.paths if 'x.JPEG' in each] == [name.removeprefix(f'{path}/train/')]
+        store.rm(place, recursive=True)
+
+
+def test_links_in_a_store(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    (folders / 'train' / 'yak').symlink_to(folders / 'train' / 'cat')
+    (folders / 'test').symlink_to(folders / 'val')
+    for split in ('train', 'test'):
+        source, expected = open_split(f'file://{folders}', split), open_split(folders, split)
+        assert source.classes == expected.classes
+        assert list(source.paths) == list(expected.paths)
+
+
+def test_the_top_of_a_store(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    store, _ = object_store.connected('memory://', 'root')
+    before = store.ls('', detail=False)
+    store.put(f'{folders}/train/', '/top-train', recursive=True)
+    assert open_split('memory://', 'top-train').classes == list(CLASSES)
+    assert {path.name for path in (tmp_path / 'cache' / 'se_timm').iterdir()} <= {'copies', 'shards', 'copies.lock'}
+    store.rm('/top-train', recursive=True)
+    assert store.ls('', detail=False) == before
+
+
+def test_copies_from_a_web_server(written, tmp_path, monkeypatch):
+    """It says no time, and of a file no size in a list."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    root = written(as_tar)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(root))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}'
+        assert len(open_split(url, 'val').labels) == 18
+        shutil.copy(root / 'train.tar', root / 'val.tar')
+        with open(root / 'val.tar', 'ab') as file:
+            file.write(bytes(10240))
+        copy = Path(open_split(url, 'val').file(0))
+        assert copy.read_bytes() == (root / 'val.tar').read_bytes()
+        server.shutdown()
+
+
+@pytest.mark.parametrize(('entry', 'expected'), [
+    ({'size': 3, 'LastModified': datetime(2026, 1, 2, tzinfo=timezone.utc), 'mtime': 'x'}, (3, 1767312000)),
+    ({'size': 3, 'last_modified': datetime(2026, 1, 2)}, (3, 1767312000)),  # of no time zone
+    ({'size': None, 'mtime': 12.75, 'created': 5.0}, (None, 12)), ({'name': 'x'}, (None, None))])
+def test_what_stores_say_of_a_file(entry, expected):
+    assert object_store.Stored.of(entry) == expected
 
 
 # What is wrong with them
