@@ -24,7 +24,7 @@ from se_timm.tables import aligned
 from .data.augment import OWN, Augment, timm_settings, training_transform
 from .data.collate import collate
 from .data.decode import UnreadableImage
-from .data.jpeg import choose_decoder, installed, is_jpeg
+from .data.jpeg import ACCURATE, choose_decoder, installed, is_jpeg
 from .data.picture import Picture
 from .data.samples import SeededSampler, TrainingSamples
 from .data.sources import Source, first_files
@@ -208,7 +208,7 @@ def rows_of(
     ours = partial(own, size=size, batch_size=batch_size, decoder=decoder, augment=augment)
     for root, source in sources.items():
         rows[worker_row(root, 1)] = partial(ours, source)
-    rows[f'{name}, exact, 1 worker'] = partial(ours, first, exact=True)
+    rows[f'{name}, exact, 1 worker'] = partial(ours, first, exact=True, decoder=ACCURATE.get(decoder, decoder))
     if workers > 1:
         rows[worker_row(name, workers)] = partial(ours, first, workers=workers)
     for each in installed():

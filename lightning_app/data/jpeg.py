@@ -1,4 +1,4 @@
-"""JPEG decoders: all give the same pixels, and one of them is the fastest here."""
+"""JPEG decoders: all but one give the same pixels, and one of them is the fastest here."""
 from __future__ import annotations
 
 import importlib.util
@@ -7,6 +7,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,26 +18,30 @@ from se_timm.errors import InputError, message, unknown
 
 from .decode import decode
 
-__all__ = ['DECODERS', 'JpegDecoder', 'choose_decoder', 'installed', 'is_jpeg']
+__all__ = ['ACCURATE', 'DECODERS', 'JpegDecoder', 'choose_decoder', 'installed', 'is_jpeg']
 
 ROUNDS = 5  # of the decoders, one after the other
 COLOURS = ('L', 'RGB')  # of the others (CMYK) each library makes its own RGB
 
 
 class JpegDecoder(NamedTuple):
-    """What turns JPEG files into pixels. All are libjpeg-turbo at its most accurate: the pixels do not tell which.
+    """What turns JPEG files into pixels.
+
+    All that are `accurate` are libjpeg-turbo at its most accurate: the pixels do not tell which.
 
     Attributes:
         package: That it needs.
         size: From a file to its height and width, None if only Pillow should decode it.
         pixels: From a file to an array `(H, W, 3)`, uint8, RGB. May raise anything: then it is Pillow's to decide.
         shrinks: Whether `pixels` takes a second argument, 2, 4 or 8: so many times fewer rows and columns.
+        accurate: Whether its pixels are those of all others.
     """
 
     package: str
     size: Callable[[bytes], tuple[int, int] | None]
     pixels: Callable[..., Any]
     shrinks: bool = False
+    accurate: bool = True
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -63,14 +68,18 @@ def size_by_simplejpeg(data: bytes) -> tuple[int, int] | None:
     return (height, width) if colours in ('Gray', 'RGB', 'YCbCr') else None
 
 
-def pixels_by_simplejpeg(data: bytes, shrink: int = 1) -> Any:
-    """Return the pixels by simplejpeg, which refuses damaged files that Pillow may take."""
+def pixels_by_simplejpeg(data: bytes, shrink: int = 1, fast: bool = False) -> Any:
+    """Return the pixels by simplejpeg, which refuses damaged files that Pillow may take.
+
+    Fast ones are libjpeg-turbo's by a shorter cosine transform, and without a filter of the colours.
+    """
     import simplejpeg  # optional: the extra `fast`
 
     if shrink == 1:
-        return simplejpeg.decode_jpeg(data)
+        return simplejpeg.decode_jpeg(data, fastdct=fast, fastupsample=fast)
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    return simplejpeg.decode_jpeg(data, min_height=-(-height // shrink), min_width=-(-width // shrink))
+    return simplejpeg.decode_jpeg(data, min_height=-(-height // shrink), min_width=-(-width // shrink),
+                                  fastdct=fast, fastupsample=fast)
 
 
 def size_unless_turned(data: bytes) -> tuple[int, int] | None:
@@ -101,11 +110,14 @@ def pixels_by_torchvision(data: bytes) -> Any:
 
 DECODERS = {
     'simplejpeg': JpegDecoder('simplejpeg', size_by_simplejpeg, pixels_by_simplejpeg, shrinks=True),
+    'simplejpeg-fast': JpegDecoder(
+        'simplejpeg', size_by_simplejpeg, partial(pixels_by_simplejpeg, fast=True), shrinks=True, accurate=False),
     'torchcodec': JpegDecoder('torchcodec', size_unless_turned, pixels_by_torchcodec),
     'torchvision': JpegDecoder('torchvision', size_by_pillow, pixels_by_torchvision),
     'pillow': JpegDecoder('PIL', size_by_pillow, pixels_by_pillow, shrinks=True),
 }
-EXTRAS = {'simplejpeg': 'fast', 'torchcodec': 'torchcodec'}
+EXTRAS = {'simplejpeg': 'fast', 'simplejpeg-fast': 'fast', 'torchcodec': 'torchcodec'}
+ACCURATE = {'simplejpeg-fast': 'simplejpeg'}  # in place of those that are not
 
 
 def installed() -> list[str]:
@@ -113,12 +125,13 @@ def installed() -> list[str]:
     return [name for name, decoder in DECODERS.items() if importlib.util.find_spec(decoder.package)]
 
 
-def choose_decoder(name: str = 'auto', examples: Iterable[bytes] = ()) -> str:
-    """Return the name of a decoder: the given one, or the one that is the fastest with `examples` here.
+def choose_decoder(name: str = 'auto', examples: Iterable[bytes] = (), accurate: bool = False) -> str:
+    """Return the name of a decoder: the given one, or the accurate one that is the fastest with `examples` here.
 
     Args:
         name: `auto`, or a key of `DECODERS`.
         examples: Files; those that are no JPEG are left out. Without one, the first decoder that is there.
+        accurate: Take an accurate one where another is given.
 
     Raises:
         InputError: If there is no decoder of this name, or its package is not installed.
@@ -130,10 +143,11 @@ def choose_decoder(name: str = 'auto', examples: Iterable[bytes] = ()) -> str:
             raise InputError(message(
                 f'data.decoder: {name}', f'the package {DECODERS[name].package} is not installed',
                 f"pip install 'se-timm[{EXTRAS[name]}]', or leave data.decoder out"))
-        return name
+        return ACCURATE.get(name, name) if accurate else name
     files = [data for data in examples if is_jpeg(data)]
-    seconds = decoding_seconds(installed(), files)
-    return min(seconds, key=lambda each: seconds[each]) if seconds else installed()[0]
+    names = [each for each in installed() if DECODERS[each].accurate]
+    seconds = decoding_seconds(names, files)
+    return min(seconds, key=lambda each: seconds[each]) if seconds else names[0]
 
 
 def decoding_seconds(names: Sequence[str], files: Sequence[bytes], rounds: int = ROUNDS) -> dict[str, float]:

@@ -585,3 +585,18 @@ def test_cifar_in_a_tar_file(real_data):
     assert len(source.classes) == 10
     assert np.bincount(source.labels).tolist() == [1000] * 10
     assert source.load(9999).size == (32, 32)
+
+
+@pytest.mark.parametrize(('exact', 'trained', 'evaluated'), [
+    (None, 'simplejpeg-fast', 'simplejpeg'), (False, 'simplejpeg-fast', 'simplejpeg-fast')])
+def test_evaluation_has_accurate_pixels_unless_told_otherwise(pets, exact, trained, evaluated):
+    datamodule = set_up(imagenet(pets, batch_size=2, decoder='simplejpeg-fast', exact=exact, images=str(pets)))
+    assert datamodule.training.decoder == trained
+    assert datamodule.validation.decoder == evaluated
+    assert set_up(datamodule, 'test').testing.decoder == evaluated
+    assert set_up(datamodule, 'predict').prediction.decoder == evaluated
+
+
+def test_fast_pixels_are_not_exact(pets, refused):
+    with refused('data.decoder: simplejpeg-fast, with data.exact: true', 'not exact', 'take simplejpeg, or leave'):
+        set_up(imagenet(pets, decoder='simplejpeg-fast', exact=True))

@@ -1,4 +1,4 @@
-"""JPEG decoders: the same pixels from each, and one choice among them."""
+"""JPEG decoders: the same pixels from each but one, and one choice among them."""
 import io
 import time
 
@@ -34,11 +34,12 @@ def files(photo):
         'PNG': encode(photo.crop((0, 0, 60, 40)), 'PNG')}
 
 
+SAME = [name for name in DECODERS if name != 'simplejpeg-fast']
 KINDS = ['4:4:4', '4:2:2', '4:2:0', 'progressive', 'grey', 'odd', 'narrow', 'turned', 'RGB', 'more behind it', 'CMYK',
          'damaged', 'PNG']
 
 
-@pytest.mark.parametrize('name', DECODERS)
+@pytest.mark.parametrize('name', SAME)
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_decoder_gives_the_pixels_of_pillow(files, kind, name):
     picture, expected = Picture(files[kind], name), decode(files[kind])
@@ -54,7 +55,7 @@ def test_every_decoder_gives_the_same_fewer_pixels(files, kind, shrink):
     height, width = Picture(files[kind]).size
     fewer = (height, width) if kind in ('PNG', 'narrow') else (-(-height // shrink), -(-width // shrink))
     assert expected.shape[:2] == fewer
-    for name in DECODERS:
+    for name in SAME:
         np.testing.assert_array_equal(Picture(files[kind], name).pixels(shrink), expected)
 
 
@@ -66,11 +67,35 @@ def test_every_decoder_tells_a_file_that_is_cut_off(files, name, length):
         picture.pixels()
 
 
-@pytest.mark.parametrize('name', DECODERS)
+@pytest.mark.parametrize('name', SAME)
 def test_every_decoder_takes_real_photos_as_pillow_does(name, real_data):
     source = open_split(real_data / 'imagenet1k-sample256', 'val')
     for index in range(0, 1000, 20):
         np.testing.assert_array_equal(Picture(source.read(index), name).pixels(), source.load(index))
+
+
+@pytest.mark.parametrize('shrink', [1, 2, 4, 8])
+@pytest.mark.parametrize('kind', ['4:4:4', '4:2:2', '4:2:0', 'progressive', 'grey', 'odd', 'turned'])
+def test_fast_pixels_are_near(files, kind, shrink):
+    expected = Picture(files[kind]).pixels(shrink).astype(int)
+    difference = abs(Picture(files[kind], 'simplejpeg-fast').pixels(shrink) - expected)
+    assert difference.mean() < 2
+    assert np.percentile(difference, 99) < 12
+    assert shrink > 1 or difference.any()
+
+
+def test_fast_pixels_of_real_photos_are_near(real_data):
+    source = open_split(real_data / 'imagenet1k-sample256', 'val')
+    difference = np.concatenate([
+        abs(Picture(source.read(index), 'simplejpeg-fast').pixels() - np.array(source.load(index), int)).ravel()
+        for index in range(0, 1000, 20)])
+    assert difference.mean() < 2
+    assert np.percentile(difference, 99) < 12
+
+
+@pytest.mark.parametrize('kind', ['CMYK', 'damaged', 'PNG'])
+def test_what_the_fast_decoder_refuses_is_left_to_pillow(files, kind):
+    np.testing.assert_array_equal(Picture(files[kind], 'simplejpeg-fast').pixels(), decode(files[kind]))
 
 
 def test_image_in_memory(noise):
@@ -94,6 +119,14 @@ def test_the_fastest_is_chosen(files, monkeypatch):
     assert choose_decoder('third', [files['odd']]) == 'third'
 
 
+def test_a_decoder_with_other_pixels_is_not_chosen(files, monkeypatch):
+    monkeypatch.setattr(jpeg, 'decoding_seconds', lambda names, examples: dict.fromkeys(names, 1) | {names[-1]: 0})
+    assert choose_decoder('auto', [files['odd']]) == 'pillow'
+    assert choose_decoder('simplejpeg-fast', [files['odd']]) == 'simplejpeg-fast'
+    assert choose_decoder('simplejpeg-fast', [files['odd']], accurate=True) == 'simplejpeg'
+    assert choose_decoder('pillow', accurate=True) == 'pillow'
+
+
 def test_a_decoder_that_does_not_work_here_is_not_chosen(files, monkeypatch):
     def broken(data):
         raise ImportError('libsomething.so: cannot open shared object file')
@@ -112,7 +145,7 @@ def test_a_decoder_that_breaks_down_leaves_the_file_to_pillow(files, monkeypatch
 
 
 def test_unknown_decoder(refused):
-    with refused("data.decoder: 'simplejpg'", 'no such', 'did you mean simplejpeg?'):
+    with refused("data.decoder: 'simplejpg'", 'no such', 'did you mean simplejpeg or simplejpeg-fast?'):
         choose_decoder('simplejpg')
 
 
@@ -121,3 +154,7 @@ def test_decoder_that_is_not_installed(refused, monkeypatch):
     with refused('data.decoder: simplejpeg', 'not_there_at_all is not installed', "pip install 'se-timm[fast]'"):
         choose_decoder('simplejpeg')
     assert choose_decoder() == 'torchcodec'
+    monkeypatch.setitem(
+        DECODERS, 'simplejpeg-fast', DECODERS['simplejpeg-fast']._replace(package='not_there_at_all'))
+    with refused('data.decoder: simplejpeg-fast', 'is not installed', "pip install 'se-timm[fast]'"):
+        choose_decoder('simplejpeg-fast')

@@ -124,7 +124,7 @@ def test_both_sides_load_the_same_images(root):
     (['--batch_size=8'], ('batch_size: 8', 'of 48 images not 8 batches', 'at most 6')),
     (['--workers=16'], ('batch_size: 4', 'of 48 images not 32 batches', 'at most 1')),
     (['--cold=true', '--made_size=[50, 50]'], ('cold: true with', 'its file is in memory', 'without made_size')),
-    (['--decoder=simplejpg'], ("'simplejpg'", 'no such', 'did you mean simplejpeg?')),
+    (['--decoder=simplejpg'], ("'simplejpg'", 'no such', 'did you mean simplejpeg or simplejpeg-fast?')),
     (['--split=tain'], ('root: ', 'it holds neither tain/', 'did you mean train?')),
 ])
 def test_what_cannot_be_measured(root, options, parts, cli_error):
