@@ -23,11 +23,11 @@ from tqdm import tqdm
 from se_timm.errors import InputError, message
 
 from .data.decode import UnreadableImage, decode
-from .data.imagenet import relabel
+from .data.imagenet import relabel, take_names
 from .data.locking import locked
 from .data.shards import samples_in
 from .data.sources import Source
-from .data.splits import open_split
+from .data.splits import has_split, open_split
 from .data.tars import TarFiles
 from .data.workers import cores, start_method
 
@@ -84,7 +84,7 @@ def prepare(
     """
     settings = Settings(short_side, quality, images_per_shard, seed)
     check(settings)
-    sources = {split: open_split(root, split, 'root') for split in splits}
+    sources = named_alike({split: open_split(root, split, 'root') for split in splits}, root)
     folder = Path(output)
     counts = {}
     try:
@@ -105,6 +105,18 @@ def prepare(
             f'output: {folder}', f'it cannot be written ({error})',
             'make room there, or name another folder; the same command goes on where it was')) from error
     return counts
+
+
+def named_alike(sources: dict[str, Source], root: str) -> dict[str, Source]:
+    """Return the splits, with names for classes that are numbers, where another has them: see `take_names`."""
+    numbered = [source for source in sources.values() if source.numbers]
+    named = [source for source in numbered if source.classes != source.numbers]
+    if numbered and not named and 'train' not in sources and has_split(root, 'train'):
+        named = [open_split(root, 'train', 'root')]
+    for source in sources.values():
+        for other in named[:1]:
+            take_names(source, other)
+    return sources
 
 
 def check(settings: Settings) -> None:

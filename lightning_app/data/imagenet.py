@@ -54,8 +54,16 @@ class ImageNetDataModule(ImageDataModule):
         if folder not in self._sources:
             self._sources[folder] = open_split(self.root, folder)
             if split != 'train':
-                relabel(self._sources[folder], self.class_names or [], folder)
+                self._relabel(self._sources[folder], folder)
         return self._sources[folder]
+
+    def _relabel(self, source: Source, split: str) -> None:
+        classes = self.class_names or []
+        asked = self.train_split in self._sources or (
+            not set(source.classes) <= set(classes) and has_split(self.root, self.train_split))
+        if source.numbers and asked:
+            take_names(source, self.open('train'))
+        relabel(source, classes, split)
 
     def use_classes(self, names: list[str]) -> None:
         """Number the labels of evaluations as in `names`; the training images are then not looked at."""
@@ -71,6 +79,17 @@ class ImageNetDataModule(ImageDataModule):
         return self.open('train').classes
 
 
+def take_names(source: Source, training: Source) -> None:
+    """Call classes as the training images do that have the same numbers, where only one of the two has names for them.
+
+    So are the public shards of ImageNet: WordNet's names are in the keys of the training images alone.
+    """
+    if source.numbers and training.numbers and (
+            source.classes == source.numbers or training.classes == training.numbers):
+        names = dict(zip(training.numbers, training.classes, strict=True))
+        source.classes = [names.get(number, name) for number, name in zip(source.numbers, source.classes, strict=True)]
+
+
 def relabel(source: Source, classes: list[str], split: str) -> None:
     """Number the labels of `source` as in `classes`.
 
@@ -81,9 +100,12 @@ def relabel(source: Source, classes: list[str], split: str) -> None:
     foreign = [name for name in source.classes if name not in index]
     if foreign:
         close = nearest(foreign[0], classes)
+        remedy = 'remove it, or train with images of it'
+        if source.classes == source.numbers:
+            remedy = 'let a classes.txt beside the shards name the numbers as the training images are, a name a line'
         raise InputError(message(
             f'class {foreign[0]} in {split}' + (f', and {len(foreign) - 1} more' if len(foreign) > 1 else ''),
             f'the training images have {len(classes)} classes, and this is none of them',
-            (f'did you mean {" or ".join(close)}? ' if close else '') + 'remove it, or train with images of it'))
+            (f'did you mean {" or ".join(close)}? ' if close else '') + remedy))
     source.labels = np.array([index[name] for name in source.classes])[np.asarray(source.labels)]
-    source.classes = classes
+    source.classes, source.numbers = classes, None

@@ -55,7 +55,9 @@ class ShardSource(Source):
         numbers = list(Texts.of(arrays['classes'], arrays['class_ends']))
         self.labels, self.places, self.shards = arrays['labels'], arrays['places'], arrays['shards']
         names = Path(self.paths_of_shards[0]).parent / 'classes.txt'
-        if all(number.isdigit() for number in numbers) and names.is_file():
+        if all(number.isdigit() for number in numbers):
+            self.numbers = numbers
+        if self.numbers and names.is_file():
             self.classes = named(numbers, names)
         else:
             wordnet = list(Texts.of(arrays['wordnet'], arrays['wordnet_ends']))

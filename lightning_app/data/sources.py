@@ -23,10 +23,17 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', 
 
 
 class Source(ABC):
-    """Images with labels: `labels[i]` is an index into `classes`."""
+    """Images with labels: `labels[i]` is an index into `classes`.
+
+    Attributes:
+        classes: Their names, each once.
+        labels: A sequence of integers.
+        numbers: What the classes are called where they are stored as numbers, in the order of `classes`; else None.
+    """
 
     classes: list[str]
-    labels: Any  # sequence of int
+    labels: Any
+    numbers: list[str] | None = None
 
     @abstractmethod
     def name(self, index: int) -> str:

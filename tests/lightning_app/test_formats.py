@@ -24,7 +24,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_app.cli import main
-from lightning_app.data import object_store, tars
+from lightning_app.data import ImageNetDataModule, object_store, tars
 from lightning_app.data.decode import UnreadableImage
 from lightning_app.data.hugging_face import HuggingFaceSource, split_named
 from lightning_app.data.optimised import LitDataSource, keys_of
@@ -230,6 +230,89 @@ def test_classes_of_imagenet_by_the_names_of_its_files(tmp_path, noise):
     assert source.classes == ['n01440764', 'n02000000']
     assert [source.name(index).rpartition(':')[2] for index in range(3)] == [
         'n01440764_5.jpg', 'n01440764_99.jpg', 'n02000000_12.jpg']
+
+
+@pytest.fixture
+def numbered(tmp_path, noise):
+    """Return a function that writes shards of a split, from keys and numbers."""
+    def write(split, *samples):
+        with webdataset.ShardWriter(f'{tmp_path}/imagenet1k-{split}-%02d.tar', maxcount=2, verbose=0) as writer:
+            for index, (key, number) in enumerate(samples):
+                file = io.BytesIO()
+                noise(index).save(file, 'JPEG')
+                writer.write({'__key__': key, 'jpg': file.getvalue(), 'cls': number})
+    return write
+
+
+TRAINING = [('n02000000_12', 7), ('n01440764_99', 0), ('n01440764_5', 0), ('n01500000_1', 3)]
+NUMBERED = [('ILSVRC2012_val_00000001', 7), ('ILSVRC2012_val_00000002', 0)]
+
+
+@pytest.mark.parametrize('named', ['train', 'validation'])
+def test_classes_that_only_one_split_has_names_for(numbered, tmp_path, named):
+    """As in the public shards of ImageNet, whose validation images are called ILSVRC2012_val_00000001 and so on."""
+    unnamed = [(f'image{index}', number) for index, (_, number) in enumerate(TRAINING)]
+    numbered('train', *(TRAINING if named == 'train' else unnamed))
+    numbered('validation', *(NUMBERED if named == 'train' else [('n02000000_3', 7), ('n01440764_4', 0)]))
+    datamodule = ImageNetDataModule(root=str(tmp_path))
+    source = datamodule.open('val')
+    assert source.classes == datamodule.class_names == (
+        ['n01440764', 'n01500000', 'n02000000'] if named == 'train' else ['0', '3', '7'])
+    assert sorted(source.labels) == [0, 2]
+    alone = ImageNetDataModule(root=str(tmp_path))
+    alone.use_classes(datamodule.class_names)  # of a checkpoint
+    np.testing.assert_array_equal(alone.open('val').labels, source.labels)
+
+
+@pytest.mark.parametrize('commands', [['[train,val]'], ['[train]', '[val]'], ['[val]', '[val]'], ['[val,train]']])
+def test_shards_are_made_of_shards_that_name_classes_in_one_split(numbered, tmp_path, commands):
+    numbered('train', *TRAINING)
+    numbered('validation', *NUMBERED, ('ILSVRC2012_val_00000003', 3))
+    for splits in commands:
+        main(['prepare', f'--root={tmp_path}', f'--output={tmp_path}/made', f'--splits={splits}'])
+    expected, made = (ImageNetDataModule(root=str(root)).open('val') for root in (tmp_path, tmp_path / 'made'))
+    assert made.classes == expected.classes == ['n01440764', 'n01500000', 'n02000000']
+    # in the order of their keys, to which the class belongs now
+    assert [(made.labels[index], made.read(index)) for index in range(3)] == [
+        (expected.labels[index], expected.read(index)) for index in range(3)]
+
+
+def test_numbers_have_names_from_a_split_that_numbers_them(numbered, tmp_path, write_images):
+    """Though the classes of the first split are in another order."""
+    write_images(tmp_path / 'train', {'n01440764': 1, 'n01500000': 1, 'n02000000': 1})
+    numbered('val', ('n02000000_1', 0), ('n01440764_1', 1))
+    numbered('test', ('x', 1), ('y', 0))
+    main(['prepare', f'--root={tmp_path}', f'--output={tmp_path}/made', '--splits=[train]'])
+    main(['prepare', f'--root={tmp_path}', f'--output={tmp_path}/made', '--splits=[val,test]'])
+    for split in ('val', 'test'):
+        made = ImageNetDataModule(root=str(tmp_path / 'made'), val_split=split).open('val')
+        assert [made.classes[label] for label in made.labels] == ['n01440764', 'n02000000']
+
+
+def test_numbers_are_not_taken_for_names_that_are_digits(numbered, tmp_path):
+    for split, samples in (('train', [('a', 0), ('b', 1), ('c', 2)]), ('val', [('d', 0), ('e', 2)])):
+        numbered(split, *samples)
+        (tmp_path / split).mkdir()
+        for index, shard in enumerate(sorted(tmp_path.glob(f'imagenet1k-{split}-*.tar'))):
+            shard.rename(tmp_path / split / f'{index}.tar')
+    (tmp_path / 'train' / 'classes.txt').write_text('1\n2\n0\n')
+    source = ImageNetDataModule(root=str(tmp_path)).open('val')
+    assert source.classes == ['1', '2', '0']
+    assert list(source.labels) == [0, 2]
+
+
+def test_number_that_training_lacks(numbered, tmp_path, refused):
+    numbered('train', *TRAINING)
+    numbered('validation', *NUMBERED, ('ILSVRC2012_val_00000003', 5))
+    with refused('class 5 in val', 'training images have 3 classes', 'remove it'):
+        ImageNetDataModule(root=str(tmp_path)).open('val')
+
+
+def test_numbers_are_not_taken_for_those_of_folders(numbered, tmp_path, refused, write_images):
+    write_images(tmp_path / 'train', {'n01440764': 1, 'n01500000': 1})
+    numbered('val', ('a', 0), ('b', 1))
+    with refused('class 0 in val, and 1 more', 'training images have 2 classes', 'classes.txt'):
+        ImageNetDataModule(root=str(tmp_path)).open('val')
 
 
 def test_numbers_are_names_where_there_are_no_others(tmp_path, noise):
