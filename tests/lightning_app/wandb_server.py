@@ -266,7 +266,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def respond(self, answer: Callable[[bytes], Json]) -> None:
         """Send an answer, or an error that the client does not try again."""
-        body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        length = int(self.headers.get('Content-Length', 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the connection ended, as where the server is closed meanwhile
+            return
         time.sleep(self.server.delay)
         try:
             if self.server.broken:
