@@ -261,7 +261,9 @@ def test_a_decay_longer_than_the_training(refused, name):
 # What cannot be meant
 
 
-@pytest.mark.parametrize('name', sorted(set(USABLE) - set(CUDA_ONLY)))
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow if name == 'kron' else ())  # which compiles its step
+    for name in sorted(set(USABLE) - set(CUDA_ONLY))])
 @pytest.mark.filterwarnings('ignore')  # of optimisers that have become deprecated, or miss a library
 def test_what_optimisers_count_is_no_setting(name):
     # on a resume the settings that are given win over the checkpoint's; what was counted must not begin anew

@@ -176,7 +176,9 @@ def test_track(backend, counted):
 
 
 @pytest.mark.skipif(triton.knobs.runtime.interpret, reason='all kernels are interpreted')
-@pytest.mark.parametrize('shape', [(256, 2048), (256, 256), (3, 20), (1, 1)], ids=str)
+@pytest.mark.parametrize('shape', [
+    pytest.param((256, 2048), marks=pytest.mark.slow), (256, 256), pytest.param((3, 20), marks=pytest.mark.slow),
+    (1, 1)], ids=str)
 def test_compiles_for_hopper(for_hopper, monkeypatch, shape):
     launches = []
     monkeypatch.setattr(vector_kernels, 'launch', lambda kernel, programs, warps, *given: launches.append(
