@@ -27,21 +27,19 @@ COLOURS = ('L', 'RGB')  # of the others (CMYK) each library makes its own RGB
 class JpegDecoder(NamedTuple):
     """What turns JPEG files into pixels.
 
-    All that are `accurate` are libjpeg-turbo at its most accurate: the pixels do not tell which.
+    All but the keys of `ACCURATE` are libjpeg-turbo at its most accurate: the pixels do not tell which.
 
     Attributes:
         package: That it needs.
         size: From a file to its height and width, None if only Pillow should decode it.
         pixels: From a file to an array `(H, W, 3)`, uint8, RGB. May raise anything: then it is Pillow's to decide.
         shrinks: Whether `pixels` takes a second argument, 2, 4 or 8: so many times fewer rows and columns.
-        accurate: Whether its pixels are those of all others.
     """
 
     package: str
     size: Callable[[bytes], tuple[int, int] | None]
     pixels: Callable[..., Any]
     shrinks: bool = False
-    accurate: bool = True
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -111,13 +109,13 @@ def pixels_by_torchvision(data: bytes) -> Any:
 DECODERS = {
     'simplejpeg': JpegDecoder('simplejpeg', size_by_simplejpeg, pixels_by_simplejpeg, shrinks=True),
     'simplejpeg-fast': JpegDecoder(
-        'simplejpeg', size_by_simplejpeg, partial(pixels_by_simplejpeg, fast=True), shrinks=True, accurate=False),
+        'simplejpeg', size_by_simplejpeg, partial(pixels_by_simplejpeg, fast=True), shrinks=True),
     'torchcodec': JpegDecoder('torchcodec', size_unless_turned, pixels_by_torchcodec),
     'torchvision': JpegDecoder('torchvision', size_by_pillow, pixels_by_torchvision),
     'pillow': JpegDecoder('PIL', size_by_pillow, pixels_by_pillow, shrinks=True),
 }
 EXTRAS = {'simplejpeg': 'fast', 'simplejpeg-fast': 'fast', 'torchcodec': 'torchcodec'}
-ACCURATE = {'simplejpeg-fast': 'simplejpeg'}  # in place of those that are not
+ACCURATE = {'simplejpeg-fast': 'simplejpeg'}  # decoders whose pixels are not those of all others: what has them
 
 
 def installed() -> list[str]:
@@ -145,7 +143,7 @@ def choose_decoder(name: str = 'auto', examples: Iterable[bytes] = (), accurate:
                 f"pip install 'se-timm[{EXTRAS[name]}]', or leave data.decoder out"))
         return ACCURATE.get(name, name) if accurate else name
     files = [data for data in examples if is_jpeg(data)]
-    names = [each for each in installed() if DECODERS[each].accurate]
+    names = [each for each in installed() if each not in ACCURATE]
     seconds = decoding_seconds(names, files)
     return min(seconds, key=lambda each: seconds[each]) if seconds else names[0]
 
