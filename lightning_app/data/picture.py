@@ -28,7 +28,7 @@ class Picture:
 
     def __init__(self, content: bytes | Image.Image, decoder: str = 'pillow') -> None:
         self.file = content if isinstance(content, bytes) else None
-        self._name, self._decoder = decoder, DECODERS[decoder]
+        self._decoder = DECODERS[decoder]
         if not isinstance(content, bytes):
             self._whole = content
 
@@ -45,10 +45,6 @@ class Picture:
             UnreadableImage: If the file is no image.
         """
         return self._jpeg_size or (self._whole.height, self._whole.width)
-
-    def again(self) -> Picture:
-        """Return the same picture, of which nothing is decoded yet."""
-        return Picture(self._whole if self.file is None else self.file, self._name)
 
     @property
     def is_measured(self) -> bool:

@@ -7,6 +7,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,7 +22,6 @@ from se_timm.errors import InputError, message
 
 from .decode import UnreadableImage
 from .device_decoding import File, for_device
-from .erase import Erased
 from .jpeg import is_jpeg
 from .picture import Picture
 from .resample import Drawn, FastCrop
@@ -232,52 +232,20 @@ class TrainingSamples(ReadSamples):
         samples = []
         for start in range(0, len(keys), AHEAD):
             some = [Key.of(key) for key in keys[start:start + AHEAD]]
-            pictures = tried(self._read, some)
-            drawn = tried(self._draw, some, pictures)
-            images = tried(self._file, some, pictures, drawn) if self.encoded else self._crops(some, pictures, drawn)
+            transforms = [self.transform_of(key) for key in some]
+            crops = [transform if isinstance(transform, FastCrop) else None for transform in transforms]
+            pictures = tried(lambda _, key: self.picture(key.image), crops, some)
+            drawn = tried(drawn_ahead, crops, pictures, some)
+            images = tried(file_of, pictures, drawn, some) if self.encoded else taken(crops, pictures, drawn)
             samples += [self._sample(*each) for each in zip(some, pictures, images, strict=True)]
         return samples
-
-    def _read(self, key: Key) -> Picture | None:
-        """Return the picture of a key; None where nothing can be drawn ahead."""
-        return self.picture(key.image) if isinstance(self.transform_of(key), FastCrop) else None
-
-    def _draw(self, key: Key, picture: Picture) -> Drawn | None:
-        """Return what is random about a crop; None of a picture that must be decoded for its size."""
-        if not picture.is_measured:
-            return None
-        with seeded(key.seed):
-            return self._crop(key).draw(picture)
 
     def _sample(self, key: Key, picture: Picture | None, image: Any) -> tuple[Any, int]:
         """Return the sample of a key, of which there are the picture and the image, or not."""
         if image is None and picture is not None:
             with suppress(UnreadableImage, OSError), seeded(key.seed):
-                image = self.transform_of(key)(picture.again())  # of which nothing is kept
+                image = self.transform_of(key)(copy(picture))  # which holds, and not `picture`, what is decoded
         return self[key] if image is None else (image, int(self.source.labels[key.image]))
-
-    def _file(self, key: Key, picture: Picture, drawn: Drawn) -> File | None:
-        content = for_device(picture)
-        return File(content, drawn, key) if content else None
-
-    def _crops(self, keys: list[Key], pictures: list[Picture | None], drawn: list[Drawn | None]) -> list[Any]:
-        images: list[Any] = []
-        for start in range(0, len(keys), CUT):
-            some = slice(start, start + CUT)
-            pixels = tried(self._cut, keys[some], pictures[some], drawn[some])
-            images += tried(self._finish, keys[some], pixels, drawn[some])
-        return images
-
-    def _cut(self, key: Key, picture: Picture, drawn: Drawn) -> Any:
-        return self._crop(key).cut(picture, drawn)
-
-    def _finish(self, key: Key, pixels: Any, drawn: Drawn) -> Tensor | Erased:
-        return self._crop(key).finish(pixels, drawn)
-
-    def _crop(self, key: Key) -> FastCrop:
-        transform = self.transform_of(key)
-        assert isinstance(transform, FastCrop)
-        return transform
 
     def __getitem__(self, key: Key | tuple[int, int] | int) -> tuple[Any, int]:
         key = Key.of(key)
@@ -306,6 +274,31 @@ def tried(function: Callable[..., T | None], *columns: Sequence[Any]) -> list[T 
             with suppress(UnreadableImage, OSError):
                 results[-1] = function(*row)
     return results
+
+
+def drawn_ahead(crop: FastCrop, picture: Picture, key: Key) -> Drawn | None:
+    """Return what is random about a crop; None of a picture that must be decoded for its size."""
+    if not picture.is_measured:
+        return None
+    with seeded(key.seed):
+        return crop.draw(picture)
+
+
+def file_of(picture: Picture, drawn: Drawn, key: Key) -> File | None:
+    """Return what is left to the device; None of a picture that it cannot decode."""
+    content = for_device(picture)
+    return File(content, drawn, key) if content else None
+
+
+def taken(
+        crops: list[FastCrop | None], pictures: list[Picture | None], drawn: list[Drawn | None]) -> list[Any]:
+    """Return the crops of pictures; None where something is missing, or cannot be decoded."""
+    images: list[Any] = []
+    for start in range(0, len(crops), CUT):
+        some = slice(start, start + CUT)
+        pixels = tried(FastCrop.cut, crops[some], pictures[some], drawn[some])
+        images += tried(FastCrop.finish, crops[some], pixels, drawn[some])
+    return images
 
 
 class EvaluationSamples(ReadSamples):
