@@ -84,7 +84,8 @@ def prepare(
     """
     settings = Settings(short_side, quality, images_per_shard, seed)
     check(settings)
-    sources = named_alike({split: open_split(root, split, 'root') for split in splits}, root)
+    sources = {split: open_split(root, split, 'root') for split in splits}
+    name_alike(sources, root)
     folder = Path(output)
     counts = {}
     try:
@@ -107,16 +108,15 @@ def prepare(
     return counts
 
 
-def named_alike(sources: dict[str, Source], root: str) -> dict[str, Source]:
-    """Return the splits, with names for classes that are numbers, where another has them: see `take_names`."""
+def name_alike(sources: dict[str, Source], root: str) -> None:
+    """Give classes that are numbers the names that another split, or the training images, have: see `take_names`."""
     numbered = [source for source in sources.values() if source.numbers]
-    named = [source for source in numbered if source.classes != source.numbers]
-    if numbered and not named and 'train' not in sources and has_split(root, 'train'):
-        named = [open_split(root, 'train', 'root')]
-    for source in sources.values():
-        for other in named[:1]:
-            take_names(source, other)
-    return sources
+    named = next((source for source in numbered if source.classes != source.numbers), None)
+    if numbered and named is None and 'train' not in sources and has_split(root, 'train'):
+        named = open_split(root, 'train', 'root')
+    if named is not None:
+        for source in numbered:
+            take_names(source, named)
 
 
 def check(settings: Settings) -> None:

@@ -59,9 +59,10 @@ class ImageNetDataModule(ImageDataModule):
 
     def _relabel(self, source: Source, split: str) -> None:
         classes = self.class_names or []
-        asked = self.train_split in self._sources or (
-            not set(source.classes) <= set(classes) and has_split(self.root, self.train_split))
-        if source.numbers and asked:
+        # the training images are opened for their names only where those of `source` do not do
+        fits = set(source.classes) <= set(classes)
+        if source.numbers and (
+                self.train_split in self._sources or (not fits and has_split(self.root, self.train_split))):
             take_names(source, self.open('train'))
         relabel(source, classes, split)
 
