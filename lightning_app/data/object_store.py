@@ -1,4 +1,4 @@
-"""Data in object stores and on web servers: what a split needs is copied once, into a cache."""
+"""Data in object stores and on web servers: what a split needs is copied into a cache, and again what has changed."""
 from __future__ import annotations
 
 import hashlib
@@ -153,8 +153,8 @@ def is_current(store: Any, entry: Entry, copy: Path) -> bool:
 
 def fetch(store: Any, files: dict[Path, Entry]) -> None:
     """Copy files; each has its name once it is whole, and the time of the stored one."""
-    for folder_of_some in {target.parent for target in files}:
-        folder_of_some.mkdir(parents=True, exist_ok=True)
+    for parent in {target.parent for target in files}:
+        parent.mkdir(parents=True, exist_ok=True)
     pairs = iter(files.items())
     with TqdmCallback(tqdm_kwargs={'unit': ' files', 'disable': None}) as bar:
         bar.set_size(len(files))
@@ -174,12 +174,12 @@ def remove_others(place: Path, kept: Container[Path]) -> None:
     """Remove what is at or below `place`, other than the files to be kept; folders that are empty then, too."""
     if place.is_file() and place not in kept:
         place.unlink()
-    for folder_of_some, _, files in os.walk(place, topdown=False):
-        for file in files:
-            if Path(folder_of_some, file) not in kept:
-                os.unlink(os.path.join(folder_of_some, file))
-        if not os.listdir(folder_of_some):
-            os.rmdir(folder_of_some)
+    for parent, _, names in os.walk(place, topdown=False):
+        for file in (Path(parent, name) for name in names):
+            if file not in kept:
+                file.unlink()
+        if not os.listdir(parent):
+            os.rmdir(parent)
 
 
 def out_of_reach(url: str, key: str, error: Exception) -> InputError:
