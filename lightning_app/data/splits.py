@@ -31,7 +31,8 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
     Args:
         root: Folder that holds the splits; its URL in an object store, from where the split is copied into a cache; or
             `hf://NAME`, a data set of Hugging Face's hub.
-        split: Name of a folder, tar file or split, such as `train`, or of shards, such as `train-{0000..0146}.tar`.
+        split: Name of a folder, tar file or split, such as `train`, or of shards, such as `train-{0000..0146}.tar`;
+            further below, `sub/train`.
         key: What messages call `root`.
 
     Raises:
@@ -39,7 +40,8 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
     """
     if str(root).startswith(HUB):
         return open_hub(str(root).removeprefix(HUB), split)
-    names = names_below(root, split, key)
+    root, split = located(root, split)
+    names = names_in(root, key)
     entries = entries_of(names, split)
     if not entries:
         close = nearest(split, names)
@@ -48,7 +50,7 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
             (f'did you mean {" or ".join(close)}? ' if close else '') +
             f'it holds: {", ".join(names[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
     if is_url(root):
-        root = local_copy(str(root), names if entries == [SAVED] else [*entries, 'classes.txt'], key)
+        root = local_copy(root, names if entries == [SAVED] else [*entries, 'classes.txt'], key)
     if entries == [SAVED]:
         return open_saved(Path(root), split)
     if any(entries[0] in places_of(each) for each in names_of(split)):
@@ -60,11 +62,18 @@ def has_split(root: str | Path, split: str) -> bool:
     """Return whether there may be such a split."""
     if str(root).startswith(HUB):
         return True
-    return (is_url(root) or Path(root).is_dir()) and bool(entries_of(names_below(root, split), split))
+    root, split = located(root, split)
+    return (is_url(root) or Path(root).is_dir()) and bool(entries_of(names_in(root), split))
 
 
-def names_below(root: str | Path, split: str, key: str = 'data.root') -> list[str]:
-    """Return the sorted names of what is in a root, and a split that is further below.
+def located(root: str | Path, split: str) -> tuple[str, str]:
+    """Return the folder that a split such as `sub/train` lies in, and what it is called there."""
+    below, _, name = split.rstrip('/').rpartition('/')
+    return os.path.join(root, below) if below else str(root), name
+
+
+def names_in(root: str | Path, key: str = 'data.root') -> list[str]:
+    """Return the sorted names of what is in a root.
 
     Raises:
         InputError: If there is no such root.
@@ -76,8 +85,7 @@ def names_below(root: str | Path, split: str, key: str = 'data.root') -> list[st
         raise InputError(message(
             f'{key}: {root}', 'there is no such folder',
             nearby(root, 'name the folder that holds train/ and val/, or train.tar and val.tar')))
-    below = [name for name in places_of(split) if '/' in name and (root / name).exists()]
-    return sorted(entry.name for entry in root.iterdir()) + below
+    return sorted(entry.name for entry in root.iterdir())
 
 
 def entries_of(names: list[str], split: str) -> list[str]:

@@ -496,6 +496,18 @@ def test_the_top_of_a_store(folders, tmp_path, monkeypatch):
     assert store.ls('', detail=False) == before
 
 
+@pytest.mark.parametrize('split', ['train', 'pets-train-*.tar', 'pets-train-{0000..0003}.tar'])
+@pytest.mark.parametrize('is_stored', [False, True], ids=['disk', 'store'])
+def test_splits_further_below(split, is_stored, bucket, written, refused):
+    """With the names of classes that lie beside them."""
+    root, _, below = (bucket(as_shards)[0] if is_stored else str(written(as_shards))).rpartition('/')
+    source = open_split(root, f'{below}/{split}')
+    assert source.classes == list(CLASSES)
+    assert list(source.paths) == list(open_split(f'{root}/{below}', 'train').paths)
+    with refused(f'data.root: {root}/{below}', 'holds neither pets-tain/ nor', 'it holds: classes.txt, pets-train-0000'):
+        open_split(root, f'{below}/pets-tain')
+
+
 def test_copies_from_a_web_server(written, tmp_path, monkeypatch):
     """It says no time, and of a file no size in a list."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
