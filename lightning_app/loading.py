@@ -24,7 +24,7 @@ from se_timm.tables import aligned
 from .data.augment import OWN, Augment, timm_settings, training_transform
 from .data.collate import collate
 from .data.decode import UnreadableImage
-from .data.jpeg import ACCURATE, choose_decoder, installed, is_jpeg
+from .data.jpeg import ACCURATE, WHOLE, choose_decoder, installed, is_jpeg
 from .data.picture import Picture
 from .data.samples import SeededSampler, TrainingSamples
 from .data.sources import Source, first_files
@@ -212,7 +212,8 @@ def rows_of(
     if workers > 1:
         rows[worker_row(name, workers)] = partial(ours, first, workers=workers)
     for each in installed():
-        rows[decoding_row(each)] = partial(decoding, first, each)
+        if each not in WHOLE:
+            rows[decoding_row(each)] = partial(decoding, first, each)
     if workers > 1:
         rows[decoding_row(decoder, workers)] = partial(
             decoding, first, decoder, batch_size=batch_size, workers=workers)
@@ -225,8 +226,8 @@ def worker_row(root: str, workers: int) -> str:
 
 
 def decoding_row(decoder: str, workers: int = 0) -> str:
-    """Return how the row of a decoder is called, here or in so many workers."""
-    return f'decoding alone, {decoder}' + f', {workers} workers' * (workers > 0)
+    """Return how the row of what decodes whole files is called, here or in so many workers."""
+    return f'decoding alone, {WHOLE.get(decoder, decoder)}' + f', {workers} workers' * (workers > 0)
 
 
 # What is timed

@@ -68,9 +68,10 @@ class ImageDataModule(LightningDataModule):
         num_classes: Number of classes; found from the data where not given.
         images: A folder of images, for prediction.
         allow_unreadable: Leave unreadable images out of an evaluation instead of stopping it.
-        decoder: Of JPEG files: `auto` (the one that is the fastest with these files here), `simplejpeg`, `torchcodec`,
-            `torchvision` or `pillow`. All give the same pixels. `simplejpeg-fast` takes a fifth less time, and differs
-            by up to 2 levels on average; of training images only, where `exact` is not false.
+        decoder: Of JPEG files: `auto` (the one that is the fastest with these files here), `nvimgcodec`, `simplejpeg`,
+            `torchcodec`, `torchvision` or `pillow`. All give the same pixels; `nvimgcodec` decodes no more of a file
+            than its crop needs. `simplejpeg-fast` takes a fifth less time than `simplejpeg`, and differs by up to 2
+            levels on average; of training images only, where `exact` is not false.
         exact: Crop and resize as timm does, by Pillow, to the pixel, or faster, within a level or two of it: where not
             given evaluations are exact and trainings fast.
         decode_on_device: Leave decoding, cropping and resizing of training images to the GPU, for machines with few
@@ -96,7 +97,8 @@ class ImageDataModule(LightningDataModule):
             images: str | None = None,
             allow_unreadable: bool = False,
             decoder: Literal[
-                'auto', 'simplejpeg', 'simplejpeg-fast', 'torchcodec', 'torchvision', 'pillow'] = 'auto',
+                'auto', 'nvimgcodec', 'simplejpeg', 'simplejpeg-fast', 'torchcodec', 'torchvision', 'pillow',
+            ] = 'auto',
             exact: bool | None = None,
             decode_on_device: bool = False,
             prefetch: int = 2,

@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import statistics
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +21,13 @@ from se_timm.errors import InputError, message, unknown
 
 from .decode import decode
 
-__all__ = ['ACCURATE', 'DECODERS', 'JpegDecoder', 'choose_decoder', 'installed', 'is_jpeg']
+__all__ = ['ACCURATE', 'DECODERS', 'WHOLE', 'JpegDecoder', 'choose_decoder', 'installed', 'is_jpeg']
 
 ROUNDS = 5  # of the decoders, one after the other
 COLOURS = ('L', 'RGB')  # of the others (CMYK) each library makes its own RGB
+END = b'\xff\xd9'  # of a JPEG file
+VERBOSITY = 'PYNVIMGCODEC_VERBOSITY'
+NARROW = 16  # columns: in narrower parts nvImageCodec has other pixels, at times
 
 
 class JpegDecoder(NamedTuple):
@@ -30,16 +36,19 @@ class JpegDecoder(NamedTuple):
     All but the keys of `ACCURATE` are libjpeg-turbo at its most accurate: the pixels do not tell which.
 
     Attributes:
-        package: That it needs.
+        packages: That it needs.
         size: From a file to its height and width, None if only Pillow should decode it.
         pixels: From a file to an array `(H, W, 3)`, uint8, RGB. May raise anything: then it is Pillow's to decide.
         shrinks: Whether `pixels` takes a second argument, 2, 4 or 8: so many times fewer rows and columns.
+        part: From a file, rows and columns to the pixels of that part, if it takes less time than `pixels`. May raise
+            anything: then the whole is to be decoded.
     """
 
-    package: str
+    packages: tuple[str, ...]
     size: Callable[[bytes], tuple[int, int] | None]
     pixels: Callable[..., Any]
     shrinks: bool = False
+    part: Callable[[bytes, slice, slice], Any] | None = None
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -80,6 +89,65 @@ def pixels_by_simplejpeg(data: bytes, shrink: int = 1, fast: bool = False) -> An
                                   fastdct=fast, fastupsample=fast)
 
 
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Leave out what libraries in C write to the standard error."""
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+@contextmanager
+def quiet_nvimgcodec() -> Iterator[None]:
+    """Have nvImageCodec, where it is imported, say nothing: of files that it refuses, of codecs that are missing."""
+    before = os.environ.get(VERBOSITY)
+    os.environ.setdefault(VERBOSITY, '0')
+    try:
+        with without_stderr():
+            yield
+    finally:
+        if before is None:
+            del os.environ[VERBOSITY]
+
+
+@cache
+def nvimgcodec_of(process: int) -> tuple[Any, Any, Any]:
+    """Return nvImageCodec, a decoder of its own for each process, as it cannot be forked, and its settings.
+
+    The decoder needs no GPU, and does not look for one.
+    """
+    with quiet_nvimgcodec():
+        from nvidia import nvimgcodec  # optional: the extra `fast`
+
+        decoder = nvimgcodec.Decoder(
+            device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY, max_num_cpu_threads=1,
+            backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)])
+    return nvimgcodec, decoder, nvimgcodec.DecodeParams(
+        color_spec=nvimgcodec.ColorSpec.SRGB, apply_exif_orientation=False)
+
+
+def part_by_nvimgcodec(data: bytes, down: slice, across: slice) -> Any:
+    """Return the pixels of a part by nvImageCodec, which transforms and colours no more than that.
+
+    It does not see that a file is cut off below the part.
+    """
+    if not data.endswith(END) or across.stop - across.start < NARROW:
+        raise ValueError('left to another decoder')
+    nvimgcodec, decoder, settings = nvimgcodec_of(os.getpid())
+    pixels = np.empty((down.stop - down.start, across.stop - across.start, 3), np.uint8)
+    region = nvimgcodec.Region([down.start, across.start], [down.stop, across.stop])
+    stream = nvimgcodec.CodeStream(data).get_sub_code_stream(region=region)
+    if decoder.decode(stream, image=nvimgcodec.as_image(pixels), params=settings) is None:
+        raise ValueError('nvImageCodec cannot decode the file')
+    return pixels
+
+
 def size_unless_turned(data: bytes) -> tuple[int, int] | None:
     """Return height and width of a greyscale or RGB file; of one that EXIF turns None, as TorchCodec turns it."""
     image = Image.open(io.BytesIO(data))
@@ -107,20 +175,32 @@ def pixels_by_torchvision(data: bytes) -> Any:
 
 
 DECODERS = {
-    'simplejpeg': JpegDecoder('simplejpeg', size_by_simplejpeg, pixels_by_simplejpeg, shrinks=True),
+    'nvimgcodec': JpegDecoder(
+        ('simplejpeg', 'nvidia.nvimgcodec'), size_by_simplejpeg, pixels_by_simplejpeg, shrinks=True,
+        part=part_by_nvimgcodec),
+    'simplejpeg': JpegDecoder(('simplejpeg',), size_by_simplejpeg, pixels_by_simplejpeg, shrinks=True),
     'simplejpeg-fast': JpegDecoder(
-        'simplejpeg', size_by_simplejpeg, partial(pixels_by_simplejpeg, fast=True), shrinks=True),
-    'torchcodec': JpegDecoder('torchcodec', size_unless_turned, pixels_by_torchcodec),
-    'torchvision': JpegDecoder('torchvision', size_by_pillow, pixels_by_torchvision),
-    'pillow': JpegDecoder('PIL', size_by_pillow, pixels_by_pillow, shrinks=True),
+        ('simplejpeg',), size_by_simplejpeg, partial(pixels_by_simplejpeg, fast=True), shrinks=True),
+    'torchcodec': JpegDecoder(('torchcodec',), size_unless_turned, pixels_by_torchcodec),
+    'torchvision': JpegDecoder(('torchvision',), size_by_pillow, pixels_by_torchvision),
+    'pillow': JpegDecoder(('PIL',), size_by_pillow, pixels_by_pillow, shrinks=True),
 }
-EXTRAS = {'simplejpeg': 'fast', 'simplejpeg-fast': 'fast', 'torchcodec': 'torchcodec'}
+EXTRAS = {'nvimgcodec': 'fast', 'simplejpeg': 'fast', 'simplejpeg-fast': 'fast', 'torchcodec': 'torchcodec'}
 ACCURATE = {'simplejpeg-fast': 'simplejpeg'}  # decoders whose pixels are not those of all others: what has them
+WHOLE = {'nvimgcodec': 'simplejpeg'}  # decoders of parts: what decodes whole files for them
 
 
 def installed() -> list[str]:
     """Return the names of the decoders that are there."""
-    return [name for name, decoder in DECODERS.items() if importlib.util.find_spec(decoder.package)]
+    return [name for name, decoder in DECODERS.items() if all(map(is_installed, decoder.packages))]
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # what it lies in
+        return False
 
 
 def choose_decoder(name: str = 'auto', examples: Iterable[bytes] = (), accurate: bool = False) -> str:
@@ -138,8 +218,9 @@ def choose_decoder(name: str = 'auto', examples: Iterable[bytes] = (), accurate:
         raise InputError(unknown('data.decoder', name, ['auto', *DECODERS]))
     if name in DECODERS:
         if name not in installed():
+            missing = next(each for each in DECODERS[name].packages if not is_installed(each))
             raise InputError(message(
-                f'data.decoder: {name}', f'the package {DECODERS[name].package} is not installed',
+                f'data.decoder: {name}', f'the package {missing} is not installed',
                 f"pip install 'se-timm[{EXTRAS[name]}]', or leave data.decoder out"))
         return ACCURATE.get(name, name) if accurate else name
     files = [data for data in examples if is_jpeg(data)]
@@ -149,17 +230,28 @@ def choose_decoder(name: str = 'auto', examples: Iterable[bytes] = (), accurate:
 
 
 def decoding_seconds(names: Sequence[str], files: Sequence[bytes], rounds: int = ROUNDS) -> dict[str, float]:
-    """Return for each decoder the median time for all `files`, in seconds; those that fail on one are left out."""
+    """Return for each decoder the median time for crops of all `files`, in seconds.
+
+    Those that fail on one are left out.
+    """
     times: dict[str, list[float]] = {name: [] for name in names if files}
     for _ in range(rounds + 1):  # the first loads libraries
         for name in list(times):
             start = time.perf_counter()
             try:
                 for data in files:
-                    DECODERS[name].size(data)
-                    DECODERS[name].pixels(data)
+                    decode_crop(DECODERS[name], data)
             except Exception:  # a damaged example, or a library that does not work here
                 del times[name]
                 continue
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(each[1:]) for name, each in times.items()}
+
+
+def decode_crop(decoder: JpegDecoder, data: bytes) -> None:
+    """Decode what a usual crop needs: half of the pixels."""
+    size = decoder.size(data)
+    if decoder.part and size:
+        decoder.part(data, *(slice(side * 3 // 20, side * 17 // 20) for side in size))
+    else:
+        decoder.pixels(data)

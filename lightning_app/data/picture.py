@@ -79,6 +79,17 @@ class Picture:
                 return self._decoder.pixels(self.file, *([shrink] if shrink > 1 else []))
         return np.array(decode(self.file, shrink))
 
+    def part(self, down: slice, across: slice) -> Any:
+        """Return the pixels of these rows and columns `(H, W, 3)`, uint8, and hold no others.
+
+        Raises:
+            UnreadableImage: If the file is no image, or only part of one.
+        """
+        if self.file is not None and self._jpeg_size is not None and self._decoder.part is not None:
+            with suppress(Exception):  # as above
+                return self._decoder.part(self.file, down, across)
+        return self.pixels()[down, across].copy()
+
     @cached_property
     def _jpeg_size(self) -> tuple[int, int] | None:
         if self.file is None or not is_jpeg(self.file):

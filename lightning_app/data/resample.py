@@ -81,7 +81,11 @@ class FastCrop:
         """Return the part of a picture that was drawn, `(H, W, 3)`, uint8; nothing else of the picture is kept."""
         height, width = picture.size
         size = self.crop.size
-        pixels = picture.pixels(min(shrink_of(drawn.rows, size[0]), shrink_of(drawn.columns, size[1])))
+        shrink = min(shrink_of(drawn.rows, size[0]), shrink_of(drawn.columns, size[1]))
+        if shrink == 1:
+            return picture.part(
+                scaled(drawn.top, drawn.rows, height, height), scaled(drawn.left, drawn.columns, width, width))
+        pixels = picture.pixels(shrink)
         down = scaled(drawn.top, drawn.rows, height, pixels.shape[0])
         across = scaled(drawn.left, drawn.columns, width, pixels.shape[1])
         return pixels[down, across].copy()

@@ -1,9 +1,12 @@
 """JPEG decoders: the same pixels from each but one, and one choice among them."""
 import io
+import multiprocessing
+import os
 import time
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from lightning_app.data import jpeg
@@ -48,6 +51,69 @@ def test_every_decoder_gives_the_pixels_of_pillow(files, kind, name):
     np.testing.assert_array_equal(Picture(files[kind], name).image(), expected)
 
 
+def boxes(height, width):
+    """Return rows and columns of parts: corners, the whole, the middle, the last row, the last column, at random."""
+    low, high = slice(0, height // 2), slice(height // 2, height)
+    left, right = slice(0, width // 2), slice(width // 2, width)
+    some = [(low, left), (low, right), (high, left), (high, right), (slice(0, height), slice(0, width)),
+            (slice(height // 4, height // 2), slice(width // 3, width // 2)),
+            (slice(height - 1, height), slice(0, width)), (slice(0, height), slice(width - 1, width))]
+    random = np.random.default_rng(height * width)
+    for _ in range(40):
+        top, left = random.integers(height), random.integers(width)
+        some.append((slice(top, random.integers(top, height) + 1), slice(left, random.integers(left, width) + 1)))
+    return [box for box in some if all(each.stop > each.start for each in box)]
+
+
+@pytest.mark.parametrize('name', SAME)
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_decoder_gives_the_same_parts(files, kind, name):
+    expected = np.array(decode(files[kind]))
+    for down, across in boxes(*expected.shape[:2]):
+        pixels = Picture(files[kind], name).part(down, across)
+        np.testing.assert_array_equal(pixels, expected[down, across])
+        assert pixels.flags.c_contiguous
+        assert pixels.flags.owndata
+
+
+@pytest.mark.parametrize('colours', ['444', '422', '420', '440', '411'])
+@pytest.mark.parametrize('size', [(64, 64), (65, 47), (97, 33), (17, 301)])
+def test_parts_are_decoded_at_all(photo, colours, size):
+    """With every subsampling of the colours, whose filter needs the neighbours of an edge."""
+    pixels = np.array(photo.resize(size[::-1]))
+    file = simplejpeg.encode_jpeg(pixels, colorsubsampling=colours)
+    expected = np.array(decode(file))
+    parts = [box for box in boxes(*size) if box[1].stop - box[1].start >= jpeg.NARROW]
+    assert len(parts) > 8
+    for down, across in parts:
+        np.testing.assert_array_equal(jpeg.part_by_nvimgcodec(file, down, across), expected[down, across])
+
+
+def test_parts_of_real_photos(real_data):
+    source = open_split(real_data / 'imagenet1k-sample256', 'val')
+    for index in range(0, 1000, 20):
+        expected = np.array(source.load(index))
+        for down, across in boxes(*expected.shape[:2])[:20]:
+            np.testing.assert_array_equal(
+                Picture(source.read(index), 'nvimgcodec').part(down, across), expected[down, across])
+
+
+def test_parts_are_decoded_in_forked_processes(files):
+    """After this process has decoded some; each has a decoder of its own."""
+    box = slice(10, 90), slice(20, 99)
+    expected = Picture(files['4:2:0'], 'nvimgcodec').part(*box)
+    with multiprocessing.get_context('fork').Pool(2) as pool:
+        for pixels in pool.starmap(jpeg.part_by_nvimgcodec, [(files['4:2:0'], *box)] * 8):
+            np.testing.assert_array_equal(pixels, expected)
+
+
+def test_what_c_writes_is_left_out(capfd):
+    with jpeg.without_stderr():
+        os.write(2, b'of no interest')
+    os.write(2, b'this is')
+    assert capfd.readouterr().err == 'this is'
+
+
 @pytest.mark.parametrize('shrink', [2, 4, 8])
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_decoder_gives_the_same_fewer_pixels(files, kind, shrink):
@@ -65,6 +131,8 @@ def test_every_decoder_tells_a_file_that_is_cut_off(files, name, length):
     picture = Picture(files['4:2:0'][:length], name)
     with pytest.raises(UnreadableImage):
         picture.pixels()
+    with pytest.raises(UnreadableImage):
+        Picture(files['4:2:0'][:length], name).part(slice(0, 2), slice(0, 20))  # which may be whole
 
 
 @pytest.mark.parametrize('name', SAME)
@@ -119,6 +187,22 @@ def test_the_fastest_is_chosen(files, monkeypatch):
     assert choose_decoder('third', [files['odd']]) == 'third'
 
 
+def test_decoders_of_parts_are_tried_with_parts(files, monkeypatch):
+    """They are chosen where that is faster, and not where it fails."""
+    def slow(data):
+        time.sleep(0.02)
+        return DECODERS['pillow'].pixels(data)
+
+    def broken(data, down, across):
+        raise OSError('no such instruction')
+
+    parts = DECODERS['nvimgcodec']._replace(pixels=slow)
+    monkeypatch.setattr(jpeg, 'DECODERS', {'pillow': DECODERS['pillow']._replace(pixels=slow), 'parts': parts})
+    assert choose_decoder('auto', [files['odd'], files['CMYK']]) == 'parts'
+    monkeypatch.setitem(jpeg.DECODERS, 'parts', parts._replace(part=broken))
+    assert choose_decoder('auto', [files['odd']]) == 'pillow'
+
+
 def test_a_decoder_with_other_pixels_is_not_chosen(files, monkeypatch):
     monkeypatch.setattr(jpeg, 'decoding_seconds', lambda names, examples: dict.fromkeys(names, 1) | {names[-1]: 0})
     assert choose_decoder('auto', [files['odd']]) == 'pillow'
@@ -150,11 +234,8 @@ def test_unknown_decoder(refused):
 
 
 def test_decoder_that_is_not_installed(refused, monkeypatch):
-    monkeypatch.setitem(DECODERS, 'simplejpeg', DECODERS['simplejpeg']._replace(package='not_there_at_all'))
-    with refused('data.decoder: simplejpeg', 'not_there_at_all is not installed', "pip install 'se-timm[fast]'"):
-        choose_decoder('simplejpeg')
+    for name in ('nvimgcodec', 'simplejpeg', 'simplejpeg-fast'):
+        monkeypatch.setitem(DECODERS, name, DECODERS[name]._replace(packages=('PIL', 'nowhere.at_all')))
+        with refused(f'data.decoder: {name}', 'nowhere.at_all is not installed', "pip install 'se-timm[fast]'"):
+            choose_decoder(name)
     assert choose_decoder() == 'torchcodec'
-    monkeypatch.setitem(
-        DECODERS, 'simplejpeg-fast', DECODERS['simplejpeg-fast']._replace(package='not_there_at_all'))
-    with refused('data.decoder: simplejpeg-fast', 'is not installed', "pip install 'se-timm[fast]'"):
-        choose_decoder('simplejpeg-fast')

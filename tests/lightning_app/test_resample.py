@@ -116,7 +116,7 @@ def test_crops_depend_on_python_s_generator_as_timm_s_do(photo):
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 300), (300, 1), (9, 7), (4000, 30)])
-@pytest.mark.parametrize('decoder', ['pillow', 'simplejpeg'])
+@pytest.mark.parametrize('decoder', ['pillow', 'simplejpeg', 'nvimgcodec'])
 def test_crops_of_images_of_any_shape(noise, shape, decoder):
     file = io.BytesIO()
     noise(1, shape).save(file, 'JPEG')
