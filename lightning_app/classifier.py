@@ -38,11 +38,13 @@ from .optim import (
 )
 from .resume import (
     batches_done,
+    begin_epoch,
     check_classes,
     check_continues,
     check_fits,
     continue_in_epoch,
     position,
+    reopen_epoch,
     take_weights_without_average,
 )
 
@@ -293,6 +295,7 @@ class ImageClassifier(LightningModule):
 
     def on_train_start(self) -> None:
         """Let the given optimiser settings win over those that a checkpoint has brought back."""
+        begin_epoch(self.trainer)
         self.nonfinite = NonfiniteSteps(self.net, self.max_nonfinite_steps, self.resumed_nonfinite_steps)
         for group, given in zip(self.trainer.optimizers[0].param_groups, self.given_options, strict=True):
             group.update(given)
@@ -355,6 +358,7 @@ class ImageClassifier(LightningModule):
         checkpoint['best_top1'] = self.best_top1
         checkpoint['metrics'] = self.latest
         checkpoint['position'] = position(self.trainer)
+        reopen_epoch(self.trainer, checkpoint)
         checkpoint['class_names'] = self.class_names
         checkpoint['precision'] = self.trainer.precision
         if settings := getattr(getattr(self.trainer, 'datamodule', None), 'settings', None):

@@ -18,8 +18,8 @@ from .data.samples import run_seed
 from .optim import Optim
 
 __all__ = [
-    'batches_done', 'check_classes', 'check_continues', 'check_fits', 'continue_in_epoch', 'position',
-    'take_weights_without_average',
+    'batches_done', 'begin_epoch', 'check_classes', 'check_continues', 'check_fits', 'continue_in_epoch', 'position',
+    'reopen_epoch', 'take_weights_without_average', 'validates',
 ]
 
 NEW_TRAINING = 'or leave out ckpt_path for a new training'
@@ -93,11 +93,19 @@ def take_weights_without_average(checkpoint: dict[str, Any], callbacks: list[Any
 # The position in the data
 
 
+def epochs_done(trainer: Trainer) -> int:
+    """Return the epochs that are done; not one that ended early, by `trainer.max_time`, for example."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    early = epochs.ready == epochs.processed and 0 < batches.processed < trainer.num_training_batches
+    return epochs.processed - early
+
+
 def batches_done(trainer: Trainer) -> int:
     """Return the batches of the running epoch that are done; 0 where one has ended and the next has not begun."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    return batches.processed if epochs.ready != epochs.processed else 0
+    return batches.processed if epochs.ready != epochs_done(trainer) else 0
 
 
 def position(trainer: Trainer) -> dict[str, int] | None:
@@ -105,12 +113,35 @@ def position(trainer: Trainer) -> dict[str, int] | None:
     data = getattr(trainer, 'datamodule', None)
     if not isinstance(data, ImageDataModule):
         return None
-    epochs: Any = trainer.fit_loop.epoch_progress.current
     return {
-        'epoch': epochs.processed, 'images': batches_done(trainer) * data.images_per_batch,
+        'epoch': epochs_done(trainer), 'images': batches_done(trainer) * data.images_per_batch,
         'length': len(data.training), 'seed': run_seed(), 'batch_size': data.batch_size,
         'images_per_batch': data.images_per_batch, 'processes': trainer.world_size,
         'accumulated': trainer.accumulate_grad_batches}
+
+
+def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let an epoch that ended early, which Lightning takes for done, be one that goes on in a checkpoint."""
+    done = epochs_done(trainer)
+    loop = checkpoint.get('loops', {}).get('fit_loop')
+    if not loop or loop['epoch_progress']['current']['processed'] == done:
+        return
+    for part in loop['epoch_progress'].values():
+        part['processed'] -= 1
+        part['completed'] = min(part['completed'], part['processed'])
+    if validates(trainer, batches_done(trainer)):  # Lightning leaves out the validation, but counts the step once more
+        loop['epoch_loop.state_dict']['_batches_that_stepped'] -= 1
+
+
+def validates(trainer: Any, batches: int) -> bool:
+    """Return whether a validation within the epoch follows after so many of its batches."""
+    every = trainer.val_check_batch
+    if trainer.check_val_every_n_epoch is None:  # counted over the epochs
+        loop = trainer.fit_loop
+        batches += loop.total_batch_idx - loop.batch_idx
+    elif (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+        return False
+    return bool(trainer.enable_validation and every and every != float('inf') and batches % every == 0)
 
 
 def continue_in_epoch(trainer: Trainer, data: ImageDataModule, checkpoint: dict[str, Any]) -> None:
@@ -127,8 +158,10 @@ def continue_in_epoch(trainer: Trainer, data: ImageDataModule, checkpoint: dict[
         return
     if ends_epoch(checkpoint['loops']['fit_loop']):
         there = {**there, 'epoch': there['epoch'] + 1, 'images': 0}
+    complete_epoch(checkpoint['loops']['fit_loop'])
     if there['images']:
         check_same_epoch(data, there)
+        check_order(trainer)
     keep_batches(trainer, data, there)
     # an accumulated step that was not finished is done again from its start
     images = there['images'] // data.batch_size * data.batch_size
@@ -153,6 +186,31 @@ def ends_epoch(loop: dict[str, Any]) -> bool:
     for part in (batches['current'], batches['total']):
         part['completed'] = part['processed']
     return True
+
+
+def complete_epoch(loop: dict[str, Any]) -> None:
+    """Let the epoch of a checkpoint be over, if it was saved in its end."""
+    epochs = loop['epoch_progress']
+    if epochs['current']['ready'] == epochs['current']['processed']:
+        for part in (epochs['current'], epochs['total']):
+            part['completed'] = part['processed']
+        loop['epoch_loop.batch_progress']['current'] = dict.fromkeys(loop['epoch_loop.batch_progress']['current'], 0)
+
+
+def begin_epoch(trainer: Trainer) -> None:
+    """Have Lightning begin an epoch where the last one is over: with `trainer.max_steps` it would go on with that."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    if epochs.ready == epochs.processed:
+        trainer.fit_loop.epoch_loop.restarting = False
+
+
+def check_order(trainer: Trainer) -> None:
+    """Raise `InputError` if this run loads its images in another order than that of the sampler, which can go on."""
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        raise InputError(message(
+            f'trainer.overfit_batches: {trainer.overfit_batches}',  # type: ignore[attr-defined]
+            'the checkpoint stands within an epoch, and such epochs begin with the first image',
+            f'resume from a checkpoint of the end of an epoch, {NEW_TRAINING}'))
 
 
 def check_same_epoch(data: ImageDataModule, there: dict[str, int]) -> None:

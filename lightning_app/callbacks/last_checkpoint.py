@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from se_timm.errors import InputError, message
 
 from ..classifier import ended_step, is_logging_step, log_interval
+from ..resume import validates
 from .stop_signals import Stopped, StopSignals
 
 __all__ = ['LastCheckpoint']
@@ -25,11 +26,11 @@ NAME = 'last-step={:08d}.ckpt'
 class LastCheckpoint(Checkpoint):
     """Keeps the newest checkpoints to resume from, in `checkpoints/last-step=N.ckpt` of the run's folder.
 
-    One is written at the end of each epoch, every `every_n_steps` steps in it, before the last step of each epoch, and
-    when the training is asked to stop: after SIGUSR1, SIGTERM or SIGINT (Ctrl-C) to any of its processes, the next step
-    is finished, the checkpoint written, and all processes end; SLURM is asked to start the job again after SIGUSR1. On
-    GPUs several processes agree on that at the next logging step. In a validation they end at once: the checkpoint from
-    before the last step of the epoch is there, from which it is repeated.
+    One is written at the end of each epoch, every `every_n_steps` steps in it, before a step that a validation follows,
+    and when the training is asked to stop: after SIGUSR1, SIGTERM or SIGINT (Ctrl-C) to any of its processes, the next
+    step is finished, the checkpoint written, and all processes end; SLURM is asked to start the job again after
+    SIGUSR1. On GPUs several processes agree on that at the next logging step. In a validation they end at once: it is
+    repeated with the step before it.
 
     List it after other checkpoint callbacks, whose state it saves.
 
@@ -85,15 +86,15 @@ class LastCheckpoint(Checkpoint):
         if not ended_step(trainer, batch_idx):
             return  # gradients of half a step are in no checkpoint
         number = self._asked_to_stop(trainer, is_logging_step(trainer, batch_idx))
-        left = trainer.num_training_batches - (batch_idx + 1)
-        if left <= 0:
+        if batch_idx + 1 >= trainer.num_training_batches:
             return  # the validation belongs to the epoch
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if not (due or number or left <= trainer.accumulate_grad_batches):
+        if not (due or number or validates_soon(trainer, batch_idx)):
             return
-        if validates(trainer, batch_idx):
+        if validates(trainer, batch_idx + 1):
             self.after_validation = True  # else a training that goes on from here would leave it out
             return
+        log_step(trainer)
         self.save(trainer)
         if number:
             self.leave(trainer, number)
@@ -159,14 +160,18 @@ class LastCheckpoint(Checkpoint):
         raise Stopped(0 if requeued or child else 128 + number)
 
 
-def validates(trainer: Any, batch_idx: int) -> bool:
-    """Return whether a validation follows a batch within an epoch."""
-    every, batches = trainer.val_check_batch, batch_idx + 1
-    if trainer.check_val_every_n_epoch is None:  # counted over the epochs
-        batches = trainer.fit_loop.total_batch_idx + 1
-    elif (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
-        return False
-    return bool(trainer.enable_validation and every and every != float('inf') and batches % every == 0)
+def validates_soon(trainer: Any, batch_idx: int) -> bool:
+    """Return whether a validation, or the end of the epoch, follows the next optimiser step, or comes within it."""
+    last = min(batch_idx + 1 + trainer.accumulate_grad_batches, trainer.num_training_batches)
+    return last == trainer.num_training_batches or any(
+        validates(trainer, batches) for batches in range(batch_idx + 2, last + 1))
+
+
+def log_step(trainer: Any) -> None:
+    """Let Lightning log the step now and not again, as it otherwise does after the checkpoint that is behind it."""
+    connector = trainer._logger_connector
+    connector.update_train_step_metrics()
+    connector.update_train_step_metrics = lambda: delattr(connector, 'update_train_step_metrics')
 
 
 def step_checkpoints(folder: Path) -> list[Path]:

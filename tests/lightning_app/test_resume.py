@@ -235,6 +235,24 @@ def steps(training_with):
     return training_with(WITHIN)
 
 
+def rarely(steps):
+    """Return the callbacks with a checkpoint after so many steps."""
+    return [*WITHIN[:-1], {**WITHIN[-1], 'init_args': {'every_n_steps': steps, 'keep': 99}}]
+
+
+@pytest.fixture
+def started_with(monkeypatch):
+    """Return a function that runs a training with one callback more."""
+    def run(callback, arguments):
+        monkeypatch.setattr(AppCLI, 'before_fit', lambda cli: cli.trainer.callbacks.insert(0, callback), raising=False)
+        try:
+            return main(arguments)
+        finally:
+            monkeypatch.delattr(AppCLI, 'before_fit')
+
+    return run
+
+
 def at(step, folder=FIRST):
     return folder / 'checkpoints' / f'last-step={step:08d}.ckpt'
 
@@ -273,8 +291,9 @@ def rows(folder=FIRST):
 
 @pytest.mark.parametrize(('callbacks', 'settings', 'stops'), [
     ([EMA], MANY, (1, 5, 7)), ([], {}, range(1, 9)), ([], {'trainer.val_check_interval': 1}, (1, 2, 4, 8)),
-    ([], {'trainer.val_check_interval': 2, 'trainer.check_val_every_n_epoch': 'null'}, (1, 2, 4, 6))],
-    ids=['everything', 'plain', 'validated', 'validated over epochs'])
+    ([], {'trainer.val_check_interval': 2, 'trainer.check_val_every_n_epoch': 'null'}, (1, 2, 4, 6)),
+    ([], {'trainer.max_steps': 9}, (2, 3, 6))],
+    ids=['everything', 'plain', 'validated', 'validated over epochs', 'of so many steps'])
 def test_training_resumed_at_any_step_is_the_unbroken_one(steps, callbacks, settings, stops):
     main(steps(*callbacks, **settings))
     whole, metrics = {step: state(at(step)) for step in range(1, 10)}, rows()
@@ -284,6 +303,66 @@ def test_training_resumed_at_any_step_is_the_unbroken_one(steps, callbacks, sett
         for step in range(stop + 1, 10):
             assert_same(whole[step], state(at(step)), f'{step} after {stop}')
         assert rows() == metrics
+
+
+@pytest.mark.parametrize('settings', [{}, {'trainer.max_steps': 9}], ids=['epochs', 'steps'])
+def test_training_goes_on_from_the_best(steps, settings):
+    """Which was written before its epoch was over."""
+    best = {'class_path': 'lightning_app.callbacks.BestCheckpoint', 'init_args': {'keep': 3}}
+    arguments = [*steps(**settings), '--trainer.callbacks', json.dumps([best, *WITHIN[1:]])]
+    main(arguments)
+    whole, metrics = {step: state(at(step)) for step in range(1, 10)}, rows()
+    for epoch in (0, 1):
+        main([*arguments, '--ckpt_path', str(FIRST / 'checkpoints' / f'best-epoch={epoch}.ckpt')])
+        for step in range(3 * epoch + 4, 10):
+            assert_same(whole[step]['state_dict'], state(at(step))['state_dict'], f'{step} after {epoch}')
+        assert rows() == metrics
+
+
+class Stop(Callback):
+    """Ends the training as `trainer.max_time` does, after a batch, or as an early stopping does, after a validation."""
+
+    def __init__(self, step, validation=False):
+        self.step, self.validation = step, validation
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop |= trainer.global_step == self.step and not self.validation
+
+    def on_validation_end(self, trainer, *_):
+        trainer.should_stop |= trainer.global_step == self.step and self.validation
+
+
+@pytest.mark.parametrize('validation', [False, True], ids=['batch', 'validation'])
+@pytest.mark.parametrize('step', [1, 5, 6])
+def test_training_that_ended_early_goes_on(steps, started_with, step, validation):
+    """From there, and not from the next epoch."""
+    settings = {'trainer.val_check_interval': 1} if validation else {}
+    arguments = [*steps(**settings), '--trainer.callbacks', json.dumps(rarely(None))]
+    main(arguments)
+    whole = state(at(9))
+    shutil.rmtree('runs')
+    started_with(Stop(step, validation), arguments)
+    assert sorted(FIRST.glob('checkpoints/last*'))[-1] == at(step)
+    main([*arguments, '--ckpt_path=auto'])
+    assert_same(whole['state_dict'], state(at(9))['state_dict'])
+
+
+def test_training_of_more_steps_goes_on(steps, monkeypatch):
+    main(steps(**{'trainer.max_steps': 5}))
+    loaded = note_loads(monkeypatch)
+    cli = main([*steps(**{'trainer.max_steps': 9}), '--ckpt_path=auto'])
+    assert cli.trainer.global_step == 9
+    assert len(loaded) == 8 + 24
+
+
+@pytest.mark.filterwarnings('ignore:You requested to overfit')
+def test_epoch_of_images_in_their_order_cannot_be_continued(steps, cli_error):
+    settings = {'trainer.overfit_batches': 3}
+    main(steps(**settings))
+    given, why, _ = cli_error([*steps(**settings), '--ckpt_path', killed_after(4)])
+    assert given == 'trainer.overfit_batches: 3'
+    assert 'begin with the first image' in why
+    main([*steps(**settings), '--ckpt_path', str(at(3))])
 
 
 FREEZING = [{'class_path': f'lightning_app.callbacks.{name}', 'init_args': arguments} for name, arguments in (
@@ -463,16 +542,11 @@ class Kill(Callback):
 
 
 @pytest.fixture
-def stopped(steps, monkeypatch):
+def stopped(steps, started_with):
     """Return a function that runs a training which a signal stops, and returns its exit status."""
-    def run(*signal_and_moment):
-        def add(cli):
-            cli.trainer.callbacks.insert(0, Kill(*signal_and_moment))
-
-        monkeypatch.setattr(AppCLI, 'before_fit', add, raising=False)
+    def run(*signal_and_moment, arguments=None):
         with pytest.raises(SystemExit) as stop:
-            main(steps())
-        monkeypatch.delattr(AppCLI, 'before_fit')
+            started_with(Kill(*signal_and_moment), arguments or steps())
         return stop.value.code
 
     return run
@@ -481,12 +555,13 @@ def stopped(steps, monkeypatch):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
 def test_signal_saves_after_the_step_and_ends(steps, stopped, number):
     main(steps())
-    whole = state(at(9))
+    whole, metrics = state(at(9)), rows()
     shutil.rmtree('runs')
     assert stopped(number, 3) == 128 + number
     assert [path.name for path in sorted(FIRST.glob('checkpoints/last*'))][-1] == at(4).name
     main([*steps(), '--ckpt_path=auto'])
     assert_same(whole, state(at(9)))
+    assert rows() == metrics
 
 
 def test_signal_in_a_validation_ends_it(steps, stopped):
@@ -498,6 +573,21 @@ def test_signal_in_a_validation_ends_it(steps, stopped):
     assert newest.name == at(5).name
     main([*steps(), '--ckpt_path', str(newest)])
     assert_same(whole, state(at(9)))
+    assert rows() == metrics
+
+
+@pytest.mark.parametrize('validation', [False, True], ids=['step', 'validation'])
+@pytest.mark.parametrize('step', [1, 4])
+def test_signal_at_a_validation_within_an_epoch(steps, stopped, step, validation):
+    """In it, or in the step before it: both are done again, from the checkpoint before them."""
+    arguments = [*steps(**{'trainer.val_check_interval': 2}), '--trainer.callbacks', json.dumps(rarely(None))]
+    main(arguments)
+    whole, metrics = state(at(9)), rows()
+    shutil.rmtree('runs')
+    assert stopped(signal.SIGTERM, step + validation, validation, arguments=arguments) == 128 + signal.SIGTERM
+    assert sorted(FIRST.glob('checkpoints/last*'))[-1] == at(step)
+    main([*arguments, '--ckpt_path=auto'])
+    assert_same(whole['state_dict'], state(at(9))['state_dict'])
     assert rows() == metrics
 
 
