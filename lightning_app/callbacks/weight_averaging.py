@@ -10,7 +10,11 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from se_timm.errors import InputError, message
+
 __all__ = ['WeightEMA']
+
+TRUE = {'16-true': '16-mixed', 'bf16-true': 'bf16-mixed', '64-true': '32-true'}  # not float32, and what is to be taken
 
 
 class Average(AveragedModel):
@@ -63,8 +67,17 @@ class WeightEMA(WeightAveraging):
         self.decay = decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the average at the start of a training."""
+        """Make the average at the start of a training.
+
+        Raises:
+            InputError: If the weights have other digits than float32.
+        """
         if stage == 'fit':
+            if trainer.precision in TRUE:
+                raise InputError(message(
+                    f'trainer.precision: {trainer.precision}, with WeightEMA',
+                    'an average of weights is taken in float32, and in fewer digits it would not move',
+                    f'take {TRUE[trainer.precision]}, or leave out WeightEMA'))
             self._average_model = Average(pl_module, self.decay).to(pl_module.device)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
