@@ -1,11 +1,13 @@
 """The command line: parsing, what a checkpoint supplies, the run's folder, and error messages. Nothing else."""
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import re
 import sys
 import tempfile
+import warnings
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -27,9 +29,13 @@ from .callbacks.predictions import PredictionWriter
 from .checkpoints import CheckpointFiles, load_checkpoint, mapped, newest_whole, of_run, of_runs
 from .classifier import ImageClassifier
 from .data import ImageDataModule
+from .data.augment import Augment
 from .logger import WandbLogger, place_loggers
+from .loss import Loss
 from .messages import LINKED, VERBS, explain, linked_key, three_lines
+from .mix import Mix
 from .network import INITIAL_WEIGHTS, check_name
+from .optim import Optim, Schedule
 from .processes import check_launch, check_restarts, check_sync_batchnorm
 from .provenance import provenance
 
@@ -41,6 +47,9 @@ SUBCOMMANDS = ('fit', *EVALUATIONS)
 LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
 # With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
+
+GROUPS: dict[str, dict[str, type]] = {
+    'model': {'optim': Optim, 'schedule': Schedule, 'loss': Loss, 'mix': Mix}, 'data.init_args': {'augment': Augment}}
 
 Configs = list[tuple[Path, dict[str, Any]]]  # files and their contents
 
@@ -121,7 +130,9 @@ class AppCLI(LightningCLI):
             checkpoint = evaluated_checkpoint(given, configs)
             self.evaluated = checkpoint
             completed = complete_from_checkpoint(given, checkpoint, Path(folder))
-            super().parse_arguments(parser, args if completed == given else completed)
+            with warnings.catch_warnings():  # that the options of the program are given as arguments
+                warnings.filterwarnings('ignore', "LightningCLI's args parameter")
+                super().parse_arguments(parser, args if completed == given else completed)
             if completed != given:
                 self.config[self.config.subcommand].config.pop(0)  # that file is not the user's
 
@@ -132,6 +143,7 @@ class AppCLI(LightningCLI):
         """Refuse, before any work, what would fail later or be ignored."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         check_devices(config.trainer)
+        fill_groups(config)
         if self.subcommand == 'fit':
             check_restarts(config.ckpt_path)
             config.ckpt_path = checkpoint_to_resume(_base_folder(config), config.ckpt_path)
@@ -174,19 +186,36 @@ class AppCLI(LightningCLI):
         if self.subcommand in ('validate', 'test'):
             place_loggers(loggers, evaluation_folder(config, self.subcommand), self.subcommand)
         if self.subcommand != 'fit' or trainer.fast_dev_run:
-            return super().instantiate_trainer(**kwargs)
+            return self._built_trainer(**kwargs)
         folder = run_folder(_base_folder(config), config.ckpt_path)
         logs_to_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
         place_loggers(loggers, folder, resumed=wandb_runs(config.ckpt_path) if logs_to_wandb else [])
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.plugins = [*filter(None, plugins), CheckpointFiles()]
-        built = super().instantiate_trainer(**{**kwargs, 'default_root_dir': str(folder)})
+        built = self._built_trainer(**{**kwargs, 'default_root_dir': str(folder)})
         for callback in built.checkpoint_callbacks:  # the one that Lightning adds where the config names none, too
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 # resolved, as Lightning has it: a resumed run keeps its best score only if the folder's name is equal
                 callback.dirpath = os.path.realpath(folder / 'checkpoints')
         return built
+
+    def _built_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, ModuleNotFoundError) as error:
+            if three_lines(str(error)):
+                raise
+            raise InputError(message('trainer', str(error), f'see {PROG} fit --help')) from error
+
+
+def fill_groups(config: Namespace) -> None:
+    """Give their defaults to groups of a config with nothing below their names, all of which is commented out."""
+    for section, kinds in GROUPS.items():
+        settings = config.get(section) or Namespace()
+        for name, kind in kinds.items():
+            if name in settings and settings[name] is None:
+                settings[name] = Namespace(**dataclasses.asdict(kind()))
 
 
 def _num_classes(data: ImageDataModule) -> int | None:

@@ -21,6 +21,12 @@ from .checkpoints import mapped
 __all__ = ['INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'fuse_network']
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
+REFUSED = {  # others of them: why, and what to do instead
+    'name': ('the network is that of model.name', 'say --model.name'),
+    'num_classes': ('the images say how many classes there are', 'leave it out, or say --data.num_classes'),
+    'features_only': ('features are no classes', 'leave it out'),
+    'in_chans': ('images have three channels here', 'leave it out'),
+}
 
 
 def architecture(network: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -41,6 +47,13 @@ def arguments_of(
     return {**(network or {}), **({'se': False} if plain and add_se is None else {})}
 
 
+def check_arguments(network: dict[str, Any]) -> None:
+    """Raise `InputError` for an argument of `timm.create_model` that a classifier of images in colour cannot have."""
+    for name, value in network.items():
+        if name in REFUSED and not (name == 'in_chans' and value == 3):
+            raise InputError(message(f'model.network.{name}: {value}', *REFUSED[name]))
+
+
 def build_network(
         name: str, num_classes: int | None, network: dict[str, Any] | None, plain: bool,
         add_se: dict[str, Any] | None) -> tuple[Any, int | None]:
@@ -49,6 +62,7 @@ def build_network(
     Raises:
         InputError: If it cannot be made.
     """
+    check_arguments(network or {})
     net, classes = create_network(name, num_classes=num_classes, **arguments_of(network, plain, add_se))
     return with_se(net, add_se) if add_se is not None and not plain else net, classes
 

@@ -300,6 +300,11 @@ class ImageDataModule(LightningDataModule):
             if value is not None and not value >= least:
                 raise InputError(message(
                     f'data.{name}: {value}', f'it must be at least {least}', 'correct it, or leave it out'))
+        for name in ('accumulate_grad_batches', 'check_val_every_n_epoch'):
+            if self.trainer and getattr(self.trainer, name) == 0:
+                raise InputError(message(
+                    f'trainer.{name}: 0', 'it is a number of ' + ('batches' if 'batches' in name else 'epochs'),
+                    'take a number from 1, or leave it out'))
         if self.exact and self.decoder in ACCURATE:
             raise InputError(message(
                 f'data.decoder: {self.decoder}, with data.exact: true', 'its pixels are not exact',

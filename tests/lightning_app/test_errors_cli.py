@@ -341,9 +341,25 @@ def test_output_that_is_a_folder(refused, on_photos, weights, photos):
     (['--data.image_size=0'], 'data.image_size: 0', 'at least 1'),
     (['--model.name=vit_tiny_patch16_224', '--trainer.callbacks=lightning_app.callbacks.NetworkSummary'],
      '32 px', 'match'),
+    (['--model.network.name=resnet18'], 'model.network.name: resnet18', 'of model.name'),
+    (['--model.network.num_classes=5'], 'model.network.num_classes: 5', 'the images say'),
+    (['--model.network.features_only=true'], 'model.network.features_only: True', 'no classes'),
+    (['--model.network.in_chans=1'], 'model.network.in_chans: 1', 'three channels'),
+    (['--trainer.accumulate_grad_batches=0'], 'trainer.accumulate_grad_batches: 0', 'number of batches'),
+    (['--trainer.check_val_every_n_epoch=0'], 'trainer.check_val_every_n_epoch: 0', 'number of epochs'),
+    (['--trainer.accelerator=gpuu'], 'trainer', 'gpuu'),
+    (['--trainer.strategy=fsdp'], 'trainer', 'FSDP'),
+    (['--trainer.precision=bf16-true', '--trainer.callbacks=lightning_app.callbacks.WeightEMA'],
+     'trainer.precision: bf16-true, with WeightEMA', 'would not move'),
 ], ids=lambda value: '' if isinstance(value, str) else value[0].removeprefix('--'))
 def test_settings_that_cannot_be_used(refused, on_photos, options, given, why):
     refused(['fit', *on_photos, *options], given, why)
+
+
+def test_groups_with_nothing_below_them_are_the_defaults(on_photos, write_yaml):
+    groups = dict.fromkeys(('optim', 'schedule', 'loss', 'mix'))
+    config = write_yaml('empty.yaml', {'model': groups, 'data': {'augment': None}})
+    main(['fit', *on_photos, '--config', config, '--trainer.fast_dev_run=1', '--model.network.in_chans=3'])
 
 
 def test_pretrained_weights_that_cannot_be_downloaded(refused, on_photos, monkeypatch):
