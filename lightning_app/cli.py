@@ -108,11 +108,18 @@ class AppCLI(LightningCLI):
 
     evaluated: dict[str, Any] = {}  # the checkpoint
 
+    def __init__(self, *args: Any, asked: str | None = None, **kwargs: Any) -> None:
+        """Build the parsers and run; of subcommands other than the one that is `asked` for, without their options."""
+        self.asked = asked
+        super().__init__(*args, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take the number of classes from the data."""
         parser.link_arguments('data', 'model.num_classes', compute_fn=_num_classes, apply_on='instantiate')
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if self.asked not in (None, subcommand):  # options take longer than all the parsing
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == 'predict':
             parser.add_argument('--output', type=str, default='predictions.csv', help='CSV file to write.')
@@ -475,9 +482,11 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
     if run and isinstance(given, list) and given[0] in VERBS:
         return run_verb(given[0], given[1:])
     usage = {name: {'usage': f'{PROG} {name} [options]', 'allow_abbrev': False} for name in SUBCOMMANDS}
+    asked = given[0] if isinstance(given, list) and given and given[0] in SUBCOMMANDS else None
     try:
         return AppCLI(
-            ImageClassifier, ImageDataModule, subclass_mode_data=True, args=args, run=run, parser_class=Parser,
+            ImageClassifier, ImageDataModule, asked=asked, subclass_mode_data=True, args=args, run=run,
+            parser_class=Parser,
             parser_kwargs={'prog': PROG, 'allow_abbrev': False, **(usage if run else {'usage': f'{PROG} [options]'})},
             seed_everything_default=0, auto_configure_optimizers=False, load_from_checkpoint_support=False,
             trainer_defaults={'logger': False, 'enable_model_summary': False},
