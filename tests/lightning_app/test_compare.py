@@ -120,6 +120,7 @@ def test_numbers_are_those_of_the_trainings(on_photos, in_tmp_path, read_csv, sh
     assert run.name == str(Path('test_resnet/version_2'))
 
 
+@pytest.mark.slow
 def test_training_by_the_program_is_compared_by_the_program(on_photos, in_tmp_path, program):
     main(['fit', *on_photos, *LOGGER])
     done = program('compare', 'runs/test_resnet/version_0', '--output', 'curves.svg')

@@ -127,6 +127,7 @@ def test_batches_and_workers_do_not_change_the_table(checkpoint, mixed):
     assert_same_tables(table('one.csv'), table('many.csv'))
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_file(checkpoint, mixed, program):
     args = ['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), '--data.eval_batch_size=4', *QUIET]
     main([*args, '--output=one.csv'])

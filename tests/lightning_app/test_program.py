@@ -17,8 +17,11 @@ except ImportError:  # Python 3.10
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_help(program):
-    text = program('--help').stdout
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(['--help'])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
     assert text.startswith('usage: python -m lightning_app')
     for command in ('fit', 'validate', 'test', 'predict'):
         assert re.search(rf'^ +{command} +\w', text, re.MULTILINE)
