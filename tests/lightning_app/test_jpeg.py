@@ -198,7 +198,7 @@ def test_decoders_of_parts_are_tried_with_parts(files, monkeypatch):
 
     parts = DECODERS['nvimgcodec']._replace(pixels=slow)
     monkeypatch.setattr(jpeg, 'DECODERS', {'pillow': DECODERS['pillow']._replace(pixels=slow), 'parts': parts})
-    assert choose_decoder('auto', [files['odd'], files['CMYK']]) == 'parts'
+    assert choose_decoder('auto', [files['odd'], files['CMYK'], files['more behind it']]) == 'parts'
     monkeypatch.setitem(jpeg.DECODERS, 'parts', parts._replace(part=broken))
     assert choose_decoder('auto', [files['odd']]) == 'pillow'
 
