@@ -286,7 +286,7 @@ class ImageDataModule(LightningDataModule):
         """Worker processes of one process."""
         if self.num_workers is not None:
             return self.num_workers
-        local = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or (self.trainer.num_devices if self.trainer else 1)
+        local = int(os.environ.get('LOCAL_WORLD_SIZE') or 0) or (self.trainer.num_devices if self.trainer else 1)
         return min(8, max(cores() // local, 1))
 
     @property
