@@ -83,7 +83,7 @@ def blocks_of(network: str) -> Blocks:
     Raises:
         InputError: If there is no such network, or no SE in it.
     """
-    net, _ = create_network(network, keys=('network', 'network'), device='meta')
+    net, _ = create_network(network, ('network', 'network'), device='meta')
     blocks = find_se(net)
     if not blocks:
         raise InputError(message(

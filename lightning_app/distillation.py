@@ -76,7 +76,7 @@ class Teacher:
         self.distill = distill
         net: Any
         net, trained = create_network(
-            distill.teacher, keys=('model.distill.teacher', 'model.distill.network'), **distill.network)
+            distill.teacher, ('model.distill.teacher', 'model.distill.network'), **distill.network)
         classes = net.num_classes if trained is None else trained  # a classifier that begins anew teaches nothing
         if classes != num_classes or trained is not None:
             raise InputError(message(

@@ -136,7 +136,7 @@ def other_classes(net: Any, arguments: dict[str, Any]) -> int | None:
 
 
 def create_network(
-        name: str, *, keys: tuple[str, str] = ('model.name', 'model.network'), **arguments: Any,
+        name: str, keys: tuple[str, str] = ('model.name', 'model.network'), /, **arguments: Any,
 ) -> tuple[nn.Module, int | None]:
     """Return `timm.create_model(name, **arguments)`, with messages for users.
 

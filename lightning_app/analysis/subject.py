@@ -98,7 +98,7 @@ def trained_network(name: str | None, network: dict[str, Any]) -> Any:
             'no network', 'there is nothing to analyse',
             'say --ckpt_path runs/.../best.ckpt, or --name se_resnet50 for pretrained weights'))
     arguments = {**({} if network.get('checkpoint_path') else {'pretrained': True}), **network}
-    net, _ = create_network(name, keys=('name', 'network'), **arguments)
+    net, _ = create_network(name, ('name', 'network'), **arguments)
     return net
 
 

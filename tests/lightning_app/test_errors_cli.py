@@ -342,6 +342,7 @@ def test_output_that_is_a_folder(refused, on_photos, weights, photos):
     (['--model.name=vit_tiny_patch16_224', '--trainer.callbacks=lightning_app.callbacks.NetworkSummary'],
      '32 px', 'match'),
     (['--model.network.name=resnet18'], 'model.network.name: resnet18', 'of model.name'),
+    (['--model.network.keys=x'], 'test_resnet with', 'keys'),
     (['--model.network.num_classes=5'], 'model.network.num_classes: 5', 'the images say'),
     (['--model.network.features_only=true'], 'model.network.features_only: True', 'no classes'),
     (['--model.network.in_chans=1'], 'model.network.in_chans: 1', 'three channels'),
