@@ -89,7 +89,8 @@ class LastCheckpoint(Checkpoint):
         if batch_idx + 1 >= trainer.num_training_batches:
             return  # the validation belongs to the epoch
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if not (due or number or validates_soon(trainer, batch_idx)):
+        ends = trainer.should_stop  # by trainer.max_time, for example, after a validation that may take long
+        if not (due or ends or number or validates_soon(trainer, batch_idx)):
             return
         if validates(trainer, batch_idx + 1):
             self.after_validation = True  # else a training that goes on from here would leave it out
