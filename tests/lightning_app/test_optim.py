@@ -262,7 +262,7 @@ def test_a_decay_longer_than_the_training(refused, name):
 
 
 @pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.slow if name == 'kron' else ())  # which compiles its step
+    pytest.param(name, marks=pytest.mark.slow if name in ('kron', 'kronc') else ())  # which compile their steps
     for name in sorted(set(USABLE) - set(CUDA_ONLY))])
 @pytest.mark.filterwarnings('ignore')  # of optimisers that have become deprecated, or miss a library
 def test_what_optimisers_count_is_no_setting(name):

@@ -208,6 +208,7 @@ def test_disk_that_keeps_something_else(folders, tmp_path, refused, monkeypatch)
     assert not list((tmp_path / 'shards').glob('*.tar'))
 
 
+@pytest.mark.slow
 def test_ctrl_c(folders, tmp_path):
     process = subprocess.Popen(
         [sys.executable, '-m', 'lightning_app', 'prepare', '--root', str(folders), '--output', str(tmp_path / 'shards'),

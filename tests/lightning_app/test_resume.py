@@ -332,8 +332,7 @@ class Stop(Callback):
         trainer.should_stop |= trainer.global_step == self.step and self.validation
 
 
-@pytest.mark.parametrize('validation', [False, True], ids=['batch', 'validation'])
-@pytest.mark.parametrize('step', [1, 5, 6])
+@pytest.mark.parametrize(('step', 'validation'), [(1, False), (5, False), (5, True)])
 def test_training_that_ended_early_goes_on(steps, started_with, step, validation):
     """From there, and not from the next epoch."""
     settings = {'trainer.val_check_interval': 1} if validation else {}
@@ -576,8 +575,7 @@ def test_signal_in_a_validation_ends_it(steps, stopped):
     assert rows() == metrics
 
 
-@pytest.mark.parametrize('validation', [False, True], ids=['step', 'validation'])
-@pytest.mark.parametrize('step', [1, 4])
+@pytest.mark.parametrize(('step', 'validation'), [(1, True), (4, False)])
 def test_signal_at_a_validation_within_an_epoch(steps, stopped, step, validation):
     """In it, or in the step before it: both are done again, from the checkpoint before them."""
     arguments = [*steps(**{'trainer.val_check_interval': 2}), '--trainer.callbacks', json.dumps(rarely(None))]

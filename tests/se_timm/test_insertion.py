@@ -708,7 +708,8 @@ def test_slot_has_its_old_module_again():
 # Everything else goes on working
 
 
-@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext', 'dla46_c'])
+@pytest.mark.parametrize('name', [
+    'test_resnet', *(pytest.param(name, marks=pytest.mark.slow) for name in ('test_convnext', 'dla46_c'))])
 def test_compiles_exports_and_traces(name):
     net = build(name)
     add_se(net, reduction=4)
