@@ -43,6 +43,7 @@ from .resume import (
     check_continues,
     check_fits,
     continue_in_epoch,
+    drop_elapsed_time,
     position,
     reopen_epoch,
     take_weights_without_average,
@@ -378,6 +379,7 @@ class ImageClassifier(LightningModule):
             self.best_top1 = checkpoint.get('best_top1', 0.0)
             self.latest = checkpoint.get('metrics', {})
             take_weights_without_average(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
+            drop_elapsed_time(checkpoint)
             if isinstance(data := getattr(self.trainer, 'datamodule', None), ImageDataModule):
                 continue_in_epoch(self.trainer, data, checkpoint)
         else:

@@ -151,9 +151,9 @@ def loading(
                     forget(source)
             speeds[row].append(run())
     print_table(speeds, chosen)
-    print(f'\n{describe(first)}, crops of {size} px in batches of {batch_size}; medians of {rounds} rounds, '
-          f'{"cold" if cold else "warm"}; {cores()} cores; timm {timm.__version__}, torch {torch.__version__}, '
-          f'Python {platform.python_version()}')
+    print(f'\n{describe(first)}, crops of {size} px in batches of {batch_size}, decoder {chosen}; '
+          f'medians of {rounds} rounds, {"cold" if cold else "warm"}; {cores()} cores; timm {timm.__version__}, '
+          f'torch {torch.__version__}, Python {platform.python_version()}')
     medians = {row: statistics.median(values) for row, values in speeds.items()}
     if workers > 1:
         several = ratio(speeds, worker_row(roots[0], workers), worker_row(roots[0], 1))

@@ -6,7 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Timer, WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
@@ -18,8 +18,8 @@ from .data.samples import run_seed
 from .optim import Optim
 
 __all__ = [
-    'batches_done', 'begin_epoch', 'check_classes', 'check_continues', 'check_fits', 'continue_in_epoch', 'position',
-    'reopen_epoch', 'take_weights_without_average', 'validates',
+    'batches_done', 'begin_epoch', 'check_classes', 'check_continues', 'check_fits', 'continue_in_epoch',
+    'drop_elapsed_time', 'position', 'reopen_epoch', 'take_weights_without_average', 'validates',
 ]
 
 NEW_TRAINING = 'or leave out ckpt_path for a new training'
@@ -88,6 +88,12 @@ def take_weights_without_average(checkpoint: dict[str, Any], callbacks: list[Any
         checkpoint['state_dict'] = checkpoint['current_model_state']
         checkpoint['callbacks'] = {key: value for key, value in checkpoint['callbacks'].items()
                                    if 'latest_update_step' not in value}  # that of the callback
+
+
+def drop_elapsed_time(checkpoint: dict[str, Any]) -> None:
+    """Let `trainer.max_time` be of each start: jobs that go on would have the time of earlier ones behind them."""
+    checkpoint['callbacks'] = {
+        key: state for key, state in checkpoint.get('callbacks', {}).items() if not key.startswith(Timer.__qualname__)}
 
 
 # The position in the data

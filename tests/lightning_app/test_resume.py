@@ -346,6 +346,20 @@ def test_training_that_ended_early_goes_on(steps, started_with, step, validation
     assert_same(whole['state_dict'], state(at(9))['state_dict'])
 
 
+def test_time_is_that_of_each_start(steps, caplog):
+    """A job that goes on has none of the time of earlier ones behind it, and needs no limit of its own."""
+    limited = [*steps(), '--trainer.max_time=00:01:00:00']
+    main(limited)
+    path = killed_after(4)
+    checkpoint = state(path)
+    timer = next(key for key in checkpoint['callbacks'] if key.startswith('Timer'))
+    checkpoint['callbacks'][timer]['time_elapsed']['train'] = 4000.0
+    torch.save(checkpoint, path)
+    assert main([*limited, '--ckpt_path', path]).trainer.global_step == 9
+    assert main([*steps(), '--ckpt_path', killed_after(4)]).trainer.global_step == 9
+    assert 'Timer' not in caplog.text
+
+
 def test_training_of_more_steps_goes_on(steps, monkeypatch):
     main(steps(**{'trainer.max_steps': 5}))
     loaded = note_loads(monkeypatch)
