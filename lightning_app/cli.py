@@ -213,7 +213,7 @@ class AppCLI(LightningCLI):
         except (ValueError, ModuleNotFoundError) as error:
             if three_lines(str(error)):
                 raise
-            raise InputError(message('trainer', str(error), f'see {PROG} fit --help')) from error
+            raise MisconfigurationException(str(error)) from error  # as the rest of what Lightning refuses
 
 
 def fill_groups(config: Namespace) -> None:
