@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from se_timm.errors import InputError, message, nearest
 
-__all__ = ['CheckpointFiles', 'damage', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run', 'of_runs']
+__all__ = [
+    'CheckpointFiles', 'damage', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run', 'of_runs',
+    'step_checkpoint', 'step_checkpoints',
+]
 
 UNFINISHED = '.unfinished'  # one in a folder: whatever a killed process leaves, the next write replaces
 
@@ -155,6 +159,17 @@ def of_run(folder: Path) -> list[Path]:
 def of_runs(base: Path) -> list[Path]:
     """Return the checkpoints of all runs in `base`."""
     return [path for folder in base.glob('version_*') for path in of_run(folder)]
+
+
+def step_checkpoint(folder: Path, step: int) -> Path:
+    """Return where a run has its checkpoint of a step, from which it goes on."""
+    return folder / 'checkpoints' / f'last-step={step:08d}.ckpt'
+
+
+def step_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints from which a run goes on, by their step."""
+    return sorted(path for path in folder.glob('checkpoints/last-step=*.ckpt')
+                  if re.fullmatch(r'last-step=\d{8,}', path.stem))
 
 
 def newest_whole(paths: Iterable[Path]) -> Path | None:

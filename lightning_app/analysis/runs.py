@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import math
+import operator
 import os
 import re
 from collections import Counter
@@ -17,7 +19,7 @@ import yaml
 
 from se_timm.errors import InputError, message, nearest
 
-from ..checkpoints import mapped
+from ..checkpoints import mapped, step_checkpoints
 
 __all__ = ['Run', 'natural', 'read_runs', 'smaller_is_better']
 
@@ -70,9 +72,16 @@ class Run:
             value = value.get(name) if isinstance(value, dict) else None
         return value
 
-    @property
+    @cached_property
     def epochs(self) -> int:
-        """The epochs that are done; the last one is if it was validated, as often as any other."""
+        """The epochs that are done, as the newest checkpoint tells, else as the rows do."""
+        newest = step_checkpoints(self.folder)[-1:]
+        told = told_by(newest[0], 'position', 'epoch') if newest else None
+        return self.validated_epochs if told is None else told
+
+    @property
+    def validated_epochs(self) -> int:
+        """The epochs that are done by the rows: the last one is if it was validated, as often as any other."""
         last = max((int(row['epoch']) for row in self.rows if 'epoch' in row), default=-1)
         validations = Counter(int(row['epoch']) for row in self.rows if 'val/loss' in row and 'epoch' in row)
         return last + (validations[last] == max(validations.values(), default=1))
@@ -104,7 +113,8 @@ class Run:
         """The number of classes: what was set, else what the loggers or a checkpoint tell; None if none does."""
         recorded = (self.hparams.get('provenance') or {}).get('data') or {}
         told = self.setting('data.init_args.num_classes') or recorded.get('classes')
-        return told or next(filter(None, map(classes_of, sorted(self.folder.glob('checkpoints/*.ckpt')))), None)
+        return told or next(filter(None, (told_by(path, 'hyper_parameters', 'num_classes') for path in sorted(
+            self.folder.glob('checkpoints/*.ckpt')))), None)
 
 
 def limit(value: Any) -> int | None:
@@ -112,10 +122,10 @@ def limit(value: Any) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def classes_of(checkpoint: Path) -> int | None:
-    """Return the number of classes of a checkpoint, None if it does not tell."""
+def told_by(checkpoint: Path, *keys: str) -> int | None:
+    """Return a number that stands in a checkpoint, None if it does not."""
     try:
-        return int(mapped(checkpoint)['hyper_parameters']['num_classes'])
+        return int(functools.reduce(operator.getitem, keys, mapped(checkpoint)))
     except Exception:  # a damaged file is of many kinds, and its number is not needed
         return None
 

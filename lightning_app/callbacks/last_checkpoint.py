@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 from pathlib import Path
@@ -14,13 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from se_timm.errors import InputError, message
 
+from ..checkpoints import step_checkpoint, step_checkpoints
 from ..classifier import ended_step, is_logging_step, log_interval
 from ..resume import validates
 from .stop_signals import Stopped, StopSignals
 
 __all__ = ['LastCheckpoint']
-
-NAME = 'last-step={:08d}.ckpt'
 
 
 class LastCheckpoint(Checkpoint):
@@ -136,8 +134,8 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint, and remove those that are too old. Collective."""
-        folder = Path(trainer.default_root_dir, 'checkpoints')
-        path = folder / NAME.format(trainer.global_step)
+        folder = Path(trainer.default_root_dir)
+        path = step_checkpoint(folder, trainer.global_step)
         for logger in trainer.loggers:
             logger.save()  # a training that goes on from here does not log again what is before
         trainer.save_checkpoint(path)
@@ -173,11 +171,6 @@ def log_step(trainer: Any) -> None:
     connector = trainer._logger_connector
     connector.update_train_step_metrics()
     connector.update_train_step_metrics = lambda: delattr(connector, 'update_train_step_metrics')
-
-
-def step_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of `LastCheckpoint` in `folder`, by their step."""
-    return sorted(path for path in folder.glob('last-step=*.ckpt') if re.fullmatch(r'last-step=\d{8,}', path.stem))
 
 
 def requeue() -> None:

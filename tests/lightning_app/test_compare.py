@@ -245,6 +245,18 @@ def test_what_is_done_of_what_was_planned(rows, trainer, done, unfinished, write
     assert (f'not finished, {done}' in parts.get('notes', '')) == unfinished
 
 
+def test_a_validation_within_an_epoch_ends_none_where_a_checkpoint_tells(write_run, in_tmp_path, shown):
+    """A training that was stopped by `trainer.max_time` validates before it ends."""
+    folder = Path(write_run('run', [*validated(50), row(12, val_loss=1.0, val_top1=55, val_top5=60)]))
+    (folder / 'checkpoints').mkdir()
+    assert 'notes' not in shown('run')
+    for step, epochs in ((9, 0), (13, 1)):
+        torch.save({'position': {'epoch': epochs}}, folder / 'checkpoints' / f'last-step={step:08d}.ckpt')
+        assert f'not finished, {epochs}/2' in shown('run')['notes']
+    (folder / 'checkpoints' / 'last-step=00000014.ckpt').write_text('damaged')
+    assert 'notes' not in shown('run')
+
+
 # Metrics
 
 

@@ -11,6 +11,7 @@ import timm
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lightning_app.analysis.runs import read_runs
 from lightning_app.cli import AppCLI, main
 from lightning_app.data import base
 from lightning_app.data.sources import FolderSource
@@ -332,6 +333,11 @@ class Stop(Callback):
         trainer.should_stop |= trainer.global_step == self.step and self.validation
 
 
+def epochs_done():
+    """The epochs of the run that are done, as its comparison with others tells."""
+    return read_runs([FIRST])[0][0].epochs
+
+
 @pytest.mark.parametrize(('step', 'validation'), [(1, False), (5, False), (5, True)])
 def test_training_that_ended_early_goes_on(steps, started_with, step, validation):
     """From there, and not from the next epoch."""
@@ -342,7 +348,9 @@ def test_training_that_ended_early_goes_on(steps, started_with, step, validation
     shutil.rmtree('runs')
     started_with(Stop(step, validation), arguments)
     assert sorted(FIRST.glob('checkpoints/last*'))[-1] == at(step)
+    assert epochs_done() == step // 3
     main([*arguments, '--ckpt_path=auto'])
+    assert epochs_done() == 3
     assert_same(whole['state_dict'], state(at(9))['state_dict'])
 
 
@@ -598,7 +606,9 @@ def test_signal_at_a_validation_within_an_epoch(steps, stopped, step, validation
     shutil.rmtree('runs')
     assert stopped(signal.SIGTERM, step + validation, validation, arguments=arguments) == 128 + signal.SIGTERM
     assert sorted(FIRST.glob('checkpoints/last*'))[-1] == at(step)
+    assert epochs_done() == step // 3
     main([*arguments, '--ckpt_path=auto'])
+    assert epochs_done() == 3
     assert_same(whole['state_dict'], state(at(9))['state_dict'])
     assert rows() == metrics
 
