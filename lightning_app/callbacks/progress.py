@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ..classifier import is_logging_step
+from ..resume import batches_done
 
 __all__ = ['ProgressBar']
 
@@ -25,6 +26,13 @@ class ProgressBar(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
         super().__init__(refresh_rate, process_position, leave)
         self._shown: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show where in its epoch a training goes on; Lightning begins none then, and would show neither."""
+        super().on_train_start(trainer, pl_module)
+        if done := batches_done(trainer):
+            self.on_train_epoch_start(trainer)
+            self.train_progress_bar.initial = self.train_progress_bar.n = done
 
     def on_train_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -1,4 +1,5 @@
 """Weight averaging, throughput, the gradient's norm, the progress bar and the lines that a training prints."""
+import re
 import shlex
 from types import SimpleNamespace
 
@@ -360,6 +361,20 @@ def test_progress_bar_shows_loss_speed_and_accuracy(make_trainer, photo_data, ca
     lines = [line for line in text.replace('\r', '\n').splitlines() if 'top-1' in line]
     assert [line.split('epoch ')[1].split(':')[0] for line in lines] == ['0', '1']
     assert all('top-5 100.00 %' in line for line in lines)
+
+
+def test_progress_bar_shows_where_a_training_goes_on(make_trainer, photo_data, tmp_path, capfd):
+    """Within its epoch, and with the speed of its own steps."""
+    stopped = make_trainer(max_epochs=2, max_steps=4)
+    stopped.fit(classifier(), photo_data())
+    stopped.save_checkpoint(tmp_path / 'within.ckpt', weights_only=False)
+    bar = ProgressBar()
+    capfd.readouterr()
+    make_trainer(max_epochs=2, max_steps=5, enable_progress_bar=True, callbacks=[bar]).fit(
+        classifier(), photo_data(), ckpt_path=tmp_path / 'within.ckpt', weights_only=True)
+    shown = re.findall(r'(\w+ ?\d*): [^|]*\|[^|]*\| (\d/\d)', ''.join(capfd.readouterr()))
+    assert shown[-1] == ('Epoch 1', '2/3')
+    assert bar.train_progress_bar.format_dict['initial'] == 1
 
 
 def test_progress_bar_shows_the_values_that_were_logged(make_trainer, photo_data, tmp_path, read_csv):
