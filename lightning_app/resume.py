@@ -19,7 +19,7 @@ from .optim import Optim
 
 __all__ = [
     'batches_done', 'begin_epoch', 'check_classes', 'check_continues', 'check_fits', 'continue_in_epoch',
-    'drop_elapsed_time', 'position', 'reopen_epoch', 'take_weights_without_average', 'validates',
+    'drop_elapsed_time', 'epochs_done', 'position', 'reopen_epoch', 'take_weights_without_average', 'validates',
 ]
 
 NEW_TRAINING = 'or leave out ckpt_path for a new training'

@@ -1,6 +1,7 @@
 """The newest checkpoints of a training, to resume from, written also when it is asked to stop."""
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -8,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from se_timm.errors import InputError, message
 
 from ..checkpoints import step_checkpoint, step_checkpoints
 from ..classifier import ended_step, is_logging_step, log_interval
-from ..resume import validates
+from ..resume import epochs_done, validates
 from .stop_signals import Stopped, StopSignals
 
 __all__ = ['LastCheckpoint']
@@ -69,9 +70,11 @@ class LastCheckpoint(Checkpoint):
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back, before Lightning does the same."""
+        """Give the signals back, before Lightning does the same, and say so if `trainer.max_time` was too short."""
         if self.signals:
             self.signals.restore()
+        if out_of_time(trainer):
+            self.tell('trainer.max_time', trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
@@ -138,7 +141,7 @@ class LastCheckpoint(Checkpoint):
         path = step_checkpoint(folder, trainer.global_step)
         for logger in trainer.loggers:
             logger.save()  # a training that goes on from here does not log again what is before
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self.saved = trainer.global_step
         if trainer.is_global_zero and path.is_file():
             # later ones are of a training that was abandoned for this one
@@ -152,11 +155,23 @@ class LastCheckpoint(Checkpoint):
         requeued = name == 'SIGUSR1' and 'SLURM_JOB_ID' in os.environ
         if requeued and trainer.is_global_zero:
             requeue()
-        rank_zero_info(f'{name}: stopped at step {trainer.global_step}, the checkpoint is of step {self.saved}; '
-                       'the same command with --ckpt_path auto goes on from there')
+        self.tell(name, trainer)
         # a process that Lightning started and that ends before the first one with a status makes it kill that
         child = trainer.strategy.launcher is not None and not trainer.is_global_zero
         raise Stopped(0 if requeued or child else 128 + number)
+
+
+    def tell(self, reason: str, trainer: Trainer) -> None:
+        """Say why and where the training stopped, and how it goes on."""
+        rank_zero_info(f'{reason}: stopped at step {trainer.global_step}, the checkpoint is of step {self.saved}; '
+                       'the same command with --ckpt_path auto goes on from there')
+
+
+def out_of_time(trainer: Trainer) -> bool:
+    """Return whether the training ends because its time is over, before what else would end it."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    over = any((timer.time_remaining() or math.inf) < 0 for timer in timers)
+    return over and trainer.global_step != trainer.max_steps and epochs_done(trainer) != trainer.max_epochs
 
 
 def validates_soon(trainer: Any, batch_idx: int) -> bool:

@@ -364,8 +364,18 @@ def test_time_is_that_of_each_start(steps, caplog):
     checkpoint['callbacks'][timer]['time_elapsed']['train'] = 4000.0
     torch.save(checkpoint, path)
     assert main([*limited, '--ckpt_path', path]).trainer.global_step == 9
+    assert 'max_time: stopped' not in caplog.text
     assert main([*steps(), '--ckpt_path', killed_after(4)]).trainer.global_step == 9
     assert 'Timer' not in caplog.text
+
+
+def test_where_the_time_ended_is_said(steps, caplog):
+    main([*steps(**{'trainer.max_steps': 3}), '--trainer.max_time=00:00:00:00'])
+    assert ('trainer.max_time: stopped at step 1, the checkpoint is of step 1; the same command with --ckpt_path auto '
+            'goes on from there') in caplog.text
+    caplog.clear()
+    main([*steps(**{'trainer.max_steps': 1}), '--trainer.max_time=00:00:00:00'])
+    assert 'max_time: stopped' not in caplog.text
 
 
 def test_training_of_more_steps_goes_on(steps, monkeypatch):
