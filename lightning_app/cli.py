@@ -48,6 +48,9 @@ LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
 # With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
 
+# warnings of Lightning's that tell a user nothing: what it calls on torch newer than 2.12, and that a resumed training
+# goes on in its own folder
+NO_NEWS = (r'`isinstance\(treespec, LeafSpec\)` is deprecated', 'Checkpoint directory .* exists and is not empty')
 GROUPS: dict[str, dict[str, type]] = {
     'model': {'optim': Optim, 'schedule': Schedule, 'loss': Loss, 'mix': Mix}, 'data.init_args': {'augment': Augment}}
 
@@ -474,6 +477,8 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
     Returns:
         The `AppCLI`, or what the function of another verb returns.
     """
+    for text in NO_NEWS:
+        warnings.filterwarnings('ignore', text)
     given = sys.argv[1:] if args is None else args
     if run and not given:
         commands = ','.join((*SUBCOMMANDS, *VERBS))
