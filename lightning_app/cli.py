@@ -477,8 +477,8 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
     Returns:
         The `AppCLI`, or what the function of another verb returns.
     """
-    for text in NO_NEWS:
-        warnings.filterwarnings('ignore', text)
+    for warning in NO_NEWS:
+        warnings.filterwarnings('ignore', warning)
     given = sys.argv[1:] if args is None else args
     if run and not given:
         commands = ','.join((*SUBCOMMANDS, *VERBS))

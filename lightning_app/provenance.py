@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, the state of the source, the machine, and the sizes of the data."""
+"""Where a result comes from: versions, the state of the source, the machine, the data and their decoder."""
 from __future__ import annotations
 
 import platform
@@ -27,7 +27,7 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         'git': source(Path(__file__).parent),
         'machine': {'device': device_name(trainer), 'processes': trainer.world_size, 'nodes': trainer.num_nodes},
         'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        'data': sizes(getattr(trainer, 'datamodule', None))}
+        'data': described(getattr(trainer, 'datamodule', None))}
 
 
 def installed() -> dict[str, str | None]:
@@ -58,10 +58,11 @@ def device_name(trainer: Trainer) -> str:
     return torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or device.type
 
 
-def sizes(data: Any) -> dict[str, int]:
-    """Return the numbers of images of the splits that are open, and of classes."""
+def described(data: Any) -> dict[str, int | str]:
+    """Return the numbers of images of the splits that are open, and of classes, and what decodes training images."""
     splits = {name: getattr(data, attribute, None) for name, attribute in (
         ('train_images', 'training'), ('val_images', 'validation'), ('test_images', 'testing'))}
     counts = {name: len(samples) for name, samples in splits.items() if samples is not None}
-    classes = getattr(data, 'num_classes', None)
-    return {**counts, **({'classes': classes} if classes is not None else {})}
+    others = {'classes': getattr(data, 'num_classes', None),
+              'decoder': getattr(getattr(data, 'training', None), 'decoder', None)}
+    return {**counts, **{name: value for name, value in others.items() if value is not None}}

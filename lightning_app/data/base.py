@@ -12,6 +12,7 @@ from typing import Any, Literal
 import timm
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -20,7 +21,7 @@ from se_timm.errors import InputError, message
 from .augment import Augment, Normalisation, evaluation_transform, training_transform
 from .collate import collate
 from .device_decoding import Encoded, check_device_decoding, decode
-from .jpeg import ACCURATE, choose_decoder
+from .jpeg import ACCURATE, choose_decoder, is_jpeg
 from .samples import (
     EvaluationSamples,
     PadToMultiple,
@@ -184,6 +185,8 @@ class ImageDataModule(LightningDataModule):
             self._check_training_step()
         if stage in ('fit', 'validate'):
             self.validation = self._evaluation(self.open('val'))
+        if stage == 'fit':
+            rank_zero_info(self._described())
         if stage == 'test':
             self.testing = self._evaluation(self.open('test'))
         if stage == 'predict':
@@ -339,6 +342,13 @@ class ImageDataModule(LightningDataModule):
         return EvaluationSamples(
             source, self.evaluation_transform, self.allow_unreadable,
             self._decoder_of(source, self._exact_evaluation))
+
+    def _described(self) -> str:
+        """Return what a training sees, in a line."""
+        jpeg = any(map(is_jpeg, first_files(self.training.source, 1)))
+        by = 'the GPU' if self.decode_on_device else self.training.decoder
+        return (f'{len(self.training):,} training and {len(self.validation):,} validation images'
+                + (f', JPEG files decoded by {by}' if jpeg else ''))
 
     def _decoder_of(self, source: Source, accurate: bool = False) -> str:
         """Return what decodes the JPEG files of `source`."""

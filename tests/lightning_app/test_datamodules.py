@@ -228,6 +228,18 @@ def test_the_seed_of_the_run_counts(pets, monkeypatch):
     assert not torch.equal(first, epoch(2))
 
 
+def test_training_says_what_it_sees(pets, caplog):
+    for path in pets.rglob('*.png'):
+        Image.open(path).save(path.with_suffix('.jpg'))
+        path.unlink()
+    caplog.set_level('INFO')
+    datamodule = set_up(imagenet(pets))
+    set_up(DigitsDataModule(num_workers=0))
+    assert caplog.messages == [
+        f'12 training and 12 validation images, JPEG files decoded by {datamodule.training.decoder}',
+        '1,433 training and 364 validation images']
+
+
 # Classes
 
 

@@ -229,7 +229,7 @@ def artifacts(records):
 
 def test_run_holds_the_nested_configuration_and_where_it_comes_from(on_photos, in_tmp_path, read_wandb, config_of):
     callbacks = '--trainer.callbacks=lightning_app.callbacks.NetworkSummary'
-    main(['fit', *on_photos, WANDB, callbacks, '--model.optim.lr=0.02'])
+    main(['fit', *on_photos, WANDB, callbacks, '--model.optim.lr=0.02', '--data.decoder=pillow'])
     records = read_wandb('runs')
     config = config_of(records)
     assert config['model']['optim']['lr'] == 0.02
@@ -237,7 +237,7 @@ def test_run_holds_the_nested_configuration_and_where_it_comes_from(on_photos, i
     assert config['trainer']['log_every_n_steps'] == 1
     assert config['network'] == cost(timm.create_model('test_resnet', num_classes=3), (3, 32, 32))._asdict()
     come = config['provenance']
-    assert come['data'] == {'train_images': 24, 'val_images': 7, 'classes': 3}
+    assert come['data'] == {'train_images': 24, 'val_images': 7, 'classes': 3, 'decoder': 'pillow'}
     assert come['versions']['torch'] == importlib.metadata.version('torch')
     assert come['versions']['wandb'] == wandb.__version__
     assert come['machine']['processes'] == 1
