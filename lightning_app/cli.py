@@ -35,7 +35,7 @@ from .loss import Loss
 from .messages import LINKED, VERBS, explain, linked_key, three_lines
 from .mix import Mix
 from .network import INITIAL_WEIGHTS, check_name
-from .optim import Optim, Schedule
+from .optim import Optim, Schedule, check_schedule
 from .processes import check_launch, check_restarts, check_sync_batchnorm
 from .provenance import provenance
 
@@ -173,6 +173,8 @@ class AppCLI(LightningCLI):
         if classes := self.evaluated.get('class_names'):
             self.datamodule.use_classes(classes)
         check_launch(self.trainer)
+        if self.subcommand == 'fit' and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_schedule(self.model.schedule, self.trainer.max_epochs or 0)
         check_sync_batchnorm(self.trainer, self._get(self.config_init, 'trainer').sync_batchnorm)
         classes = self.model.classes_of_weights
         if self.subcommand not in EVALUATIONS or self.config_init[self.subcommand].ckpt_path:

@@ -18,7 +18,7 @@ from se_timm.errors import InputError, message, unknown
 
 __all__ = [
     'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_clipping', 'check_optimizer', 'check_options',
-    'clip_gradients', 'scaled_lr',
+    'check_schedule', 'clip_gradients', 'scaled_lr',
 ]
 
 
@@ -212,10 +212,8 @@ def clip_gradients(net: nn.Module, value: float, mode: str) -> None:
     dispatch_clip_grad(model_parameters(net, exclude_head=mode == 'agc'), value=value, mode=mode)
 
 
-def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Scheduler:
-    """Return timm's schedule over `epochs`; its `step` takes epochs, also fractions of them."""
-    # These decay over a length: it begins after the warm-up, so that lr is reached. The others count epochs from 0.
-    after_warmup = schedule.name in ('cosine', 'tanh', 'poly')
+def check_schedule(schedule: Schedule, epochs: int) -> None:
+    """Raise `InputError` if the schedule is none over `epochs`."""
     if epochs < 1:
         raise InputError(message(
             'trainer.max_epochs: none', f'the schedule {schedule.name} is one of epochs',
@@ -228,6 +226,13 @@ def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Sch
         raise InputError(message(
             f'model.schedule.decay_epochs: {schedule.decay_epochs}', 'the schedule step drops every so many epochs',
             'say after how many, such as --model.schedule.decay_epochs 30'))
+
+
+def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Scheduler:
+    """Return timm's schedule over `epochs`; its `step` takes epochs, also fractions of them."""
+    check_schedule(schedule, epochs)
+    # These decay over a length: it begins after the warm-up, so that lr is reached. The others count epochs from 0.
+    after_warmup = schedule.name in ('cosine', 'tanh', 'poly')
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer, sched=schedule.name, num_epochs=epochs - schedule.warmup_epochs * after_warmup,

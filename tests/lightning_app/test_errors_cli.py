@@ -203,8 +203,9 @@ def test_steps_without_epochs(refused, on_photos):
     assert '-1' not in why
 
 
-def test_warmup_longer_than_the_training(refused, on_photos):
+def test_warmup_longer_than_the_training(refused, on_photos, in_tmp_path):
     refused(['fit', *on_photos, '--model.schedule.warmup_epochs=5'], 'warmup_epochs: 5', '1 epochs', 'max_epochs')
+    assert not Path('runs').exists()  # neither a folder nor a run of W&B's, before it is known
 
 
 # The data
