@@ -26,6 +26,25 @@ VERBS = {
     'prepare': 'lightning_app.prepare:prepare',
     'sweep': 'lightning_app.sweep:sweep',
 }
+# what options are called by the arguments of timm's train.py, and by others, where that is far from the name here
+ELSEWHERE = {
+    'aa': 'data.augment.auto_augment', 'amp': 'trainer.precision', 'amp_dtype': 'trainer.precision',
+    'aug_repeats': 'data.repeats', 'aug_splits': 'data.augment.splits', 'bce_loss': 'model.loss.name',
+    'bf16': 'trainer.precision', 'bs': 'data.batch_size', 'checkpoint': 'ckpt_path', 'data_dir': 'data.root',
+    'dataset': 'data', 'drop': 'model.network', 'drop_block': 'model.network', 'drop_path': 'model.network',
+    'dropout': 'model.network', 'ema': 'trainer.callbacks', 'epochs': 'trainer.max_epochs',
+    'fp16': 'trainer.precision', 'gpus': 'trainer.devices', 'grad_accum_steps': 'trainer.accumulate_grad_batches',
+    'img_size': 'data.image_size', 'initial_checkpoint': 'model.network', 'input_size': 'data.image_size',
+    'kd_model_name': 'model.distill', 'label_smoothing': 'model.loss.smoothing', 'learning_rate': 'model.optim.lr',
+    'log_interval': 'trainer.log_every_n_steps', 'log_wandb': 'trainer.logger', 'model_ema': 'trainer.callbacks',
+    'opt': 'model.optim.name', 'optimizer': 'model.optim.name', 'output': 'trainer.default_root_dir',
+    'pretrained': 'model.network', 'recount': 'data.augment.erasing_count', 'remode': 'data.augment.erasing_mode',
+    'reprob': 'data.augment.random_erasing', 'resume': 'ckpt_path', 'sched': 'model.schedule.name',
+    'scheduler': 'model.schedule.name', 'smoothing': 'model.loss.smoothing', 'sync_bn': 'trainer.sync_batchnorm',
+    'teacher': 'model.distill', 'torchcompile': 'model.compile', 'tta': 'data.eval_views',
+    'validation_batch_size': 'data.eval_batch_size', 'wd': 'model.optim.weight_decay', 'workers': 'data.num_workers',
+    'world_size': 'trainer.devices',
+}
 LINKED = {'model.num_classes': 'data.num_classes'}  # a key that follows from the data, and the one that may be given
 
 
@@ -63,7 +82,8 @@ def _keys(parser: ArgumentParser) -> list[str]:
     if not _has_data(parser):
         return sorted(own)
     of_data = {f'data.augment.{field.name}' for field in dataclasses.fields(data.Augment)}
-    of_data |= {f'data.{parameter.name}' for parameter in get_signature_parameters(data.ImageDataModule)}
+    of_data |= {f'data.{parameter.name}' for name in data.__all__ if name.endswith('DataModule')
+                for parameter in get_signature_parameters(getattr(data, name))}
     return sorted(own | of_data)
 
 
@@ -84,6 +104,8 @@ def _has_data(parser: ArgumentParser) -> bool:
 
 def _nearest_keys(key: str, keys: list[str]) -> list[str]:
     """Return the keys like `key`: the same name in another group first, then similar ones; groups are left out."""
+    if (meant := ELSEWHERE.get(key.rpartition('.')[2].replace('-', '_'))) in keys:
+        return [meant]
     leaves = [each for each in keys if not any(other.startswith(f'{each}.') for other in keys)]
     names = {leaf.rpartition('.')[2] for leaf in leaves}
     group, _, name = key.rpartition('.')
@@ -121,6 +143,26 @@ def _unknown_class_option(match: re.Match[str], parser: ArgumentParser) -> str:
         return _unknown_key(re.match(r'(.*)', f'data.{option}'), parser)  # type: ignore[arg-type]
     return message(f'{name}: {match[2].lstrip("-")}', f'{match[1]} has no such option',
                    _suggest(option, valid, f'valid: {", ".join(valid)}'))
+
+
+def _group(match: re.Match[str], parser: ArgumentParser) -> str:
+    """What a group got in place of its options, one of which may have been meant."""
+    key, value = match[1], match[2]
+    options = [each for each in _keys(parser) if f'.{key}.' in f'.{each}']
+    meant = next((each for each in options if each.endswith(f'{key}.name')), None)
+    return message(f'{key}: {value}', 'it is a group of options, and this is no file with them',
+                   f'did you mean {meant}={value}?' if meant else f'give each by its name, such as {options[0]}')
+
+
+def _mapping(match: re.Match[str], parser: ArgumentParser) -> str:
+    return message(f'{match[1]}: {match[2]}', 'it takes names with their values',
+                   f"say --{match[1]}.NAME=VALUE for each, or --{match[1]} '{{NAME: VALUE, ...}}'")
+
+
+def _distill(match: re.Match[str], parser: ArgumentParser) -> str:
+    return message(f'model.distill: {match[1]}', 'it is a group of options, and this is no file with them',
+                   "say --model.distill.teacher=NAME, one of timm's networks, and --model.distill.network "
+                   "'{pretrained: true}', or '{checkpoint_path: FILE}'")
 
 
 def _wrong_value(match: re.Match[str], parser: ArgumentParser) -> str:
@@ -188,12 +230,16 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r"class_path '([\w.]+)':\s+unrecognized arguments: (\S+)": _unknown_class_option,
     r"does not accept option '([\w.]+)'": _unknown_key,
     r'unrecognized arguments: (\S+)': _unknown_key,
+    r'Parser key "([\w.]+)":\s+Unable to load config \'([^\']*)\'': _group,
+    r'Parser key "([\w.]+)":\s+Expected an? <class \'dict\'>\. Got value: ([^\n]*)': _mapping,
+    r'Parser key "([\w.]+)":[^$]*Subtypes: \[dict\[str[^$]*Given value: ([^$]*)': _mapping,
     r'argument .*--> ([\w.]+):': _linked,
     r'Linked "([\w.]+)" must be given': _linked,
     r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: ([^\n]*)': _wrong_value,
     r'Parser key "([\w.]+)":[^$]*the following arguments are required: (\w+)': _incomplete,
     r'Parser key "([\w.]+)":[^$]*Subtypes: \[(?:<class .NoneType.>, )?(<class .(?:int|float|bool|str).>)'
     r'(?:, <class .NoneType.>)?\][^$]*Given value: (\S+)': _wrong_value,
+    r'Parser key "model.distill":[^$]*import path[^$]*Given value: ([^$]*)': _distill,
     r"File does not exist: '([^']*)'": _missing_file,
     r"invalid choice: '(\w+)' \(choose from ([^)]*)\)": _unknown_command,
     r'Parser key "data":[^$]*(?:import path string|class path): (\S+)': _unknown_data,

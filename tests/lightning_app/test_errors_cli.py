@@ -1,4 +1,7 @@
 """Bad input: three lines, exit status 2, and not one training step."""
+import dataclasses
+import inspect
+import re
 import shutil
 from pathlib import Path
 
@@ -6,6 +9,8 @@ import pytest
 import torch
 
 from lightning_app.cli import main
+from lightning_app.data import Augment, ImageDataModule, ImageNetDataModule
+from lightning_app.messages import ELSEWHERE
 
 pytestmark = [
     pytest.mark.usefixtures('in_tmp_path'),
@@ -47,13 +52,47 @@ def refused(cli_error, optimizer_steps):
     ('--data.batchsize=8', 'batch_size'),
     ('--data.batch=8', 'batch_size'),
     ('--data.augment.hflp=0.1', 'hflip'),
-    ('--optimizer=SGD', ''),
+    ('--optimizer=SGD', 'model.optim.name'),
+    ('--root=photos', 'data.root'),
+    ('--epochs=3', 'trainer.max_epochs?'),
+    ('--batch-size=8', 'data.batch_size'),
+    ('--opt=sgd', 'model.optim.name?'),
+    ('--model.optim.learning_rate=0.1', 'model.optim.lr?'),
+    ('--data-dir=photos', 'data.root?'),
+    ('--amp', 'trainer.precision?'),
     ('--ckpt=x', 'ckpt_path'),
     ('--ckpt_pth=x', 'ckpt_path'),
 ])
 def test_unknown_option(refused, on_photos, option, remedy):
     given, _, do = refused(['fit', *on_photos, option])
     assert option.lstrip('-').split('=')[0].rpartition('.')[2] in given
+    assert remedy in do
+
+
+def test_names_of_other_programs_lead_to_options(refused, on_photos, capfd):
+    with pytest.raises(SystemExit):
+        main(['fit', '--help'])
+    options = set(re.findall(r'--([a-z_.]+)', capfd.readouterr().out))
+    for module in (ImageDataModule, ImageNetDataModule):
+        options |= {f'data.{name}' for name in inspect.signature(module).parameters}
+    options |= {f'data.augment.{field.name}' for field in dataclasses.fields(Augment)}
+    assert set(ELSEWHERE.values()) <= options
+    assert not set(ELSEWHERE) & options
+    for name in ('learning_rate', 'opt', 'model_ema', 'aug_repeats'):
+        _, _, do = refused(['fit', *on_photos, f'--{name}=1'])
+        assert do == f'did you mean {ELSEWHERE[name]}?'
+
+
+@pytest.mark.parametrize(('option', 'remedy'), [
+    ('--model=se_resnet50', 'model.name=se_resnet50?'), ('--model.loss=bce', 'model.loss.name=bce?'),
+    ('--model.mix=0.2', 'model.mix.cutmix'), ('--data.augment=rrc', 'data.augment.auto_augment'),
+    ('--model.network=reduction', '--model.network.NAME=VALUE'), ('--model.add_se=true', '--model.add_se.NAME=VALUE'),
+    ('--model.optim.options=1', '--model.optim.options.NAME=VALUE'),
+    ('--model.distill=resnet50', '--model.distill.teacher=NAME')])
+def test_value_in_place_of_options(refused, on_photos, option, remedy):
+    key, value = option.lstrip('-').split('=')
+    given, _, do = refused(['fit', *on_photos, option])
+    assert given.endswith(f'{key.rpartition(".")[2]}: {value}')
     assert remedy in do
 
 
