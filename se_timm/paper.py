@@ -9,6 +9,7 @@ one image. Parameters are millions, as printed. None stands for what is not prin
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -53,7 +54,8 @@ __all__ = [
 Row = TypeVar('Row')
 
 
-class Table(NamedTuple, Generic[Row]):
+@dataclass(frozen=True)
+class Table(Generic[Row]):  # a generic named tuple needs Python 3.11
     """A table of the paper.
 
     Attributes:
