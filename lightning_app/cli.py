@@ -39,7 +39,7 @@ from .optim import Optim, Schedule, check_schedule
 from .processes import check_launch, check_restarts, check_sync_batchnorm
 from .provenance import provenance
 
-__all__ = ['AppCLI', 'main']
+__all__ = ['AppCLI', 'check_writable', 'main']
 
 PROG = 'python -m lightning_app'
 EVALUATIONS = ('validate', 'test', 'predict')
@@ -155,6 +155,7 @@ class AppCLI(LightningCLI):
         check_devices(config.trainer)
         fill_groups(config)
         if self.subcommand == 'fit':
+            check_writable('trainer.default_root_dir', _base_folder(config))
             check_restarts(config.ckpt_path)
             config.ckpt_path = checkpoint_to_resume(_base_folder(config), config.ckpt_path)
         if self.subcommand in EVALUATIONS:
@@ -331,6 +332,17 @@ def check_trained(subcommand: str, config: Namespace) -> None:
         raise InputError(message(
             f'output: {config.output}', 'it is a folder',
             f'name a file, such as {Path(config.output, "predictions.csv")}'))
+    if subcommand == 'predict':
+        check_writable('output', Path(config.output).parent)
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Raise `InputError` if nothing can be written to a folder, which may have to be made."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(message(
+            f'{key}: {folder}', f'{there} is a file' if not there.is_dir() else f'you may not write to {there}',
+            'name a folder to which you can write'))
 
 
 def evaluated_checkpoint(args: list[str], configs: Configs) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class PredictionWriter(BasePredictionWriter):
         titles = class_titles(pl_module)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         width = max((len(row) for row in rows.values()), default=0)
-        with open(self.path, 'w', newline='') as file:
+        # names of files need not be text
+        with open(self.path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
             writer = csv.writer(file)
             writer.writerow(['image'] + [f'{what}{rank}' for rank in range(1, width + 1)
                                          for what in ('class', 'probability')])

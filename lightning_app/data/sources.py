@@ -136,7 +136,7 @@ class TarSource(Source):
 
 
 class ImageFolder(Source):
-    """All images below a folder (or one image file), in sorted order, without labels. For prediction.
+    """All images below a folder, in sorted order, or one file, whatever its ending; without labels. For prediction.
 
     Raises:
         InputError: If there is no such folder or no image in it.
@@ -148,13 +148,14 @@ class ImageFolder(Source):
             raise InputError(message(
                 f'data.images: {root}', 'there is no such folder or file', nearby(root, 'name a folder of images')))
         self.root = str(root if root.is_dir() else root.parent)
-        files = _files_below(root) if root.is_dir() else [root.name]
-        self.paths = Texts(file for file in files if file.lower().endswith(EXTENSIONS))
+        files = _files_below(root) if root.is_dir() else []
+        self.paths = Texts(filter(_is_image, files) if root.is_dir() else [root.name])
         self.labels = range(len(self.paths))
         self.classes: list[str] = []
         if not self.paths:
             raise InputError(message(
                 f'data.images: {root}', 'there is no image in it', f'name a folder with {", ".join(EXTENSIONS)} files'))
+        _say_left_out(self.root, files)
 
     def name(self, index: int) -> str:
         """Return the path of image `index`, relative to the folder."""
@@ -170,7 +171,7 @@ def _below_common_folder(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     inside = {name: PurePosixPath(name).parts for name in names}
     inside = {name: parts for name, parts in inside.items()
               if len(parts) > 1 and not any(part.startswith('.') for part in parts)}
-    images = [parts for name, parts in inside.items() if name.lower().endswith(EXTENSIONS)]  # a README is no class
+    images = [parts for name, parts in inside.items() if _is_image(name)]  # a README is no class
     level = 0
     while len({parts[level] for parts in images}) == 1 and min(map(len, images)) > level + 2:
         level += 1
@@ -198,13 +199,22 @@ def _only_images(
         where: str, files: Iterable[tuple[str, int]], classes: list[str]) -> tuple[list[str], list[int]]:
     """Return the paths and labels of the images among `files`, and say what was left out."""
     files = list(files)
-    images = [(path, label) for path, label in files if path.lower().endswith(EXTENSIONS)]
-    if len(images) < len(files):
-        example = next(path for path, _ in files if not path.lower().endswith(EXTENSIONS))
-        rank_zero_warn(f'{where}: {len(files) - len(images)} files have no image ending and are left out: {example}')
+    _say_left_out(where, [path for path, _ in files])
+    images = [(path, label) for path, label in files if _is_image(path)]
     empty = sorted(set(range(len(classes))) - {label for _, label in images})
     if not images or empty:
         what = f'no image in class {classes[empty[0]]}' if empty else 'no folder with images'
         raise InputError(message(
             f'images: {where}', f'there is {what}', 'it must hold one folder a class, each with images'))
     return [path for path, _ in images], [label for _, label in images]
+
+
+def _is_image(path: str) -> bool:
+    """Return whether a path has the ending of an image."""
+    return path.lower().endswith(EXTENSIONS)
+
+
+def _say_left_out(where: str, files: list[str]) -> None:
+    """Warn of files that have no ending of an image."""
+    if others := [path for path in files if not _is_image(path)]:
+        rank_zero_warn(f'{where}: {len(others)} files have no image ending and are left out: {others[0]}')

@@ -1,5 +1,6 @@
 """`predict` writes a line for each image, whatever the image and the number of processes."""
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,13 @@ def checkpoint(on_photos):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Seven images and a broken one, in nested folders, and a file that is no image."""
+    """Seven images and a broken one, in nested folders."""
     root = tmp_path / 'mixed'
     for index, name in enumerate(['b/1.png', 'b/0.jpg', 'a.png', 'c/d/2.bmp', 'é, "x".png', 'z.PNG', 'y.webp']):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB' if index % 2 else 'L', (30 + index, 40), index * 30).save(path)
     (root / 'b' / 'broken.png').write_bytes(b'no image')
-    (root / 'notes.txt').write_text('no image')
     return root
 
 
@@ -43,7 +43,10 @@ ORDER = ['a.png', 'b/0.jpg', 'b/1.png', 'b/broken.png', 'c/d/2.bmp', 'y.webp', '
 
 
 def test_table_of_a_checkpoint(checkpoint, mixed, capsys):
-    cli = main(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), '--data.eval_batch_size=3', *QUIET])
+    (mixed / 'notes.txt').write_text('no image')
+    with pytest.warns(UserWarning, match='1 files have no image ending and are left out: notes.txt'):
+        cli = main([
+            'predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), '--data.eval_batch_size=3', *QUIET])
     header, *rows = table()
     # three classes: fewer than five
     assert header == ['image', 'class1', 'probability1', 'class2', 'probability2', 'class3', 'probability3']
@@ -83,9 +86,28 @@ def test_output_goes_where_it_is_told(checkpoint, mixed):
     assert not Path('predictions.csv').exists()
 
 
-def test_single_image(checkpoint, mixed):
-    main(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed / 'a.png'), *QUIET])
-    assert [row[0] for row in table()] == ['image', 'a.png']
+@pytest.mark.parametrize('name', ['a.png', 'a.gif', 'a'])
+def test_single_image(name, checkpoint, mixed):
+    """Its ending is of no consequence."""
+    Image.open(mixed / 'a.png').save(mixed / name, 'gif' if name == 'a.gif' else 'png')
+    main(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed / name), *QUIET])
+    assert [row[0] for row in table()] == ['image', name]
+    assert table()[1][1] in ('ant', 'bee', 'cat')
+
+
+def test_name_that_is_no_text(checkpoint, mixed):
+    name = os.fsdecode(b'latin\xe9.png')
+    (mixed / 'a.png').rename(mixed / name)
+    main(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), *QUIET])
+    assert b'\nlatin\xe9.png,' in Path('predictions.csv').read_bytes()
+    assert Path('predictions.csv').read_bytes().count(b'\n') == 9
+
+
+@pytest.mark.parametrize(('output', 'why'), [('mixed', 'it is a folder'), ('mixed/a.png/p.csv', 'a.png is a file')])
+def test_output_that_cannot_be_written_is_refused_before_the_work(output, why, checkpoint, mixed, cli_error):
+    lines = cli_error(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), f'--output={output}', *QUIET])
+    assert lines[0].startswith('output: mixed')
+    assert why in lines[1]
 
 
 def test_imagenet_names_without_a_checkpoint(mixed, weights):

@@ -366,7 +366,8 @@ def test_images_of_a_folder_in_order(tmp_path, write_images):
     folder = write_images(tmp_path / 'some', {'b': 2, 'a/c': 1})
     (folder / 'notes.txt').write_text('left out')
     Image.open(folder / 'b' / '0.png').save(folder / 'Z.JPG')
-    source = ImageFolder(folder)
+    with pytest.warns(UserWarning, match='1 files have no image ending and are left out: notes.txt'):
+        source = ImageFolder(folder)
     assert [source.name(index) for index in source.labels] == ['Z.JPG', 'a/c/0.png', 'b/0.png', 'b/1.png']
     np.testing.assert_array_equal(source.load(3), Image.open(folder / 'b' / '1.png'))
 
