@@ -16,7 +16,7 @@ from se_timm.errors import InputError, message, nearest
 
 __all__ = [
     'CheckpointFiles', 'damage', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run', 'of_runs',
-    'step_checkpoint', 'step_checkpoints',
+    'step_checkpoint', 'step_checkpoints', 'step_of',
 ]
 
 UNFINISHED = '.unfinished'  # one in a folder: whatever a killed process leaves, the next write replaces
@@ -170,6 +170,11 @@ def step_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints from which a run goes on, by their step."""
     return sorted(path for path in folder.glob('checkpoints/last-step=*.ckpt')
                   if re.fullmatch(r'last-step=\d{8,}', path.stem))
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of one of these checkpoints."""
+    return int(checkpoint.stem.rpartition('=')[2])
 
 
 def newest_whole(paths: Iterable[Path]) -> Path | None:

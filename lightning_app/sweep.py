@@ -21,20 +21,24 @@ import yaml
 
 from se_timm.errors import InputError, message, nearest
 
-from .cli import main
+from .analysis.runs import cut_off
+from .checkpoints import of_runs
+from .cli import check_writable, main
 from .data.workers import STOP_SIGNALS
 
 __all__ = ['Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
 
 ROOT, CHECKPOINT = '--trainer.default_root_dir', '--ckpt_path'
 OWN = {'--dry_run': '--dry_run', '--folder': '--folder', ROOT: '--folder'}  # what is not for fit, and its own name
-FINISHED = 'finished.json'  # in the folder of a run: the arguments with which it came to its end
+# in the folder of a run, the arguments with which it was begun, and with which it came to its end
+BEGUN, FINISHED = 'begun.json', 'finished.json'
 REMARKS = {'name', 'description', 'metric'}  # of no consequence for a grid
 KEYS = {'program', 'method', 'command', 'parameters', *REMARKS}
 EXAMPLE = 'see configs/sweep/reduction.yaml for the form, or let W&B run it: wandb sweep FILE'
 TRAINING = [sys.executable, '-m', 'lightning_app', 'fit']
 REFUSED = {
     CHECKPOINT: ('each training goes on from its own checkpoint', 'leave it out'),
+    ROOT: ('each training has its own folder', 'leave it out, and say --folder DIR for that of all'),
     '--print_config': ('there is a config for each training', 'say --dry_run true for the commands')}
 
 
@@ -76,22 +80,22 @@ def sweep(file: str, dry_run: bool = False, folder: str | None = None, options: 
 
     Raises:
         InputError: For a sweep that cannot be run so, and for arguments that `fit` does not take, before any training.
-        SystemExit: With status 1 if a training fails, 128 and more if a signal stops the sweep.
+        SystemExit: With status 1 if a training does not come to its end, 128 and more if a signal stops the sweep.
     """
     runs = runs_of(file, folder, options or [])
     check_runs(runs)
-    failed = {}
+    ended = {}
     for number, run in enumerate(runs, 1):
-        finished = (run.folder / FINISHED).is_file()
+        finished = arguments_in(run.folder / FINISHED) is not None
         print(f'{number} of {len(runs)}: {run.name}{", finished before" if finished else ""}', flush=True)
         if dry_run:
             print(run.command())
-        elif not finished and (status := train(run)):
-            failed[run.name] = status
-    if failed:
-        print(f'\n{len(failed)} of {len(runs)} failed; the same command tries them again', file=sys.stderr)
-        for name, status in failed.items():
-            print(f'  {name}: exit status {status}', file=sys.stderr)
+        elif not finished and (reason := train(run)):
+            ended[run.name] = reason
+    if ended:
+        print(f'\n{len(ended)} of {len(runs)} are not finished; the same command goes on with them', file=sys.stderr)
+        for name, reason in ended.items():
+            print(f'  {name}: {reason}', file=sys.stderr)
         sys.exit(1)
 
 
@@ -142,9 +146,17 @@ def combinations(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the combinations of the values, as texts, in the order of the file, the last parameter first to change.
 
     Raises:
-        InputError: For a parameter without values.
+        InputError: For a parameter without values, with one twice, or that each training has for itself.
     """
-    values = [[text(value) for value in values_of(name, given)] for name, given in parameters.items()]
+    values = []
+    for name, given in parameters.items():
+        if refused := REFUSED.get(f'--{name}'):
+            raise InputError(message(f'parameters.{name}', *refused))
+        values.append([text(value) for value in values_of(name, given)])
+        if twice := [value for value in values[-1] if values[-1].count(value) > 1]:
+            raise InputError(message(
+                f'parameters.{name}: {twice[0]}', 'it is listed twice', 'list each value once; for several trainings '
+                'that differ by chance, let seed_everything be a parameter'))
     return [dict(zip(parameters, each, strict=True)) for each in itertools.product(*values)]
 
 
@@ -204,6 +216,7 @@ def runs_of(file: str, folder: str | None, options: list[str]) -> list[Run]:
             raise InputError(message(f'{option} with sweep', *refused))
     content, study = read_sweep(file), Path(file).stem
     base = Path(folder or f'runs/sweep/{study}')
+    check_writable('folder', base)
     chosen = combinations(content['parameters'])
     runs = []
     for values, name in zip(chosen, folders(chosen), strict=True):
@@ -220,10 +233,17 @@ def folders(chosen: list[dict[str, str]]) -> list[str]:
     varying = [name for name in chosen[0] if len({values[name] for values in chosen}) > 1] or list(chosen[0])
     names: list[str] = []
     for values in chosen:
-        parts = [f'{name}={re.sub(r"[^a-zA-Z0-9_.+-]+", "-", values[name]).strip("-")}' for name in varying]
+        parts = [f'{name}={plain(values[name])}' for name in varying]
         name = ','.join(parts)[:200]  # file systems take 255 bytes
-        names.append(f'{name}-{len(names)}' if name in names else name)
+        numbered = (f'{name}-{number}' for number in itertools.count(1))
+        names.append(next(each for each in itertools.chain([name], numbered) if each not in names))
     return names
+
+
+def plain(value: str) -> str:
+    """Return a value as a part of a file's name, with the sign of a number."""
+    sign = '-' if re.match(r'-[\d.]', value) else ''
+    return sign + re.sub(r'[^a-zA-Z0-9_.+-]+', '-', value).strip('-')
 
 
 def check_runs(runs: list[Run]) -> None:
@@ -241,19 +261,38 @@ def check_runs(runs: list[Run]) -> None:
             except SystemExit as end:
                 if end.code:
                     raise
-        marker = run.folder / FINISHED
-        if marker.is_file() and json.loads(marker.read_text()) != run.args:
+        for marker in (run.folder / FINISHED, run.folder / BEGUN):
+            arguments = arguments_in(marker)
+            if arguments in (None, run.args) or (marker.name == BEGUN and not of_runs(run.folder)):
+                continue
             raise InputError(message(
-                f'{run.folder}: finished', 'it was trained with other options than those given now',
-                f'give the same ({marker} lists them), or another folder by {ROOT}'))
+                f'{run.folder}: {marker.stem}', 'it was trained with other options than those given now',
+                f'give the same ({marker} lists them), or another folder by --folder'))
 
 
-def train(run: Run) -> int:
-    """Run a training to its end; return its exit status.
+def arguments_in(marker: Path) -> list[str] | None:
+    """Return the arguments that stand in a file, None if there is none that is whole."""
+    try:
+        return list(json.loads(marker.read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def mark(marker: Path, arguments: list[str]) -> None:
+    """Write arguments to a file, whole or not at all."""
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = marker.with_name(f'.{marker.name}')
+    unfinished.write_text(json.dumps(arguments))
+    unfinished.replace(marker)
+
+
+def train(run: Run) -> str | None:
+    """Run a training; return why it has not come to its end, None if it has.
 
     Raises:
         SystemExit: If this process was asked to stop; the training was told so, and has ended.
     """
+    mark(run.folder / BEGUN, run.args)
     command = [*TRAINING[:-1], *run.args]
     process = subprocess.Popen(command, env={**os.environ, **run.environment})
     with passed_on(process) as received:
@@ -261,9 +300,13 @@ def train(run: Run) -> int:
     if received:
         print(f'{signal.Signals(received[0]).name}: the sweep ends; the same command goes on with it', file=sys.stderr)
         sys.exit(128 + received[0])
-    if status == 0 and any(run.folder.glob('version_*/config.yaml')):  # not so with trainer.fast_dev_run
-        (run.folder / FINISHED).write_text(json.dumps(run.args))
-    return status
+    if status:
+        return f'exit status {status}'
+    if any(run.folder.glob('version_*/config.yaml')):  # not so with trainer.fast_dev_run
+        if cut_off(run.folder):
+            return 'ended by trainer.max_time'
+        mark(run.folder / FINISHED, run.args)
+    return None
 
 
 @contextlib.contextmanager

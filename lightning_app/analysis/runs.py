@@ -19,9 +19,9 @@ import yaml
 
 from se_timm.errors import InputError, message, nearest
 
-from ..checkpoints import mapped, step_checkpoints
+from ..checkpoints import mapped, step_checkpoints, step_of
 
-__all__ = ['Run', 'natural', 'read_runs', 'smaller_is_better']
+__all__ = ['Run', 'cut_off', 'natural', 'read_runs', 'smaller_is_better']
 
 CONFIG, METRICS, HPARAMS = 'config.yaml', 'metrics.csv', 'hparams.yaml'
 SMALLER = ('loss', 'error', 'data_wait')  # in names of metrics of which less is better
@@ -82,14 +82,15 @@ class Run:
     @property
     def validated_epochs(self) -> int:
         """The epochs that are done by the rows: the last one is if it was validated, as often as any other."""
-        last = max((int(row['epoch']) for row in self.rows if 'epoch' in row), default=-1)
+        last = max((int(row['epoch']) for row in self.rows if 'epoch' in row), default=0)
         validations = Counter(int(row['epoch']) for row in self.rows if 'val/loss' in row and 'epoch' in row)
         return last + (validations[last] == max(validations.values(), default=1))
 
     @property
     def steps(self) -> int:
-        """The steps that are done, up to the last that was logged."""
-        return 1 + max(int(row['step']) for row in self.rows)
+        """The steps that are done, up to the last that was logged or has a checkpoint."""
+        logged = [1 + int(row['step']) for row in self.rows]
+        return max([*logged, *map(step_of, step_checkpoints(self.folder))], default=0)
 
     @property
     def planned_epochs(self) -> int | None:
@@ -115,6 +116,13 @@ class Run:
         told = self.setting('data.init_args.num_classes') or recorded.get('classes')
         return told or next(filter(None, (told_by(path, 'hyper_parameters', 'num_classes') for path in sorted(
             self.folder.glob('checkpoints/*.ckpt')))), None)
+
+
+def cut_off(folder: Path) -> bool:
+    """Return whether `trainer.max_time` has ended the newest training in a folder before its end."""
+    newest = run_folders(folder)[-1]
+    run = Run(newest, newest.name, read_yaml(newest / CONFIG), {}, [])
+    return run.setting('trainer.max_time') is not None and run.unfinished
 
 
 def limit(value: Any) -> int | None:

@@ -16,7 +16,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 import se_timm  # noqa: F401  (registers the networks)
 from lightning_app.analysis.studies import STUDIES
 from lightning_app.cli import main
-from lightning_app.sweep import FINISHED, combinations, read_sweep, runs_of
+from lightning_app.sweep import BEGUN, FINISHED, combinations, mark, read_sweep, runs_of
 from se_timm.paper import FIXED_SCHEDULE, SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -133,10 +133,12 @@ def test_folder_of_the_trainings_can_be_given(options, sweep_file, capsys, in_tm
 
 
 def test_folders_differ_also_for_values_that_read_alike(sweep_file):
-    file = sweep_file(parameters={'model.network': {'values': ['{reduction: 4}', 'reduction 4', 'x' * 300]}})
-    names = [run.folder.name for run in runs_of(file, None, [])]
-    assert len(set(names)) == 3
+    values = ['{reduction: 4}', 'reduction 4', 'x' * 300, 'a-2', 'a', 'a!']
+    names = [run.folder.name for run in runs_of(sweep_file(parameters={'model.network': {'values': values}}), None, [])]
+    assert len(set(names)) == 6
     assert max(map(len, names)) < 255
+    file = sweep_file(parameters={'model.optim.lr': {'values': [0.1, -0.1]}})
+    assert [run.folder.name for run in runs_of(file, None, [])] == ['model.optim.lr=0.1', 'model.optim.lr=-0.1']
 
 
 def test_group_is_the_name_of_the_file_where_the_command_has_none(sweep_file):
@@ -155,6 +157,11 @@ def test_group_is_the_name_of_the_file_where_the_command_has_none(sweep_file):
     ({'parameters': {'model': {'parameters': {'plain': {'values': [True]}}}}}, 'parameters.model', 'keys have dots',
      'values: [...]'),
     ({'parameters': {'model.optim.lr': {'values': []}}}, 'parameters.model.optim.lr', 'values', 'values: [...]'),
+    ({'parameters': {'model.optim.lr': {'values': [0.1, 0.2, 0.1]}}}, 'parameters.model.optim.lr: 0.1', 'listed twice',
+     'seed_everything'),
+    ({'parameters': {'ckpt_path': {'values': ['a']}}}, 'parameters.ckpt_path', 'its own checkpoint', 'leave it out'),
+    ({'parameters': {'trainer.default_root_dir': {'value': 'a'}}}, 'parameters.trainer.default_root_dir', 'its own',
+     '--folder DIR'),
     ({'parameters': None}, 'small.yaml', 'it needs parameters', 'configs/sweep/reduction.yaml'),
     ({'command': None}, 'small.yaml', 'a command', 'configs/sweep/reduction.yaml'),
     ({'early_terminate': {'type': 'hyperband'}}, 'early_terminate: {', 'no use', 'wandb sweep FILE'),
@@ -193,14 +200,34 @@ def test_file_that_is_not_there(cli_error):
     assert 'nowhere.yaml' in cli_error(['sweep', 'nowhere.yaml'])[0]
 
 
-def test_training_that_was_finished_with_other_options_is_not_taken_for_these(sweep_file, cli_error, in_tmp_path):
+def test_training_with_other_options_is_not_taken_for_these(sweep_file, cli_error, in_tmp_path):
+    """Neither one that is finished nor, once it has a checkpoint, one that was interrupted."""
+    def goes(size):
+        main(['sweep', sweep_file(), '--dry_run=true', f'--data.batch_size={size}'])
+
+    def is_refused():
+        lines = cli_error(['sweep', sweep_file(), '--dry_run=true', '--data.batch_size=64'])
+        assert str(run.folder) in lines[0]
+        assert '--folder' in lines[2]
+
     run = runs_of(sweep_file(), None, ['--data.batch_size=32'])[1]
-    run.folder.mkdir(parents=True)
-    (run.folder / FINISHED).write_text(json.dumps(run.args))
-    main(['sweep', sweep_file(), '--dry_run=true', '--data.batch_size=32'])
-    lines = cli_error(['sweep', sweep_file(), '--data.batch_size=64'])
-    assert str(run.folder) in lines[0]
-    assert '--trainer.default_root_dir' in lines[2]
+    mark(run.folder / BEGUN, run.args)
+    goes(64)
+    (run.folder / 'version_0/checkpoints').mkdir(parents=True)
+    (run.folder / 'version_0/checkpoints/best.ckpt').touch()
+    is_refused()
+    goes(32)
+    (run.folder / BEGUN).unlink()
+    mark(run.folder / FINISHED, run.args)
+    is_refused()
+    goes(32)
+    (run.folder / FINISHED).write_text('["fi')  # cut off
+    goes(64)
+
+
+def test_folder_that_cannot_be(sweep_file, cli_error):
+    file = sweep_file()
+    assert 'is a file' in cli_error(['sweep', file, f'--folder={file}'])[1]
 
 
 # Trainings
@@ -221,14 +248,15 @@ def test_one_that_fails_is_named_and_the_others_are_finished_once(sweep_file, pr
     done = program('sweep', file, *SMALL, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-2:] == [
-        '1 of 2 failed; the same command tries them again', '  model.network={reduction: 100}: exit status 2']
+        '1 of 2 are not finished; the same command goes on with them',
+        '  model.network={reduction: 100}: exit status 2']
     folder = tmp_path / 'runs/sweep/small/model.network=reduction-4'
     assert groups(read_wandb(folder)) == ['trial']
     assert [step for step, _ in read_csv(folder / 'version_0', 'val/top1')] == [3, 7]
     again = program('sweep', file, *SMALL, check=False)
     assert again.returncode == 1
     assert '2 of 2: model.network={reduction: 4}, finished before' in again.stdout
-    assert '1 of 2 failed' in again.stderr
+    assert '1 of 2 are not finished' in again.stderr
     assert [path.name for path in folder.glob('version_*')] == ['version_0']
 
 
@@ -254,3 +282,21 @@ def test_sweep_that_is_stopped_goes_on_where_it_was(sweep_file, tmp_path, progra
     assert [step for step, _ in read_csv(folder, 'train/loss')] == list(range(60))
     assert [path.name for path in folder.parent.glob('version_*')] == ['version_0']
     assert len(list((tmp_path / 'runs').rglob(FINISHED))) == 2
+
+
+@pytest.mark.slow
+def test_training_that_was_out_of_time_goes_on(sweep_file, tmp_path, program, read_csv):
+    """As `trainer.max_time` says, and the sweep does not take it for finished."""
+    file = sweep_file(parameters={'model.network': {'values': ['{reduction: 4}']}})
+    limited = ['sweep', file, *SMALL, '--trainer.max_time=00:00:00:00']
+    folder = tmp_path / 'runs/sweep/small/model.network=reduction-4'
+    for steps in (1, 2):
+        done = program(*limited, check=False)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == '  model.network={reduction: 4}: ended by trainer.max_time'
+        assert not (folder / FINISHED).exists()
+        assert len(list(folder.glob(f'version_0/checkpoints/last-step=0000000{steps}.ckpt'))) == 1
+    for _ in range(6):
+        done = program(*limited, check=False)
+    assert done.returncode == 0
+    assert (folder / FINISHED).exists()
