@@ -11,7 +11,7 @@ import timm
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_app.analysis.runs import read_runs
+from lightning_app.analysis.runs import cut_off, read_runs
 from lightning_app.cli import AppCLI, main
 from lightning_app.data import base
 from lightning_app.data.sources import FolderSource
@@ -341,7 +341,7 @@ def epochs_done():
 @pytest.mark.parametrize(('step', 'validation'), [(1, False), (5, False), (5, True)])
 def test_training_that_ended_early_goes_on(steps, started_with, step, validation):
     """From there, and not from the next epoch."""
-    settings = {'trainer.val_check_interval': 1} if validation else {}
+    settings = {'trainer.max_time': '00:01:00:00', **({'trainer.val_check_interval': 1} if validation else {})}
     arguments = [*steps(**settings), '--trainer.callbacks', json.dumps(rarely(None))]
     main(arguments)
     whole = state(at(9))
@@ -349,8 +349,10 @@ def test_training_that_ended_early_goes_on(steps, started_with, step, validation
     started_with(Stop(step, validation), arguments)
     assert sorted(FIRST.glob('checkpoints/last*'))[-1] == at(step)
     assert epochs_done() == step // 3
+    assert cut_off(FIRST.parent)
     main([*arguments, '--ckpt_path=auto'])
     assert epochs_done() == 3
+    assert not cut_off(FIRST.parent)
     assert_same(whole['state_dict'], state(at(9))['state_dict'])
 
 
@@ -617,8 +619,10 @@ def test_signal_at_a_validation_within_an_epoch(steps, stopped, step, validation
     assert stopped(signal.SIGTERM, step + validation, validation, arguments=arguments) == 128 + signal.SIGTERM
     assert sorted(FIRST.glob('checkpoints/last*'))[-1] == at(step)
     assert epochs_done() == step // 3
+    assert cut_off(FIRST.parent)
     main([*arguments, '--ckpt_path=auto'])
     assert epochs_done() == 3
+    assert not cut_off(FIRST.parent)
     assert_same(whole['state_dict'], state(at(9))['state_dict'])
     assert rows() == metrics
 

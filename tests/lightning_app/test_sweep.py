@@ -285,18 +285,13 @@ def test_sweep_that_is_stopped_goes_on_where_it_was(sweep_file, tmp_path, progra
 
 
 @pytest.mark.slow
-def test_training_that_was_out_of_time_goes_on(sweep_file, tmp_path, program, read_csv):
-    """As `trainer.max_time` says, and the sweep does not take it for finished."""
+def test_training_that_was_out_of_time_is_not_finished(sweep_file, tmp_path, program):
     file = sweep_file(parameters={'model.network': {'values': ['{reduction: 4}']}})
-    limited = ['sweep', file, *SMALL, '--trainer.max_time=00:00:00:00']
+    limited = ['sweep', file, *SMALL, '--trainer.limit_train_batches=60', '--data.batch_size=16',
+               '--trainer.max_time=00:00:00:01']
+    done = program(*limited, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == '  model.network={reduction: 4}: ended by trainer.max_time'
     folder = tmp_path / 'runs/sweep/small/model.network=reduction-4'
-    for steps in (1, 2):
-        done = program(*limited, check=False)
-        assert done.returncode == 1
-        assert done.stderr.splitlines()[-1] == '  model.network={reduction: 4}: ended by trainer.max_time'
-        assert not (folder / FINISHED).exists()
-        assert len(list(folder.glob(f'version_0/checkpoints/last-step=0000000{steps}.ckpt'))) == 1
-    for _ in range(6):
-        done = program(*limited, check=False)
-    assert done.returncode == 0
-    assert (folder / FINISHED).exists()
+    assert any(folder.glob('version_0/checkpoints/last-*'))
+    assert not (folder / FINISHED).exists()
