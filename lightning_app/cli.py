@@ -48,6 +48,8 @@ LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
 # With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
 
+# where 1 is a batch and 1.0 all of them: Lightning's type for them takes a whole number for the latter
+LIMITS = [f'trainer.limit_{name}_batches' for name in ('train', 'val', 'test', 'predict')]
 # warnings of Lightning's that tell a user nothing: what it calls on torch newer than 2.12, and that a resumed training
 # goes on in its own folder
 NO_NEWS = (r'`isinstance\(treespec, LeafSpec\)` is deprecated', 'Checkpoint directory .* exists and is not empty')
@@ -119,6 +121,9 @@ class AppCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take the number of classes from the data."""
         parser.link_arguments('data', 'model.num_classes', compute_fn=_num_classes, apply_on='instantiate')
+        for action in parser._actions:
+            if action.dest in LIMITS:
+                setattr(action, '_typehint', int | float | None)  # noqa: B010  (jsonargparse's own)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if self.asked not in (None, subcommand):  # options take longer than all the parsing

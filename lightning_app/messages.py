@@ -237,8 +237,8 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'Linked "([\w.]+)" must be given': _linked,
     r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: ([^\n]*)': _wrong_value,
     r'Parser key "([\w.]+)":[^$]*the following arguments are required: (\w+)': _incomplete,
-    r'Parser key "([\w.]+)":[^$]*Subtypes: \[(?:<class .NoneType.>, )?(<class .(?:int|float|bool|str).>)'
-    r'(?:, <class .NoneType.>)?\][^$]*Given value: (\S+)': _wrong_value,
+    r'Parser key "([\w.]+)":[^$]*Subtypes: \[(?:<class .NoneType.>, )?(?:<class .int.>, )?'
+    r'(<class .(?:int|float|bool|str).>)(?:, <class .NoneType.>)?\][^$]*Given value: (\S+)': _wrong_value,
     r'Parser key "model.distill":[^$]*import path[^$]*Given value: ([^$]*)': _distill,
     r"File does not exist: '([^']*)'": _missing_file,
     r"invalid choice: '(\w+)' \(choose from ([^)]*)\)": _unknown_command,

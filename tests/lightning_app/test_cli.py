@@ -114,6 +114,17 @@ def test_no_callback_is_added_that_is_not_named(on_photos):
     assert [type(callback).__name__ for callback in ours] == ['RecordConfig']  # writes config.yaml
 
 
+@pytest.mark.parametrize(('value', 'expected'), [('1', 1), ('1.0', 1.0), ('0.5', 0.5), ('7', 7)])
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_one_batch_is_not_all_of_them(split, value, expected, on_photos, in_tmp_path):
+    """Nor in the config that is recorded."""
+    key = f'limit_{split}_batches'
+    trainer = main(['fit', *on_photos, f'--trainer.{key}={value}', '--data.eval_batch_size=2']).trainer
+    recorded = yaml.safe_load(next(Path('runs').rglob('config.yaml')).read_text())['trainer'][key]
+    for found in (getattr(trainer, key), recorded):
+        assert (found, type(found)) == (expected, type(expected))
+
+
 CALLBACKS = ['lightning_app.callbacks.ProgressBar', 'ModelCheckpoint', 'lightning_app.callbacks.ResultLine']
 
 
