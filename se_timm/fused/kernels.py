@@ -60,14 +60,15 @@ MERGE_CHANNELS, MERGE_WARPS = 32, 4
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-# Kernels: pixels, channels and share, and what follows, are `Plan.arguments`; in capitals what Triton compiles in
+# Kernels: pixels, channels and share, and what follows, are `Plan.arguments`; in capitals what Triton compiles in.
+# Triton looks up annotations too, and does not know typing's of Python 3.10.
 
 
 @jit
 def _place(
         pixels: tl.tensor, channels: tl.tensor, share: tl.tensor, CHANNELS_LAST: tl.constexpr, WIDTH: tl.constexpr,
         BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-) -> Any:
+) -> tl.tuple:
     """Return where this program works.
 
     Returns:
@@ -99,7 +100,7 @@ def _place(
 
 
 @jit
-def _bound(size: tl.tensor, IS_ROW: tl.constexpr, WIDTH: tl.constexpr) -> Any:
+def _bound(size: tl.tensor, IS_ROW: tl.constexpr, WIDTH: tl.constexpr) -> tl.tensor:
     """Return the size, known to be a multiple of `WIDTH` if it is that of a row: so may be masks, and vectors stay."""
     if IS_ROW:
         size = size // WIDTH * WIDTH
@@ -107,7 +108,7 @@ def _bound(size: tl.tensor, IS_ROW: tl.constexpr, WIDTH: tl.constexpr) -> Any:
 
 
 @jit
-def _chan(count: tl.tensor, mean: tl.tensor, squares: tl.tensor) -> Any:
+def _chan(count: tl.tensor, mean: tl.tensor, squares: tl.tensor) -> tl.tuple:
     """Return mean and squared deviations of all cells of each channel, from those of each cell (Chan et al., 1979)."""
     count = count.to(tl.float32)[:, None]
     total = tl.sum(mean * count, 0) / tl.sum(count, 0)

@@ -35,7 +35,7 @@ LARGEST_HIDDEN = 128  # of a hidden layer that stays in registers; beyond it tor
 
 
 @jit
-def _tanh(x: tl.tensor) -> Any:
+def _tanh(x: tl.tensor) -> tl.tensor:
     away = tl.exp(-2 * tl.abs(x))
     value = (1 - away) / (1 + away)
     square = x * x  # near zero that cancels; there the series
@@ -44,7 +44,7 @@ def _tanh(x: tl.tensor) -> Any:
 
 
 @jit
-def _gate(logits: tl.tensor, EXCITATION: tl.constexpr) -> Any:
+def _gate(logits: tl.tensor, EXCITATION: tl.constexpr) -> tl.tensor:
     """Return the last non-linearity of the gate; NaN stays."""
     if EXCITATION == 'sigmoid':
         return 1 / (1 + tl.exp(-logits))
@@ -63,7 +63,7 @@ def _gate(logits: tl.tensor, EXCITATION: tl.constexpr) -> Any:
 
 
 @jit
-def _slope(gates: tl.tensor, EXCITATION: tl.constexpr) -> Any:
+def _slope(gates: tl.tensor, EXCITATION: tl.constexpr) -> tl.tensor:
     """Return the derivative of the last non-linearity, from its value."""
     if EXCITATION == 'sigmoid':
         return gates * (1 - gates)
@@ -176,7 +176,7 @@ def _excite(
 def _of_logits(
         g1: tl.tensor, g2: tl.tensor, gates: tl.tensor, offsets: tl.tensor, inside: tl.tensor, scale: tl.tensor,
         beta: tl.tensor, kept: tl.tensor, EXCITATION: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Return the gradient of the logits in a tile; computed wherever it is needed, which is less than to keep it."""
     value = scale[None, :] * tl.load(g2 + offsets, mask=inside, other=0)
     value += beta[None, :] * tl.load(g1 + offsets, mask=inside, other=0)
@@ -185,7 +185,8 @@ def _of_logits(
 
 
 @jit
-def _vector_or(vector: tl.tensor, at: tl.tensor, inside: tl.tensor, default: tl.constexpr, SIZE: tl.constexpr) -> Any:
+def _vector_or(
+        vector: tl.tensor, at: tl.tensor, inside: tl.tensor, default: tl.constexpr, SIZE: tl.constexpr) -> tl.tensor:
     """Return values of a vector that may not be given."""
     value = tl.full((SIZE,), default, tl.float32)
     if vector is not None:
