@@ -232,7 +232,7 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'unrecognized arguments: (\S+)': _unknown_key,
     r'Parser key "([\w.]+)":\s+Unable to load config \'([^\']*)\'': _group,
     r'Parser key "([\w.]+)":\s+Expected an? <class \'dict\'>\. Got value: ([^\n]*)': _mapping,
-    r'Parser key "([\w.]+)":[^$]*Subtypes: \[dict\[str[^$]*Given value: ([^$]*)': _mapping,
+    r'Parser key "([\w.]+)":[^$]*Subtypes: \[(?:<class .NoneType.>, )?dict\[str[^$]*Given value: ([^$]*)': _mapping,
     r'argument .*--> ([\w.]+):': _linked,
     r'Linked "([\w.]+)" must be given': _linked,
     r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: ([^\n]*)': _wrong_value,
