@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from se_timm.errors import InputError, message
 
 from .callbacks.predictions import PredictionWriter
+from .callbacks.stop_signals import EndAtOnce
 from .checkpoints import CheckpointFiles, load_checkpoint, mapped, newest_whole, of_run, of_runs
 from .classifier import ImageClassifier
 from .data import ImageDataModule
@@ -197,6 +198,8 @@ class AppCLI(LightningCLI):
         callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
         refused = tuple(kind for switch, kind in SWITCHES.items() if trainer[switch] is False)
         trainer.callbacks = [callback for callback in callbacks if callback and not isinstance(callback, refused)]
+        if self.subcommand in EVALUATIONS:
+            trainer.callbacks.append(EndAtOnce())
         if self.subcommand == 'predict':
             trainer.callbacks.append(PredictionWriter(self._get(self.config_init, 'output')))
         config = self.config_init[self.subcommand] if self.subcommand else self.config_init

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from se_timm.errors import InputError, message
 
-from ..checkpoints import step_checkpoint, step_checkpoints
+from ..checkpoints import step_checkpoint, step_checkpoints, step_of
 from ..classifier import ended_step, is_logging_step, log_interval
 from ..resume import epochs_done, validates
 from .stop_signals import Stopped, StopSignals
@@ -48,7 +48,6 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.signals = StopSignals() if handle_signals else None
-        self.saved = 0  # the step of the newest
         self.after_validation = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -62,8 +61,13 @@ class LastCheckpoint(Checkpoint):
                 f'trainer.callbacks: {others[0]} after LastCheckpoint', 'its state would be saved before it changes',
                 'list LastCheckpoint last'))
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to the signals, as Lightning has begun to."""
+        if self.signals:
+            self.signals.install()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to the signals, as Lightning does from now on too."""
+        """Listen to the signals, also where there was no sanity check."""
         if self.signals:
             self.signals.install()
             # Lightning's own notice of a signal: a collective and a wait for the device at every batch
@@ -105,6 +109,10 @@ class LastCheckpoint(Checkpoint):
             self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
             dataloader_idx: int = 0) -> None:
         """End the training if it shall stop."""
+        if trainer.val_check_batch is None and not trainer.sanity_checking:
+            # validations by time, whose step has no checkpoint: one is written after them
+            self.after_validation |= bool(self.signals and self.signals.received)
+            return
         if number := self._asked_to_stop(trainer, batch_idx % log_interval(trainer) == 0):
             self.leave(trainer, number)
 
@@ -142,7 +150,6 @@ class LastCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # a training that goes on from here does not log again what is before
         trainer.save_checkpoint(path, weights_only=False)
-        self.saved = trainer.global_step
         if trainer.is_global_zero and path.is_file():
             # later ones are of a training that was abandoned for this one
             kept = [file for file in step_checkpoints(folder) if file.name <= path.name][-self.keep:]
@@ -163,8 +170,10 @@ class LastCheckpoint(Checkpoint):
 
     def tell(self, reason: str, trainer: Trainer) -> None:
         """Say why and where the training stopped, and how it goes on."""
-        rank_zero_info(f'{reason}: stopped at step {trainer.global_step}, the checkpoint is of step {self.saved}; '
-                       'the same command with --ckpt_path auto goes on from there')
+        saved = step_checkpoints(Path(trainer.default_root_dir))
+        rank_zero_info(f'{reason}: stopped at step {trainer.global_step}, ' + (
+            f'the checkpoint is of step {step_of(saved[-1])}; the same command with --ckpt_path auto goes on from there'
+            if saved else 'before there was a checkpoint to go on from'))
 
 
 def out_of_time(trainer: Trainer) -> bool:

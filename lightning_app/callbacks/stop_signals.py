@@ -6,12 +6,12 @@ import threading
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from ..data.workers import STOP_SIGNALS
 
-__all__ = ['StopSignals', 'Stopped']
+__all__ = ['EndAtOnce', 'StopSignals', 'Stopped']
 
 
 class Stopped(SystemExit):
@@ -27,8 +27,8 @@ class StopSignals:
 
     def install(self) -> None:
         """Listen, in place of Lightning, whose handler takes part in a collective that only this process may be in."""
-        self.received = 0
         if threading.current_thread() is threading.main_thread() and not self._handlers:
+            self.received = 0
             for name in STOP_SIGNALS:
                 if number := getattr(signal, name, None):  # Windows has no SIGUSR1
                     self._handlers[number] = signal.signal(number, self._note)
@@ -52,3 +52,19 @@ class StopSignals:
             return self.received
         number = torch.tensor(self.received, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(number, reduce_op='max'))
+
+
+class EndAtOnce(Callback):
+    """Ends an evaluation that gets SIGTERM, with the status of that; Lightning's ends as if it were complete."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen, in place of Lightning."""
+        def end(number: int, frame: Any) -> None:
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(number)  # the other processes that it has started
+            raise Stopped(128 + number)
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, end)
+
+    on_test_start = on_predict_start = on_validation_start

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 
 from lightning_app.analysis.runs import cut_off, read_runs
 from lightning_app.cli import AppCLI, main
@@ -371,12 +371,24 @@ def test_time_is_that_of_each_start(steps, caplog):
     assert 'Timer' not in caplog.text
 
 
-def test_where_the_time_ended_is_said(steps, caplog):
-    main([*steps(**{'trainer.max_steps': 3}), '--trainer.max_time=00:00:00:00'])
-    assert ('trainer.max_time: stopped at step 1, the checkpoint is of step 1; the same command with --ckpt_path auto '
+class OutOfTime(Callback):
+    """Lets the time of `trainer.max_time` be over in a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step + 1 == self.step:
+            next(each for each in trainer.callbacks if isinstance(each, Timer))._duration = 0
+
+
+def test_where_the_time_ended_is_said(steps, started_with, caplog):
+    limited = [*steps(), '--trainer.max_time=00:01:00:00']
+    started_with(OutOfTime(2), limited)
+    assert ('trainer.max_time: stopped at step 2, the checkpoint is of step 2; the same command with --ckpt_path auto '
             'goes on from there') in caplog.text
     caplog.clear()
-    main([*steps(**{'trainer.max_steps': 1}), '--trainer.max_time=00:00:00:00'])
+    started_with(OutOfTime(9), [*limited, '--ckpt_path=auto'])
     assert 'max_time: stopped' not in caplog.text
 
 
@@ -423,7 +435,7 @@ def test_mixtures_a_teacher_and_frozen_parts_go_on(steps):
 def note_loads(monkeypatch):
     """Return a list that gets the name of each training image that is loaded."""
     names = []
-    monkeypatch.setattr(base, 'first_files', lambda source: [])  # by which a decoder is chosen
+    monkeypatch.setattr(base, 'first_files', lambda *_: [])  # by which a decoder is chosen
     read = FolderSource.read
 
     def noted(self, index):
@@ -619,12 +631,44 @@ def test_signal_at_a_validation_within_an_epoch(steps, stopped, step, validation
     assert stopped(signal.SIGTERM, step + validation, validation, arguments=arguments) == 128 + signal.SIGTERM
     assert sorted(FIRST.glob('checkpoints/last*'))[-1] == at(step)
     assert epochs_done() == step // 3
-    assert cut_off(FIRST.parent)
     main([*arguments, '--ckpt_path=auto'])
     assert epochs_done() == 3
-    assert not cut_off(FIRST.parent)
     assert_same(whole['state_dict'], state(at(9))['state_dict'])
     assert rows() == metrics
+
+
+def test_signal_before_the_first_step(stopped, caplog):
+    """In Lightning's sanity check, from which it would end with the status of a training that is finished."""
+    assert stopped(signal.SIGTERM, 0, True) == 128 + signal.SIGTERM
+    assert 'SIGTERM: stopped at step 0, before there was a checkpoint to go on from' in caplog.text
+    assert not list(FIRST.glob('checkpoints/*'))
+
+
+def test_signal_in_a_validation_by_time(steps, stopped, caplog):
+    """Whose step has no checkpoint: it is done to its end."""
+    by_time = steps(**{'trainer.val_check_interval': '00:00:00:00', 'trainer.check_val_every_n_epoch': 'null'})
+    arguments = [*by_time, '--trainer.callbacks', json.dumps(rarely(None))]
+    assert stopped(signal.SIGTERM, 2, True, arguments=arguments) == 128 + signal.SIGTERM
+    assert 'SIGTERM: stopped at step 2, the checkpoint is of step 2' in caplog.text
+    assert main([*arguments, '--ckpt_path=auto']).trainer.global_step == 9
+
+
+@pytest.mark.parametrize('command', ['validate', 'predict'])
+def test_evaluation_that_is_stopped_has_the_status_of_that(command, steps, monkeypatch, photos):
+    class Stop(Kill):
+        def on_predict_batch_start(self, *_):
+            os.kill(os.getpid(), self.number)
+
+    main(steps(**{'trainer.max_epochs': 2}))
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(AppCLI, f'before_{command}', lambda cli: cli.trainer.callbacks.append(
+        Stop(signal.SIGTERM, 0, True)), raising=False)
+    images = ['--data.images', str(photos / 'val')] if command == 'predict' else []
+    with pytest.raises(SystemExit) as stop:
+        main([command, '--ckpt_path', str(FIRST / 'checkpoints/best.ckpt'), *images])
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not Path('predictions.csv').exists()
 
 
 def test_slurm_is_asked_to_start_the_job_again(stopped, monkeypatch, tmp_path):
