@@ -27,7 +27,7 @@ class Loss:
         bce_sum: Sum the binary cross-entropies over the classes, in place of their mean.
         bce_threshold: Make mixed targets 1 above it and 0 below (`bce`).
         class_weights: A weight for each class (`ce`, `bce`), or `balanced`: inverse to the number of its training
-            images, 1 in the mean.
+            images. Their scale is of no consequence: it becomes 1 on average over the training images.
     """
 
     name: Literal['ce', 'bce', 'asl', 'poly', 'jsd'] = 'ce'
@@ -67,7 +67,7 @@ def build_loss(
         num_classes: Number of classes.
         mixed: Targets are soft, and smoothed already, see `Mix`.
         splits: Versions of each image in a batch, see `Augment.splits`.
-        labels: Of all training images, for balanced weights.
+        labels: Of all training images, for weights of classes.
 
     Raises:
         InputError: For settings that contradict each other or the data.
@@ -80,15 +80,26 @@ def build_loss(
             'take both, with splits 3 and auto_augment augmix-m3-w3 as published, or neither'))
     weight = class_weights(loss, num_classes, labels)
     if loss.name == 'ce' and weight is not None:  # timm's factory has no weights for it
-        return nn.CrossEntropyLoss(weight, label_smoothing=0.0 if mixed else loss.smoothing)
+        return WeightedCrossEntropy(weight, reduction='none', label_smoothing=0.0 if mixed else loss.smoothing)
     options: dict[str, Any] = {'jsd_splits': splits} if splits else {}
     return create_classification_loss(
         loss.name, smoothing=loss.smoothing, soft_targets=mixed, class_weight=weight, bce_sum=loss.bce_sum,
         bce_target_thresh=loss.bce_threshold, **options)
 
 
+class WeightedCrossEntropy(nn.CrossEntropyLoss):
+    """The mean over the images, whatever their weights: torch divides by the sum of these, but not of soft targets.
+
+    So neither does mixing change the scale of the gradients, nor how a step is divided into batches.
+    """
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a batch."""
+        return super().forward(logits, target).mean()
+
+
 def class_weights(loss: Loss, num_classes: int, labels: Sequence[int] | None) -> torch.Tensor | None:
-    """Return the weights of the classes, None for none."""
+    """Return the weights of the classes, 1 on average over the training images where `labels` tell; None for none."""
     if loss.class_weights is None:
         return None
     if loss.class_weights == 'balanced':
@@ -97,7 +108,7 @@ def class_weights(loss: Loss, num_classes: int, labels: Sequence[int] | None) ->
                 'model.loss.class_weights: balanced', 'the labels of the training images are not known to the model',
                 'use a data module of lightning_app, or give a number for each class'))
         counts = torch.bincount(torch.as_tensor(labels), minlength=num_classes)
-        return compute_class_weights(counts, len(labels), method='inv_freq')[1]
+        return of_mean_one(compute_class_weights(counts, len(labels), method='inv_freq')[1], labels)
     if len(loss.class_weights) != num_classes:
         raise InputError(message(
             f'model.loss.class_weights: {len(loss.class_weights)} numbers', f'there are {num_classes} classes',
@@ -107,4 +118,14 @@ def class_weights(loss: Loss, num_classes: int, labels: Sequence[int] | None) ->
         raise InputError(message(
             f'model.loss.class_weights: {wrong[0] if wrong else "all 0"}', 'the loss would not be a number, or grow as '
             'the network learns', 'give finite numbers from 0, not all of them 0, or say balanced'))
-    return torch.tensor(loss.class_weights)
+    return of_mean_one(torch.tensor(loss.class_weights), labels)
+
+
+def of_mean_one(weights: torch.Tensor, labels: Sequence[int] | None) -> torch.Tensor:
+    """Return the weights scaled so that they are 1 on average over `labels`, and the learning rate stays what it is."""
+    mean = 1.0 if labels is None else float(weights[torch.as_tensor(labels)].mean())
+    if mean == 0:
+        raise InputError(message(
+            'model.loss.class_weights: 0 for all classes of which there are training images',
+            'nothing would be learned', 'give a class with images a number above 0, or say balanced'))
+    return weights / mean

@@ -62,7 +62,8 @@ def test_weights_of_classes(name, smoothing):
     weights = [1.0, 2.0, 0.0, 1.0, 0.5]
     found = build_loss(Loss(name, smoothing, class_weights=weights), 5)(LOGITS, LABELS)
     if name == 'ce':
-        expected = F.cross_entropy(LOGITS, LABELS, torch.tensor(weights), label_smoothing=smoothing)
+        expected = F.cross_entropy(
+            LOGITS, LABELS, torch.tensor(weights), reduction='none', label_smoothing=smoothing).mean()
     else:
         each = F.binary_cross_entropy_with_logits(LOGITS, F.one_hot(LABELS, 5).float(), reduction='none')
         expected = (each * torch.tensor(weights)).mean()
@@ -72,7 +73,26 @@ def test_weights_of_classes(name, smoothing):
 def test_balanced_weights_are_inverse_to_the_number_of_images():
     loss = build_loss(Loss(class_weights='balanced'), 3, labels=[0] * 6 + [1] * 3 + [2] * 2)
     weights = torch.tensor([1 / 6, 1 / 3, 1 / 2])
-    torch.testing.assert_close(loss.weight, weights / weights.mean())
+    torch.testing.assert_close(loss.weight, weights * 11 / 3)  # of 11 images the mean is 1
+
+
+@pytest.mark.parametrize('weights', ['balanced', [3.0, 1.0, 5.0]])
+def test_weights_change_the_scale_neither_with_mixed_labels_nor_with_the_division_of_a_step(weights):
+    labels = torch.tensor([0] * 12 + [1] * 3 + [2])
+    logits = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    loss = build_loss(Loss(class_weights=weights), 3, labels=labels.tolist())
+    whole = loss(logits, labels)
+    torch.testing.assert_close(torch.stack([loss(logits[i::4], labels[i::4]) for i in range(4)]).mean(), whole)
+    mixed = build_loss(Loss(class_weights=weights), 3, mixed=True, labels=labels.tolist())
+    torch.testing.assert_close(mixed(logits, F.one_hot(labels, 3).float()), whole)
+    torch.testing.assert_close(loss(torch.zeros(16, 3), labels), torch.tensor(3.0).log())
+    again = build_loss(Loss(class_weights=[10 * each for each in loss.weight.tolist()]), 3, labels=labels.tolist())
+    torch.testing.assert_close(again.weight, loss.weight)
+
+
+def test_weights_of_classes_without_images(refused):
+    with refused('class_weights: 0 for all classes', 'nothing', 'balanced'):
+        build_loss(Loss(class_weights=[0.0, 1.0]), 2, labels=[0, 0])
 
 
 @pytest.mark.parametrize('name', ['ce', 'bce'])
