@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .errors import message, nearest
+from .fused_blocks import FUSED
 
 __all__ = ['KNOWN', 'Point', 'known_points', 'named_points']
 
@@ -47,6 +48,11 @@ class End(NamedTuple):
     only_if: str = ''
 
 
+def path_of(cls: type) -> str:
+    """Return module and name of a class."""
+    return f'{cls.__module__}.{cls.__qualname__}'
+
+
 _SE = End('se', 'slot')
 # by exact class: a subclass may do anything else in `forward`
 KNOWN: dict[str, End] = {
@@ -60,8 +66,6 @@ KNOWN: dict[str, End] = {
     'se_timm.se_preresnet.PreActBasicBlock': _SE,
     'se_timm.se_preresnet.PreActBottleneck': _SE,
     'se_timm.se_shakeshake.ShakeBlock': _SE,
-    'se_timm.fused_blocks.FusedBasicBlock': _SE,
-    'se_timm.fused_blocks.FusedBottleneck': _SE,
     # stochastic depth in blocks of which some have no shortcut
     'timm.models.byobnet.BasicBlock': End('drop_path', 'before', only_if='shortcut'),
     'timm.models.byobnet.BottleneckBlock': End('drop_path', 'before', only_if='shortcut'),
@@ -99,15 +103,11 @@ KNOWN: dict[str, End] = {
     'torchvision.models.resnet.Bottleneck': End('bn3'),
     'torchvision.models.shufflenetv2.InvertedResidual': End('branch2'),  # before the concatenation
 }
+KNOWN |= {path_of(fused): KNOWN[path_of(block)] for block, fused in FUSED.items() if path_of(block) in KNOWN}
 # Stochastic depth drops residual branches, so that its module stands at the end of one, after everything that the
 # branch computes. Networks have it under these names, as an identity or None where the rate is zero.
 DROP_PATH = re.compile(r'(\w+_)?drop_path_?\d*|stochastic_depth')
 DROP_PATH_CLASSES = ('DropPath', 'StochasticDepth', 'Identity')
-
-
-def path_of(cls: type) -> str:
-    """Return module and name of a class."""
-    return f'{cls.__module__}.{cls.__qualname__}'
 
 
 def drop_paths(block: nn.Module) -> Iterator[str]:

@@ -739,6 +739,14 @@ def test_networks_with_a_place_for_attention_get_the_fused_tail():
     assert {choice.fused for choice in se_timm.explain(net.train()).values()} == {True}
 
 
+@pytest.mark.parametrize('name', ['legacy_seresnet18', 'legacy_seresnext26_32x4d', 'legacy_senet154'])
+def test_places_are_the_same_in_networks_that_are_fused(name):
+    plain, fused = (timm.create_model(name, device='meta') for _ in range(2))
+    se_timm.fuse(fused)
+    expected, found = (se_timm.add_se(net, at='layer1.*').places for net in (plain, fused))
+    assert found == expected
+
+
 def test_se_goes_into_networks_that_are_fused():
     net = timm.create_model('resnet18')
     se_timm.fuse(net)
