@@ -83,14 +83,33 @@ def prune_se(
         raise ValueError(message(
             f'gates: of {", ".join(gates) or "no block"}', f'those of {missing[0]} are missing',
             'give the mean gates of each block that is taken out, or no gates at all'))
+    given = {block.name: None if gates is None else one_dimensional(block.name, gates[block.name]) for block in chosen}
     channels, height, width = size_of(net, input_size)
     size = channels, height, width
     before = cost(net, size)
-    if not inplace:
-        net = copy.deepcopy(net)
-    done = {block.name: take_out(net, block, None if gates is None else gates[block.name]) for block in chosen}
-    after = cost(net, size)
-    return Pruned(net, done, before.parameters - after.parameters, before.multiply_adds - after.multiply_adds)
+    pruned = copy.deepcopy(net)  # where that fails, `net` is what it was
+    try:
+        done = {block.name: take_out(pruned, block, given[block.name]) for block in chosen}
+        after = cost(pruned, size)
+    except RuntimeError as error:
+        raise ValueError(message(
+            f'gates: {", ".join(f"{len(gate)} of {name}" for name, gate in given.items() if gate is not None)}',
+            f'a block has another number of channels ({error})', 'give the mean gates of this network')) from error
+    if inplace:
+        for block in chosen:
+            take_out(net, block, given[block.name])
+    return Pruned(net if inplace else pruned, done, before.parameters - after.parameters,
+                  before.multiply_adds - after.multiply_adds)
+
+
+def one_dimensional(name: str, gate: Any) -> Tensor:
+    """Return the gate of a block if it is a number for each channel, else raise `ValueError`."""
+    if isinstance(gate, Tensor) and gate.ndim == 1:
+        return gate
+    given = f'of shape {tuple(gate.shape)}' if isinstance(gate, Tensor) else f'of type {type(gate).__name__}'
+    raise ValueError(message(
+        f'gates[{name!r}]: {given}', 'it must be a tensor with a number for each channel',
+        'give the mean over the images, such as gates.mean(0)'))
 
 
 @torch.no_grad()

@@ -103,3 +103,21 @@ def test_gates_that_are_missing_are_named():
 def test_unknown_block_is_named():
     with pytest.raises(ValueError, match='SE_6_1'):
         prune_se(network('se_resnet18'), 'SE_6_1')
+
+
+@pytest.mark.parametrize(('gate', 'given'), [
+    (torch.rand(8, 512), 'of shape (8, 512)'), (torch.rand(7), '512 of layer4.0, 7 of layer4.1'),
+    ([0.5] * 512, 'of type list'), (0.5, 'of type float')])
+@pytest.mark.parametrize('name', ['se_resnet18', 'regnety_002'])
+def test_gates_that_are_none_leave_the_network_as_it_is(name, gate, given):
+    net = network(name)
+    first, second = (block.name for block in find_se(net)[-2:])
+    before = copy.deepcopy(net.state_dict())
+    channels = last_layer(net.get_submodule(find_se(net)[-2].module)).out_channels
+    with pytest.raises(ValueError, match='gates') as error:
+        prune_se(net, [first, second], {first: torch.rand(channels), second: gate}, inplace=True)
+    if name == 'se_resnet18':
+        assert given in str(error.value)
+    assert net.state_dict().keys() == before.keys()
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
