@@ -5,6 +5,7 @@ import dataclasses
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
 import warnings
@@ -21,7 +22,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from se_timm.errors import InputError, message
 
@@ -518,6 +519,8 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
             seed_everything_default=0, auto_configure_optimizers=False, load_from_checkpoint_support=False,
             trainer_defaults={'logger': False, 'enable_model_summary': False},
             save_config_callback=RecordConfig, save_config_kwargs={'save_to_log_dir': False})
+    except SIGTERMException:  # Lightning's own, without a status
+        sys.exit(128 + signal.SIGTERM)
     except (InputError, ValueError) as error:
         if (text := three_lines(str(error))) is None:
             raise

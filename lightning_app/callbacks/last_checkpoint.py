@@ -61,16 +61,21 @@ class LastCheckpoint(Checkpoint):
                 f'trainer.callbacks: {others[0]} after LastCheckpoint', 'its state would be saved before it changes',
                 'list LastCheckpoint last'))
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to the signals, as Lightning has begun to."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have Lightning install these handlers of signals, not its own, which take part in a collective."""
         if self.signals:
-            self.signals.install()
+            connector: Any = trainer._signal_connector
+            signals = self.signals
+
+            def install() -> None:
+                del connector.register_signal_handlers  # the next time its own again
+                signals.install()
+
+            connector.register_signal_handlers = install
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to the signals, also where there was no sanity check."""
+        """Leave out Lightning's notice of a signal: a collective and a wait for the device at every batch."""
         if self.signals:
-            self.signals.install()
-            # Lightning's own notice of a signal: a collective and a wait for the device at every batch
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

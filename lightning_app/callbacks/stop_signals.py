@@ -27,8 +27,8 @@ class StopSignals:
 
     def install(self) -> None:
         """Listen, in place of Lightning, whose handler takes part in a collective that only this process may be in."""
+        self.received = 0
         if threading.current_thread() is threading.main_thread() and not self._handlers:
-            self.received = 0
             for name in STOP_SIGNALS:
                 if number := getattr(signal, name, None):  # Windows has no SIGUSR1
                     self._handlers[number] = signal.signal(number, self._note)
