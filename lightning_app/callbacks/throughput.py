@@ -1,6 +1,7 @@
 """Training speed, measured without waiting for the device."""
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -18,47 +19,65 @@ class Throughput(Callback):
     `train/data_wait` is the share of that time, in percent, between the end of a batch and the arrival of the next on
     the device, in this process. If it is more than a few, more or faster workers make the training faster.
 
-    Validation, checkpoints and the first step of an epoch (which starts the workers) are not counted. The clock is read
-    when metrics are logged, at which moment Lightning reads them from the device anyway.
+    Validation, checkpoints, with the step after them, and the first step of an epoch (which starts the workers) are not
+    counted; where nothing else lies between two logging steps, both are NaN. The clock is read when metrics are logged,
+    at which moment Lightning reads them from the device anyway.
     """
 
     def __init__(self) -> None:
         self._start: float | None = None
-        self._ended: float | None = None
+        self._ended = 0.0
+        self._stopped: float | None = None
+        self._left_out = False
         self._images = 0
         self._waited = 0.0
 
-    def _forget(self) -> None:
-        self._start = self._ended = None
+    def _stop(self) -> None:
+        if self._stopped is None:
+            self._stopped = time.perf_counter()
+
+    def _go_on(self) -> float:
+        """Leave out the time in which the clock stood, if it did; return what it shows now."""
+        now = time.perf_counter()
+        if self._stopped is not None and self._start is not None:
+            self._start += now - self._stopped
+        self._stopped = None
+        return now
 
     def on_save_checkpoint(
             self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Forget what lies before the checkpoint."""
-        self._forget()
+        """Stop the clock: nothing tells when the checkpoint is written, so that it goes on after the next step."""
+        self._stop()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._stop()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the clock go on: from now on the next batch is waited for."""
+        self._ended = self._go_on()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what lies before the epoch."""
-        self._forget()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what lies before and in the validation."""
-        self._forget()
+        self._start = self._stopped = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note how long the batch was waited for."""
-        if self._ended is not None:
+        self._left_out = self._stopped is not None
+        if not self._left_out:
             self._waited += time.perf_counter() - self._ended
 
     def on_train_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the batch; at a logging step, log the speed."""
-        now = self._ended = time.perf_counter()
+        now = self._ended = self._go_on()
         if self._start is None:  # the clock starts after the first step
             self._begin(now)
             return
-        self._images += len(batch[1]) * trainer.world_size
+        self._images += 0 if self._left_out else len(batch[1]) * trainer.world_size
         if is_logging_step(trainer, batch_idx):
-            seconds = now - self._start
+            # Lightning logs a value again where there is none
+            seconds = now - self._start if self._images else math.nan
             pl_module.log_dict({'train/images_per_second': self._images / seconds,
                                 'train/data_wait': 100 * self._waited / seconds})
             self._begin(now)

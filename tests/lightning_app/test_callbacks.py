@@ -1,4 +1,5 @@
 """Weight averaging, throughput, the gradient's norm, the progress bar and the lines that a training prints."""
+import math
 import re
 import shlex
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_app import ImageClassifier
 from lightning_app.callbacks import (
     GradientNorm,
+    LastCheckpoint,
     NetworkSummary,
     ProgressBar,
     ProgressiveSize,
@@ -158,7 +160,9 @@ def test_share_of_time_that_goes_by_until_the_data_are_there(
     assert values == pytest.approx([25] * len(values))
 
 
-def test_throughput_leaves_out_checkpoints_within_an_epoch(clock, make_trainer, photo_data, tmp_path, read_csv):
+@pytest.mark.parametrize('order', [1, -1])
+def test_throughput_leaves_out_checkpoints_within_an_epoch(
+        order, clock, make_trainer, photo_data, tmp_path, read_csv):
     class SlowDisk(TorchCheckpointIO):
         def save_checkpoint(self, *args, **kwargs):
             clock.now += 100
@@ -166,10 +170,38 @@ def test_throughput_leaves_out_checkpoints_within_an_epoch(clock, make_trainer, 
 
     make_trainer(
         logger=CsvLogger(str(tmp_path / 'run')), enable_checkpointing=True, plugins=[SlowDisk()], callbacks=[
-            Pass(clock), Throughput(), ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2, save_top_k=-1)],
+            Pass(clock), *[Throughput(), LastCheckpoint(every_n_steps=2)][::order]],
     ).fit(classifier(), photo_data(batch_size=4))
-    values = [value for _, value in read_csv(tmp_path / 'run', 'train/images_per_second')]
-    assert values == pytest.approx([4] * len(values))
+    values = dict(read_csv(tmp_path / 'run', 'train/images_per_second'))
+    assert values == pytest.approx({1: 4, 2: math.nan, 3: 4, 4: math.nan, 5: math.nan}, nan_ok=True)
+
+
+class Hurry(Callback):
+    """Lets each step take less time than the one before it."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def on_before_backward(self, trainer, *_):
+        self.clock.now += 1 / (1 + trainer.global_step)
+
+
+@pytest.mark.parametrize(('options', 'saved', 'counted'), [
+    ({}, None, {1: [1], 2: [2], 3: [3], 4: [4], 5: []}),  # a checkpoint lies before the step before a validation
+    ({'log_every_n_steps': 2}, None, {1: [1], 3: [2, 3], 5: [4]}),
+    ({'log_every_n_steps': 2}, 1, {1: [], 3: [], 5: []}),
+    ({'log_every_n_steps': 3}, 2, {2: [1], 5: [3]}),
+    ({'log_every_n_steps': 2, 'val_check_interval': 2}, None, {1: [], 3: [2], 5: [4]})])
+def test_each_speed_is_that_of_its_own_steps(
+        options, saved, counted, clock, make_trainer, photo_data, tmp_path, read_csv):
+    """None is one that was logged before, where a checkpoint or a validation lies between."""
+    make_trainer(
+        logger=CsvLogger(str(tmp_path)), default_root_dir=tmp_path, enable_checkpointing=True, **options,
+        callbacks=[Hurry(clock), Throughput(), LastCheckpoint(every_n_steps=saved)],
+    ).fit(classifier(), photo_data(batch_size=4))
+    expected = {step: 4 * len(steps) / sum(1 / (1 + each) for each in steps) if steps else math.nan
+                for step, steps in counted.items()}
+    assert dict(read_csv(tmp_path, 'train/images_per_second')) == pytest.approx(expected, nan_ok=True)
 
 
 # Progressive sizes
