@@ -122,7 +122,7 @@ def position(trainer: Trainer) -> dict[str, int] | None:
     return {
         'epoch': epochs_done(trainer), 'images': batches_done(trainer) * data.images_per_batch,
         'length': len(data.training), 'seed': run_seed(), 'batch_size': data.batch_size,
-        'images_per_batch': data.images_per_batch, 'processes': trainer.world_size,
+        'images_per_batch': data.images_per_batch, 'repeats': data.repeats, 'processes': trainer.world_size,
         'accumulated': trainer.accumulate_grad_batches}
 
 
@@ -222,6 +222,7 @@ def check_order(trainer: Trainer) -> None:
 def check_same_epoch(data: ImageDataModule, there: dict[str, int]) -> None:
     """Raise `InputError` if the epoch of the checkpoint is another in this run, in which images would repeat."""
     for key, now, then in (('seed_everything', run_seed(), there['seed']),
+                           ('data.repeats', data.repeats, there.get('repeats', data.repeats)),
                            ('data: training images', len(data.training), there['length'])):
         if now != then:
             raise InputError(message(

@@ -465,6 +465,7 @@ def test_whole_epoch_is_seen_once(steps, monkeypatch):
 
 @pytest.mark.parametrize(('settings', 'given', 'why'), [
     ({'seed_everything': 1}, 'seed_everything: 1', 'begun with 0'),
+    ({'data.repeats': 2}, 'data.repeats: 2', 'begun with 1'),
     ({'data.batch_size': 6}, 'data.batch_size: 6', 'after 8 images'),
 ])
 def test_epoch_that_cannot_be_continued(steps, cli_error, settings, given, why):
