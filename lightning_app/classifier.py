@@ -173,7 +173,8 @@ class ImageClassifier(LightningModule):
             cfg = self.net.pretrained_cfg
             normalisation = {name: getattr(data, 'normalisation_settings', cfg)[name] for name in ('mean', 'std')}
             self.teacher = Teacher(
-                self.distill, self.net.num_classes, normalisation, self.device, self.memory_format, convert)
+                self.distill, self.net.num_classes, normalisation, self.device, self.memory_format, convert,
+                self._classes_of_data())
 
     def _classes_of_data(self) -> list[str] | None:
         """Return the names of the classes of the images at hand, if they have labels."""

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 
 from se_timm.errors import InputError, message
 
-from .network import INITIAL_WEIGHTS, create_network
+from .data.base import evaluation_settings
+from .network import INITIAL_WEIGHTS, create_network, own_checkpoint
 
 __all__ = ['Distill', 'Teacher', 'check_distill']
-
-IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ class Teacher:
         device: Where it computes.
         memory_format: Of its weights and images.
         convert: Gives a module the dtype of the training's precision, as Lightning's precision plugins do.
+        class_names: Of the student, if they are known.
 
     Raises:
         InputError: If it cannot be made, or has other classes.
@@ -72,7 +72,8 @@ class Teacher:
 
     def __init__(
             self, distill: Distill, num_classes: int, normalisation: dict[str, Any], device: torch.device,
-            memory_format: torch.memory_format, convert: Callable[[Any], Any] = lambda net: net) -> None:
+            memory_format: torch.memory_format, convert: Callable[[Any], Any] = lambda net: net,
+            class_names: list[str] | None = None) -> None:
         self.distill = distill
         net: Any
         net, trained = create_network(
@@ -84,13 +85,26 @@ class Teacher:
                 f'the network that it teaches has {num_classes}, and the teacher {net.num_classes}',
                 'take a teacher that was trained on the same classes, by network.checkpoint_path and num_classes'))
         self.net = convert(net).to(device, memory_format=memory_format).eval().requires_grad_(False)
-        own = {**IMAGENET, **{name: net.pretrained_cfg[name] for name in IMAGENET if name in net.pretrained_cfg}}
-        self.same = all(tuple(normalisation[name]) == tuple(own[name]) for name in IMAGENET)
+        own = self._normalisation_of(net, class_names)
+        self.same = all(tuple(normalisation[name]) == tuple(own[name]) for name in normalisation)
         mean, std, own_mean, own_std = (
             torch.tensor(values, device=device).view(-1, 1, 1)
             for values in (normalisation['mean'], normalisation['std'], own['mean'], own['std']))
         # (x * std + mean - own_mean) / own_std, nothing where both are equal
         self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
+
+    def _normalisation_of(self, net: Any, class_names: list[str] | None) -> dict[str, Any]:
+        """Return `mean` and `std` of the images that the teacher was trained on, which had these classes."""
+        path = self.distill.network.get('checkpoint_path')
+        recorded = (own_checkpoint(path) if path else None) or {}
+        pairs = enumerate(zip(recorded.get('class_names') or [], class_names or [], strict=False))
+        if other := next(((label, *pair) for label, pair in pairs if pair[0] != pair[1]), None):
+            raise InputError(message(
+                f'model.distill.network.checkpoint_path: {path}',
+                'class {} was {} when it was trained, and is {} here'.format(*other),
+                'take a teacher that was trained on the same classes, by the same names'))
+        given = (recorded.get('data') or {}).get('init_args') or {}
+        return evaluation_settings(given, net.pretrained_cfg)[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self  # a copy of the student, such as a weight average, needs no teacher of its own

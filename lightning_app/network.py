@@ -18,7 +18,10 @@ from se_timm.residual_tail import BACKENDS
 
 from .checkpoints import mapped
 
-__all__ = ['INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'fuse_network']
+__all__ = [
+    'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'fuse_network',
+    'own_checkpoint',
+]
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
 REFUSED = {  # others of them: why, and what to do instead
@@ -105,15 +108,18 @@ def with_se(net: nn.Module, arguments: dict[str, Any]) -> nn.Module:
     return report.net
 
 
-def own_weights(path: str) -> dict[str, Tensor] | None:
-    """Return the network's weights of a checkpoint of this program; None for any other file, which timm reads."""
+def own_checkpoint(path: str) -> dict[str, Any] | None:
+    """Return a checkpoint of this program; None for any other file, which timm reads."""
     try:
         # mapped, not read: what is not ours timm reads in its turn
         checkpoint = mapped(path)
     except Exception:  # whatever such a file makes the unpickler do
         return None
-    if not isinstance(checkpoint, dict) or 'pytorch-lightning_version' not in checkpoint:
-        return None
+    return checkpoint if isinstance(checkpoint, dict) and 'pytorch-lightning_version' in checkpoint else None
+
+
+def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the network's weights of a checkpoint of this program."""
     return {key.removeprefix('net.'): value for key, value in checkpoint['state_dict'].items()
             if key.startswith('net.')}
 
@@ -156,7 +162,8 @@ def create_network(
         raise InputError(message(
             f'{keys[1]}.checkpoint_path: {path}', 'there is no such file',
             'name a file with weights of the network, or leave it out'))
-    weights = own_weights(path) if path else None
+    checkpoint = own_checkpoint(path) if path else None
+    weights = None if checkpoint is None else weights_of(checkpoint)
     try:
         if weights is None and (not path or path.lower().endswith(('.npz', '.npy'))):
             net = timm.create_model(name, **arguments)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lightning_app import ImageClassifier
 from lightning_app.callbacks import WeightEMA
+from lightning_app.cli import main
 from lightning_app.distillation import Distill, Teacher, check_distill
 from lightning_app.optim import Optim
 
@@ -92,6 +93,35 @@ def test_teacher_of_other_classes_is_refused(trained, make_trainer, photo_data, 
     with refused('test_resnet with weights of 5 classes', 'it teaches has 3', 'the same classes'):
         make_trainer().fit(ImageClassifier('test_resnet', num_classes=3, distill=Distill('test_resnet', network)),
                            photo_data())
+
+
+@pytest.fixture
+def own_teacher(on_photos, in_tmp_path):
+    """A teacher that was trained by this program, on images of another normalisation than its network has."""
+    main(['fit', *on_photos, '--data.mean=[0,0,0]', '--data.std=[0.02,0.02,0.02]'])
+    file = next(in_tmp_path.rglob('*.ckpt'))
+    return file, Distill('test_resnet', {'checkpoint_path': str(file), 'num_classes': 3}, weight=1.0)
+
+
+def test_teacher_of_this_program_sees_images_as_it_was_trained(own_teacher, make_trainer, photo_data):
+    file, distill = own_teacher
+    model = ImageClassifier('test_resnet', num_classes=3, distill=distill)
+    make_trainer(limit_train_batches=1).fit(model, photo_data())
+    net, images = ImageClassifier.load_from_checkpoint(file).net.eval(), torch.rand(4, 3, 32, 32)
+    mean, std = (torch.tensor(model.net.pretrained_cfg[name]).view(3, 1, 1) for name in ('mean', 'std'))
+    seen = []
+    model.teacher.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.teacher.loss((images - mean) / std, torch.randn(4, 3), torch.tensor(0.0))
+    torch.testing.assert_close(seen[0], images / 0.02, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.teacher.net(images / 0.02), net(images / 0.02))
+
+
+def test_teacher_of_other_classes_of_the_same_number_is_refused(
+        own_teacher, make_trainer, photo_data, photos, refused):
+    for split in ('train', 'val'):
+        (photos / split / 'bee').rename(photos / split / 'dog')  # then cat is the second
+    with refused('checkpoint_path: ', 'class 1 was bee when it was trained, and is cat here', 'the same classes'):
+        make_trainer().fit(ImageClassifier('test_resnet', num_classes=3, distill=own_teacher[1]), photo_data())
 
 
 @pytest.mark.parametrize(('distill', 'given'), [
