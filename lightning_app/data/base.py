@@ -324,6 +324,19 @@ class ImageDataModule(LightningDataModule):
                 f'data.batch_size: {self.batch_size}',
                 f'with {len(self.training)} training images not one step is left, as incomplete batches are left out',
                 f'take a batch size of at most {len(self.training)}'))
+        if self.trainer:
+            self._check_validations(self.trainer)
+
+    def _check_validations(self, trainer: Any) -> None:
+        every, limit = trainer.val_check_interval, trainer.limit_train_batches
+        batches = len(self.training) // self.batch_size * trainer.accumulate_grad_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        within_epochs = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
+        if within_epochs and isinstance(every, int) and every > batches:
+            raise InputError(message(
+                f'trainer.val_check_interval: {every}', f'an epoch has {batches} batches',
+                f'take at most {batches}, a share of them such as 0.5, or count over the epochs by '
+                'trainer.check_val_every_n_epoch: null'))
 
     def _checked(self, source: Source) -> Source:
         if self.given_num_classes is not None and len(source.classes) != self.given_num_classes:

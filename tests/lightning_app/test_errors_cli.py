@@ -247,6 +247,21 @@ def test_warmup_longer_than_the_training(refused, on_photos, in_tmp_path):
     assert not Path('runs').exists()  # neither a folder nor a run of W&B's, before it is known
 
 
+@pytest.mark.parametrize(('options', 'batches'), [
+    ([], 3), (['--trainer.limit_train_batches=2'], 2), (['--trainer.accumulate_grad_batches=2'], 6),
+    (['--trainer.limit_train_batches=0.5', '--trainer.accumulate_grad_batches=2'], 3)])
+def test_validations_further_apart_than_an_epoch(options, batches, refused, on_photos):
+    args = ['fit', *on_photos, *options]
+    refused([*args, f'--trainer.val_check_interval={batches + 1}'], f'val_check_interval: {batches + 1}',
+            f'{batches} batches', 'check_val_every_n_epoch: null')
+
+
+def test_validation_after_the_last_batch_of_an_epoch(on_photos):
+    args = ['fit', *on_photos, '--trainer.limit_train_batches=2']
+    assert main([*args, '--trainer.val_check_interval=2']).trainer.global_step == 2
+    main([*args, '--trainer.val_check_interval=5', '--trainer.check_val_every_n_epoch=null'])
+
+
 # The data
 
 
