@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .runs import Run
+from .runs import Run, natural
 
 __all__ = ['differing', 'labels', 'settings', 'with_other_seeds']
 
@@ -65,15 +65,18 @@ def place(key: str) -> int:
 
 
 def with_other_seeds(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return the groups of runs whose settings are the same but for the seed."""
+    """Return the groups of runs whose settings are the same but for the seed.
+
+    Of several runs with a seed, it is the one that came furthest, the last of those: never the best, as the mean over
+    the seeds would be too good.
+    """
     groups: dict[Any, dict[str | None, Run]] = {}
-    for run in runs:
-        if not run.config:
-            continue
-        found = settings(run)
-        seed = found.pop(SEED, None)
-        groups.setdefault(frozenset(found.items()), {}).setdefault(seed, run)
-    return [list(group.values()) for group in groups.values() if len(group) > 1]
+    for run in sorted(runs, key=lambda run: (run.epochs, natural(str(run.folder)))):
+        if run.config:
+            found = settings(run)
+            seed = found.pop(SEED, None)
+            groups.setdefault(frozenset(found.items()), {})[seed] = run
+    return [[run for run in runs if run in group.values()] for group in groups.values() if len(group) > 1]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

@@ -354,6 +354,14 @@ def test_seeds_are_put_together(write_run, in_tmp_path, shown):
         ['se_resnet50', '3', '63.00 +- 3.6', '3.370 +- 0.036', 'se2, se1, se0']]
 
 
+def test_of_a_seed_the_last_run_that_came_furthest_counts_not_the_best(write_run, in_tmp_path, shown):
+    for name, seed, top1 in (('version_2', 0, (50, 70)), ('version_10', 0, (50, 60)), ('version_3', 1, (50, 64)),
+                             ('version_4', 2, (90,)), ('version_1', 2, (50, 65))):
+        write_run(name, validated(*top1), config={'seed_everything': seed})
+    line = shown('.')['mean'].splitlines()[2]
+    assert re.split(r' {2,}', line) == ['se_resnet50', '3', '63.00 +- 2.6', 'version_1, version_3, version_10']
+
+
 # The paper
 
 
