@@ -179,7 +179,7 @@ def create_network(
         if '\n  why: ' in str(error):  # one of our own networks: the message is complete
             raise InputError(str(error)) from error
         raise InputError(message(
-            f'{keys[0].rpartition(".")[0]}: {name} with {arguments}', str(error) or type(error).__name__,
+            f'{keys[0].rpartition(".")[0] or keys[0]}: {name} with {arguments}', str(error) or type(error).__name__,
             f'give the weights as a file by {keys[1]}.checkpoint_path, or try again with a network connection'
             if isinstance(error, OSError) else
             f"correct {keys[0]} or {keys[1]}; the arguments are those of the network's class in timm")) from error

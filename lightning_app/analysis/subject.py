@@ -98,7 +98,12 @@ def trained_network(name: str | None, network: dict[str, Any]) -> Any:
             'no network', 'there is nothing to analyse',
             'say --ckpt_path runs/.../best.ckpt, or --name se_resnet50 for pretrained weights'))
     arguments = {**({} if network.get('checkpoint_path') else {'pretrained': True}), **network}
-    net, _ = create_network(name, ('name', 'network'), **arguments)
+    net, classes = create_network(name, ('name', 'network'), **arguments)
+    if classes is not None:
+        raise InputError(message(
+            f'network: {name} with {net.num_classes} classes',
+            f'its weights are of {classes} classes, and a classifier of others would be random',
+            f'say num_classes: {classes} among its arguments'))
     return net
 
 

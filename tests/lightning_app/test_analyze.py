@@ -50,6 +50,7 @@ def trained(on_photos, in_tmp_path):
 @pytest.fixture
 def constant(trained):
     """A file of weights of a network whose last gates depend on no image."""
+    torch.manual_seed(0)
     for block in find_se(trained.net)[-2:]:
         fc2 = trained.net.get_submodule(block.module).fc2
         torch.nn.init.zeros_(fc2.weight)
@@ -211,6 +212,10 @@ def test_first_images_of_each_class():
     (['--ckpt_path=PATH', '--output=a_file'], ('output: a_file', 'exists', 'name a folder')),
     (['--name=se_resnet20_cifar', '--network={checkpoint_path: WEIGHTS, num_classes: 3}'],
      ('root: none', 'there are no images', '--root DIR')),
+    (['--name=se_resnet20_cifar', '--root=PHOTOS', '--network={checkpoint_path: WEIGHTS, num_classes: 10}'],
+     ('se_resnet20_cifar with 10 classes', 'weights are of 3 classes', 'num_classes: 3')),
+    (['--name=se_resnet32_cifar', '--root=PHOTOS', '--network={checkpoint_path: WEIGHTS, num_classes: 3}'],
+     ('name: se_resnet32_cifar with', '', '')),
     (['--name=se_resnet5', '--root=PHOTOS'], ('name: ', 'there is no such', 'se_resnet50')),
     (['--ckpt_path=PATH', '--image_per_class=3'], ('--image_per_class', 'there is no such option', 'images_per_class')),
 ], ids=str)
