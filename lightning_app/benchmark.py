@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from se_timm.errors import check_least
 from se_timm.tables import aligned
 
 from .callbacks import Gates, LastCheckpoint, ProgressBar, Throughput, WeightEMA
@@ -131,7 +132,8 @@ def parts(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
 
 def benchmark(
         name: str = 'se_resnet18', batch_size: int = 16, size: int = 112, steps: int = 20, rounds: int = 7,
-        precision: str = '32', accelerator: str = 'auto', threads: int | None = None,
+        precision: Literal['32', 'bf16-mixed'] = '32',
+        accelerator: Literal['auto', 'cpu', 'cuda', 'gpu', 'mps'] = 'auto', threads: int | None = None,
         stage: Literal['fit', 'validate'] = 'fit',
 ) -> dict[str, float]:
     """Time the training step of `fit` with its parts, beside a bare loop with the same network, data and optimiser.
@@ -145,14 +147,19 @@ def benchmark(
         size: Their side in pixels.
         steps: Steps in a round of a row.
         rounds: How often all rows are run.
-        precision: `32` or `bf16-mixed`.
-        accelerator: Lightning's.
+        precision: Of both, `32` or `bf16-mixed`.
+        accelerator: Where they compute.
         threads: Of PyTorch on the CPU; its own choice where not given.
         stage: `fit` or `validate`.
+
+    Raises:
+        InputError: For numbers with which nothing can be measured.
 
     Returns:
         For each row the time of its step relative to that of the first.
     """
+    check_least(1, batch_size=batch_size, size=size, rounds=rounds, threads=1 if threads is None else threads)
+    check_least(WARMUP + 2, steps=steps)
     if threads:
         torch.set_num_threads(threads)
     times: dict[str, list[float]] = {}

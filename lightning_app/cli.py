@@ -484,7 +484,9 @@ def run_verb(verb: str, args: list[str]) -> Any:
         if (text := three_lines(str(error))) is None:
             raise
         print(f'\nerror: {text}', file=sys.stderr)
-        sys.exit(2)
+    except MisconfigurationException as error:
+        print('\nerror: ' + message(verb, str(error), f'see {PROG} {verb} --help'), file=sys.stderr)
+    sys.exit(2)
 
 
 def main(args: ArgsType = None, run: bool = True) -> Any:

@@ -18,7 +18,7 @@ from PIL import Image
 from timm.data import create_loader
 from torch.utils.data import DataLoader, Dataset
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_least, message
 from se_timm.tables import aligned
 
 from .data.augment import OWN, Augment, timm_settings, training_transform
@@ -136,7 +136,9 @@ def loading(
     Raises:
         InputError: If there are too few images, they cannot be had from storage, or timm cannot augment so.
     """
-    check_numbers(size=size, batch_size=batch_size, images=images, rounds=rounds, workers=workers)
+    made = dict(zip(('width of made_size', 'height of made_size'), made_size or (), strict=False))
+    gpu = {} if images_per_second is None else {'images_per_second': images_per_second}
+    check_least(1, size=size, batch_size=batch_size, images=images, rounds=rounds, workers=workers, **made, **gpu)
     sources = {root: Part(open_split(root, split, 'root'), images, made_size) for root in roots}
     first = sources[roots[0]]
     check(first, batch_size, workers, cold)
@@ -164,13 +166,6 @@ def loading(
         print(f'A GPU that trains on {images_per_second:.0f} images/s needs {math.ceil(images_per_second / one)} cores '
               f'that load {one:.0f} images/s each; this machine has {cores()}.')
     return medians
-
-
-def check_numbers(**numbers: int) -> None:
-    """Raise `InputError` for a number below 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise InputError(message(f'{name}: {number}', 'nothing would be loaded', 'take a number from 1'))
 
 
 def check(source: Source, batch_size: int, workers: int, cold: bool) -> None:

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-__all__ = ['ArgumentParser', 'InputError', 'check_switches', 'exit_status', 'message', 'nearest', 'unknown']
+__all__ = [
+    'ArgumentParser', 'InputError', 'check_least', 'check_switches', 'exit_status', 'message', 'nearest', 'unknown',
+]
 
 
 class InputError(ValueError):
@@ -55,6 +57,13 @@ def check_switches(**switches: object) -> None:
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise ValueError(message(f'{name}: {value!r}', 'it is a switch', 'say True or False'))
+
+
+def check_least(least: int, **numbers: float) -> None:
+    """Raise `InputError` for a number of a measurement below `least`."""
+    for name, number in numbers.items():
+        if number < least:
+            raise InputError(message(f'{name}: {number}', 'nothing could be measured', f'take a number from {least}'))
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -28,3 +28,11 @@ def test_validation_with_and_without_gates(capsys):
 
 def test_unknown_option(cli_error):
     assert 'rounds' in cli_error(['benchmark', '--round=3'])[2]
+
+
+@pytest.mark.parametrize(('option', 'do'), [
+    ('--steps=4', 'take a number from 5'), ('--rounds=0', 'from 1'), ('--batch_size=0', 'from 1'),
+    ('--size=0', 'from 1'), ('--threads=0', 'from 1'), ('--precision=16-mixed', 'bf16-mixed'),
+    ('--accelerator=foo', 'correct')])
+def test_what_cannot_be_measured(option, do, cli_error):
+    assert do in cli_error(['benchmark', option])[2]

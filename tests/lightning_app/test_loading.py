@@ -83,7 +83,8 @@ def test_augmentation_that_timm_has_not(root, capsys, option, named):
     assert "timm's loader, the other side, has no such thing" in error
 
 
-@pytest.mark.parametrize('option', ['rounds=0', 'workers=0', 'batch_size=0', 'size=-1', 'images=0'])
+@pytest.mark.parametrize('option', [
+    'rounds=0', 'workers=0', 'batch_size=0', 'size=-1', 'images=0', 'images_per_second=-5'])
 def test_numbers_by_which_nothing_is_loaded(root, capsys, option):
     with pytest.raises(SystemExit):
         rows(root, f'--{option}')
