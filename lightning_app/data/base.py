@@ -328,7 +328,8 @@ class ImageDataModule(LightningDataModule):
             self._check_validations(self.trainer)
 
     def _check_validations(self, trainer: Any) -> None:
-        every, limit = trainer.val_check_interval, trainer.limit_train_batches
+        every = getattr(trainer, 'val_check_interval', None)  # not set where it is a time
+        limit = trainer.limit_train_batches
         batches = len(self.training) // self.batch_size * trainer.accumulate_grad_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         within_epochs = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
