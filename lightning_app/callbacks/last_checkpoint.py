@@ -114,20 +114,20 @@ class LastCheckpoint(Checkpoint):
             self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
             dataloader_idx: int = 0) -> None:
         """End the training if it shall stop."""
-        if trainer.val_check_batch is None and not trainer.sanity_checking:
-            # validations by time, whose step has no checkpoint: one is written after them
-            self.after_validation |= bool(self.signals and self.signals.received)
+        if within_epoch_by_time(trainer):
             return
         if number := self._asked_to_stop(trainer, batch_idx % log_interval(trainer) == 0):
             self.leave(trainer, number)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if it was time to before a validation within an epoch, and end the training if it shall stop."""
-        if self.after_validation:
+        asks = self.after_validation or within_epoch_by_time(trainer)
+        number = self._asked_to_stop(trainer, True) if asks else 0
+        if self.after_validation or number:
             self.after_validation = False
             self.save(trainer)
-            if number := self._asked_to_stop(trainer, True):
-                self.leave(trainer, number)
+        if number:
+            self.leave(trainer, number)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and end the training if it shall stop."""
@@ -186,6 +186,12 @@ def out_of_time(trainer: Trainer) -> bool:
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     over = any((timer.time_remaining() or math.inf) < 0 for timer in timers)
     return over and trainer.global_step != trainer.max_steps and epochs_done(trainer) != trainer.max_epochs
+
+
+def within_epoch_by_time(trainer: Any) -> bool:
+    """Return whether a validation is one of those by time, before whose step no checkpoint is written."""
+    ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return trainer.val_check_batch is None and not trainer.sanity_checking and not ends_epoch
 
 
 def validates_soon(trainer: Any, batch_idx: int) -> bool:
