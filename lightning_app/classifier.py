@@ -69,8 +69,8 @@ class ImageClassifier(LightningModule):
         network: Arguments of `timm.create_model`, such as `reduction: 8` or `pretrained: true`.
         plain: Build the plain twin, the same network without SE. An argument of its own, since a later config replaces
             the whole of `network`.
-        add_se: Put SE into the network, after its initial weights are loaded: arguments of `se_timm.add_se`, such as
-            `identity_start: true`, or `{}` for its defaults. The plain twin goes without.
+        add_se: Put SE into the network, after its initial weights are loaded, unless these have it: arguments of
+            `se_timm.add_se`, such as `identity_start: true`, or `{}` for its defaults. The plain twin goes without.
         optim: The optimiser.
         schedule: The learning rate over the epochs.
         loss: The training loss.

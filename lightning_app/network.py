@@ -66,8 +66,15 @@ def build_network(
         InputError: If it cannot be made.
     """
     check_arguments(network or {})
+    wanted = None if plain else add_se
+    path = (network or {}).get('checkpoint_path')
+    there = inserted_in(own_checkpoint(path)) if path else None
+    if there is not None and there != wanted:
+        raise InputError(message(
+            f'model.add_se: {wanted}', f'the network in {path} was trained with {there}',
+            'say the same, or take weights of a network without it'))
     net, classes = create_network(name, num_classes=num_classes, **arguments_of(network, plain, add_se))
-    return with_se(net, add_se) if add_se is not None and not plain else net, classes
+    return net if wanted is None or there is not None else with_se(net, wanted), classes
 
 
 def fuse_network(net: nn.Module, backend: str, recompute: bool = False) -> None:
@@ -118,6 +125,12 @@ def own_checkpoint(path: str) -> dict[str, Any] | None:
     return checkpoint if isinstance(checkpoint, dict) and 'pytorch-lightning_version' in checkpoint else None
 
 
+def inserted_in(checkpoint: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return `model.add_se` of the network in a checkpoint of this program, None where it has no such SE."""
+    hparams = (checkpoint or {}).get('hyper_parameters', {})
+    return None if hparams.get('plain') else hparams.get('add_se')
+
+
 def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """Return the network's weights of a checkpoint of this program."""
     return {key.removeprefix('net.'): value for key, value in checkpoint['state_dict'].items()
@@ -147,7 +160,7 @@ def create_network(
     """Return `timm.create_model(name, **arguments)`, with messages for users.
 
     Initial weights of another number of classes are taken but for the classifier; that number is returned too, else
-    None.
+    None. The network of a checkpoint of this program has the SE of its `model.add_se`.
 
     Args:
         name: Of the network.
@@ -170,6 +183,8 @@ def create_network(
             classes = other_classes(net, arguments)
         else:
             net = timm.create_model(name, **{**arguments, 'checkpoint_path': ''})
+            if (inserted := inserted_in(checkpoint)) is not None:
+                net = with_se(net, inserted)
             classes = load_weights(net, load_state_dict(path) if weights is None else weights)
         if classes is not None:
             rank_zero_info(f'initial weights: of {classes} classes; the classifier of {net.num_classes} begins anew')

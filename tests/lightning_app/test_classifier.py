@@ -15,6 +15,7 @@ from lightning_app.classifier import is_logging_step
 from lightning_app.data import Augment
 from lightning_app.logger import CsvLogger
 from lightning_app.loss import Loss
+from lightning_app.network import create_network
 from lightning_app.optim import Optim, Schedule
 from se_timm import explain
 from se_timm.errors import InputError
@@ -495,6 +496,22 @@ def test_checkpoint_of_a_training_gives_initial_weights(checkpoint):
     assert again.hparams['network'] == {}
     with pytest.raises(InputError, match=r'model: test_convnext with .*\n  why: Error\(s\) in loading state_dict'):
         classifier(name='test_convnext', network={'checkpoint_path': str(path)})
+
+
+def test_checkpoint_of_a_network_with_se_put_in_gives_initial_weights(make_trainer, photo_data, tmp_path, refused):
+    path, se = tmp_path / 'se.ckpt', {'reduction': 4}
+    model, trainer = classifier(add_se=se), make_trainer(limit_train_batches=1)
+    trainer.fit(model, photo_data())
+    trainer.save_checkpoint(path, weights_only=False)
+    network = {'checkpoint_path': str(path)}
+    images = torch.randn(2, 3, 32, 32)
+    again = classifier(network=network, add_se=se)
+    assert torch.equal(again.eval()(images), model.eval()(images))
+    teacher, _ = create_network('test_resnet', num_classes=3, **network)
+    assert torch.equal(teacher.eval()(images), model(images))
+    for other in (None, {'reduction': 8}):
+        with refused(f'model.add_se: {other}', "trained with {'reduction': 4}", 'say the same'):
+            classifier(network=network, add_se=other)
 
 
 @pytest.mark.parametrize('kind', ['checkpoint', 'weights'])
