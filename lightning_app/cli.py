@@ -9,6 +9,8 @@ import signal
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -337,11 +339,11 @@ def check_trained(subcommand: str, config: Namespace) -> None:
         raise InputError(message(
             f'{subcommand}: {config.model.name} without weights', 'its weights are random, and so would the result be',
             "say --ckpt_path runs/.../best.ckpt, or --model.network '{pretrained: true}'"))
-    if subcommand == 'predict' and Path(config.output).is_dir():
-        raise InputError(message(
-            f'output: {config.output}', 'it is a folder',
-            f'name a file, such as {Path(config.output, "predictions.csv")}'))
     if subcommand == 'predict':
+        if Path(config.output).is_dir():
+            raise InputError(message(
+                f'output: {config.output}', 'it is a folder',
+                f'name a file, such as {Path(config.output, "predictions.csv")}'))
         check_writable('output', Path(config.output).parent)
 
 
@@ -476,16 +478,31 @@ def run_verb(verb: str, args: list[str]) -> Any:
         described = re.search(rf'^ *\*{each.name}: (.+)$', function.__doc__ or '', re.MULTILINE)
         parser.add_argument(each.name, nargs='+', metavar=metavar, help=described and described[1])
     parser.usage = ' '.join([PROG, verb, *(f'{each} [{each} ...]' for each in names), '[options]'])
-    try:
+    with refused_in_lines(verb, verb):
         options = parser.instantiate_classes(parser.parse_args(named(args))).as_dict()
         positional = [value for each in several for value in options.pop(each.name)]
         return function(*positional, **options)
+
+
+@contextmanager
+def refused_in_lines(what: str, command: str) -> Iterator[None]:
+    """End this process with status 2 after a message of three lines, if something given cannot be used.
+
+    Args:
+        what: That Lightning refuses without such a message.
+        command: Whose help tells of it.
+    """
+    try:
+        yield
+        return
+    except SIGTERMException:  # Lightning's own, without a status
+        sys.exit(128 + signal.SIGTERM)
     except (InputError, ValueError) as error:
         if (text := three_lines(str(error))) is None:
             raise
-        print(f'\nerror: {text}', file=sys.stderr)
     except MisconfigurationException as error:
-        print('\nerror: ' + message(verb, str(error), f'see {PROG} {verb} --help'), file=sys.stderr)
+        text = message(what, str(error), f'see {PROG} {command} --help')
+    print(f'\nerror: {text}', file=sys.stderr)
     sys.exit(2)
 
 
@@ -513,7 +530,7 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
         return run_verb(given[0], given[1:])
     usage = {name: {'usage': f'{PROG} {name} [options]', 'allow_abbrev': False} for name in SUBCOMMANDS}
     asked = given[0] if isinstance(given, list) and given and given[0] in SUBCOMMANDS else None
-    try:
+    with refused_in_lines('trainer', 'fit'):
         return AppCLI(
             ImageClassifier, ImageDataModule, asked=asked, subclass_mode_data=True, args=args, run=run,
             parser_class=Parser,
@@ -521,12 +538,3 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
             seed_everything_default=0, auto_configure_optimizers=False, load_from_checkpoint_support=False,
             trainer_defaults={'logger': False, 'enable_model_summary': False},
             save_config_callback=RecordConfig, save_config_kwargs={'save_to_log_dir': False})
-    except SIGTERMException:  # Lightning's own, without a status
-        sys.exit(128 + signal.SIGTERM)
-    except (InputError, ValueError) as error:
-        if (text := three_lines(str(error))) is None:
-            raise
-        print(f'\nerror: {text}', file=sys.stderr)
-    except MisconfigurationException as error:
-        print('\nerror: ' + message('trainer', str(error), f'see {PROG} fit --help'), file=sys.stderr)
-    sys.exit(2)
