@@ -13,6 +13,7 @@ from se_timm.errors import InputError, message
 
 from .data.base import evaluation_settings
 from .network import INITIAL_WEIGHTS, create_network, own_checkpoint
+from .resume import first_other_class
 
 __all__ = ['Distill', 'Teacher', 'check_distill']
 
@@ -97,8 +98,7 @@ class Teacher:
         """Return `mean` and `std` of the images that the teacher was trained on, which had these classes."""
         path = self.distill.network.get('checkpoint_path')
         recorded = (own_checkpoint(path) if path else None) or {}
-        pairs = enumerate(zip(recorded.get('class_names') or [], class_names or [], strict=False))
-        if other := next(((label, *pair) for label, pair in pairs if pair[0] != pair[1]), None):
+        if other := first_other_class(recorded.get('class_names'), class_names):
             raise InputError(message(
                 f'model.distill.network.checkpoint_path: {path}',
                 'class {} was {} when it was trained, and is {} here'.format(*other),

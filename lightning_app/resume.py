@@ -19,7 +19,8 @@ from .optim import Optim
 
 __all__ = [
     'batches_done', 'begin_epoch', 'check_classes', 'check_continues', 'check_fits', 'continue_in_epoch',
-    'drop_elapsed_time', 'epochs_done', 'position', 'reopen_epoch', 'take_weights_without_average', 'validates',
+    'drop_elapsed_time', 'epochs_done', 'first_other_class', 'position', 'reopen_epoch',
+    'take_weights_without_average', 'validates',
 ]
 
 NEW_TRAINING = 'or leave out ckpt_path for a new training'
@@ -43,14 +44,19 @@ def check_fits(model: nn.Module, name: str, num_classes: int, checkpoint: dict[s
             'leave both out: the checkpoint knows them'))
 
 
+def first_other_class(theirs: list[str] | None, ours: list[str] | None) -> tuple[int, str, str] | None:
+    """Return the first class that has another name, with both names; None if all are equal, or some are not known."""
+    pairs = enumerate(zip_longest(theirs, ours, fillvalue='missing') if theirs and ours else ())
+    return next(((label, *pair) for label, pair in pairs if pair[0] != pair[1]), None)
+
+
 def check_classes(theirs: list[str] | None, ours: list[str] | None) -> None:
     """Raise `InputError` if the data at hand has other classes than the checkpoint, or numbers them otherwise."""
-    if not ours or not theirs or list(theirs) == list(ours):
+    if (other := first_other_class(theirs, ours)) is None:
         return
-    pairs = enumerate(zip_longest(theirs, ours, fillvalue='missing'))
-    label, (trained, given) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
+    label, trained, given = other
     raise InputError(message(
-        f'data: {len(ours)} classes, of which number {label} is {given}',
+        f'data: {len(ours or ())} classes, of which number {label} is {given}',
         f'in the data that the checkpoint was trained on, it is {trained}',
         'evaluate the checkpoint on data with its classes, of the same names'))
 
