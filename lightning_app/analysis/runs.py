@@ -73,10 +73,14 @@ class Run:
         return value
 
     @cached_property
+    def newest_checkpoint(self) -> Path | None:
+        """The newest of those to go on from, None if there is none."""
+        return next(reversed(step_checkpoints(self.folder)), None)
+
+    @cached_property
     def epochs(self) -> int:
         """The epochs that are done, as the newest checkpoint tells, else as the rows do."""
-        newest = step_checkpoints(self.folder)[-1:]
-        told = told_by(newest[0], 'position', 'epoch') if newest else None
+        told = told_by(self.newest_checkpoint, 'position', 'epoch') if self.newest_checkpoint else None
         return self.validated_epochs if told is None else told
 
     @property
@@ -90,7 +94,7 @@ class Run:
     def steps(self) -> int:
         """The steps that are done, up to the last that was logged or has a checkpoint."""
         logged = [1 + int(row['step']) for row in self.rows]
-        return max([*logged, *map(step_of, step_checkpoints(self.folder))], default=0)
+        return max([*logged, step_of(self.newest_checkpoint) if self.newest_checkpoint else 0])
 
     @property
     def planned_epochs(self) -> int | None:

@@ -172,7 +172,6 @@ class LastCheckpoint(Checkpoint):
         child = trainer.strategy.launcher is not None and not trainer.is_global_zero
         raise Stopped(0 if requeued or child else 128 + number)
 
-
     def tell(self, reason: str, trainer: Trainer) -> None:
         """Say why and where the training stopped, and how it goes on."""
         saved = step_checkpoints(Path(trainer.default_root_dir))
