@@ -14,7 +14,7 @@ from ..network import architecture
 from .curves import draw, figure_files
 from .drawing import write_figure
 from .printed import printed
-from .runs import Row, Run, read_runs, smaller_is_better
+from .runs import Row, Run, read_runs, smaller_is_better, value_at
 from .settings import differing, labels, settings, with_other_seeds
 
 __all__ = ['compare']
@@ -140,7 +140,7 @@ def speed_of(run: Run) -> str:
 def cost_of(name: str, unit: float) -> Column:
     """Return a column: what the loggers were told of the size of the network."""
     def cost(run: Run) -> str:
-        value = (run.hparams.get('network') or {}).get(name)
+        value = value_at(run.hparams, f'network.{name}')
         return number(value / unit) if isinstance(value, (int, float)) else ''
 
     return cost

@@ -21,9 +21,15 @@ from se_timm.errors import InputError, message, nearest
 
 from ..checkpoints import mapped, step_checkpoints, step_of
 
-__all__ = ['Run', 'cut_off', 'natural', 'read_runs', 'smaller_is_better']
+__all__ = ['Run', 'cut_off', 'natural', 'read_runs', 'smaller_is_better', 'value_at']
 
 CONFIG, METRICS, HPARAMS = 'config.yaml', 'metrics.csv', 'hparams.yaml'
+# of what kind values are, where something follows from them; a file may have been edited
+KINDS: dict[str, dict[str, type]] = {
+    CONFIG: {'model': dict, 'model.name': str, 'model.network': dict, 'data': dict, 'data.class_path': str,
+             'data.init_args': dict, 'trainer': dict},
+    HPARAMS: {'network': dict, 'provenance': dict, 'provenance.data': dict},
+}
 SMALLER = ('loss', 'error', 'data_wait')  # in names of metrics of which less is better
 
 Row = dict[str, float]
@@ -67,10 +73,7 @@ class Run:
 
     def setting(self, key: str) -> Any:
         """Return a setting of the configuration by its dotted key, None if it is not there."""
-        value: Any = self.config
-        for name in key.split('.'):
-            value = value.get(name) if isinstance(value, dict) else None
-        return value
+        return value_at(self.config, key)
 
     @cached_property
     def newest_checkpoint(self) -> Path | None:
@@ -116,8 +119,7 @@ class Run:
     @cached_property
     def classes(self) -> int | None:
         """The number of classes: what was set, else what the loggers or a checkpoint tell; None if none does."""
-        recorded = (self.hparams.get('provenance') or {}).get('data') or {}
-        told = self.setting('data.init_args.num_classes') or recorded.get('classes')
+        told = self.setting('data.init_args.num_classes') or value_at(self.hparams, 'provenance.data.classes')
         return told or next(filter(None, (told_by(path, 'hyper_parameters', 'num_classes') for path in sorted(
             self.folder.glob('checkpoints/*.ckpt')))), None)
 
@@ -127,6 +129,14 @@ def cut_off(folder: Path) -> bool:
     newest = run_folders(folder)[-1]
     run = Run(newest, newest.name, read_yaml(newest / CONFIG), {}, [])
     return run.setting('trainer.max_time') is not None and run.unfinished
+
+
+def value_at(content: dict[str, Any], key: str) -> Any:
+    """Return a value in mappings by its dotted key, None if it is not there."""
+    value: Any = content
+    for name in key.split('.'):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def limit(value: Any) -> int | None:
@@ -235,13 +245,25 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the content of a file, nothing if there is none."""
+    """Return the content of a file, nothing if there is none.
+
+    Raises:
+        InputError: If it cannot be read, or a value is of another kind than a training writes.
+    """
     try:
         content = yaml.safe_load(path.read_text()) if path.is_file() else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(message(
             f'RUN: {path}', f'it cannot be read ({error})', 'correct it, or leave the run out')) from error
-    return content if isinstance(content, dict) else {}
+    content = {} if content is None else content
+    kinds = KINDS[path.name] if isinstance(content, dict) else {}
+    wrong = [f'{key}: {value}' for key, kind in kinds.items()
+             if not isinstance(value := value_at(content, key), kind | None)]
+    if wrong or not kinds:
+        raise InputError(message(
+            f'RUN: {path}', f'a training writes something else than {wrong[0] if wrong else content}',
+            'correct it, or leave the run out'))
+    return content
 
 
 def read_metrics(path: Path) -> list[Row]:

@@ -33,13 +33,13 @@ def settings(run: Run) -> Settings:
 def flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
     """Yield the settings in a value of a config, those of a class by its name and the names of its options."""
     prefix = f'{key}.' if key else ''
-    if isinstance(value, dict) and 'class_path' in value:
+    if names_class(value):
         yield key, value['class_path'].rpartition('.')[2]
         value = value.get('init_args') or {}
     if isinstance(value, dict):
         for name, item in value.items():
             yield from flat(f'{prefix}{name}', item)
-    elif isinstance(value, list) and any(isinstance(item, dict) and 'class_path' in item for item in value):
+    elif isinstance(value, list) and value and all(map(names_class, value)):
         for item in value:
             name = item['class_path'].rpartition('.')[2]
             yield f'{prefix}{name}', 'true'
@@ -48,6 +48,11 @@ def flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
         yield key, f'{value:.12g}'  # 3 * 0.1 is 0.3
     elif value is not None:
         yield key, value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def names_class(value: Any) -> bool:
+    """Return whether a value of a config is a class, and perhaps its options."""
+    return isinstance(value, dict) and isinstance(value.get('class_path'), str)
 
 
 def differing(found: Sequence[Settings]) -> list[str]:

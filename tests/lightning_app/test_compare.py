@@ -206,6 +206,33 @@ def test_config_that_is_no_yaml(write_run, in_tmp_path, cli_error):
     assert 'it cannot be read' in why
 
 
+@pytest.mark.parametrize(('file', 'content', 'named'), [
+    ('config.yaml', 'a text', 'a text'), ('config.yaml', '[1, 2]', '[1, 2]'),
+    ('config.yaml', '{model: se_resnet50}', 'model: se_resnet50'),
+    ('config.yaml', '{model: {name: [se_resnet50]}}', "model.name: ['se_resnet50']"),
+    ('config.yaml', '{model: {network: drop_rate}}', 'model.network: drop_rate'),
+    ('config.yaml', '{data: {class_path: 3}}', 'data.class_path: 3'),
+    ('hparams.yaml', '{network: hi}', 'network: hi'),
+    ('hparams.yaml', '{provenance: {data: [1]}}', 'provenance.data: [1]'),
+])
+def test_settings_of_another_kind(file, content, named, write_run, in_tmp_path, cli_error, shown):
+    write_run('good', validated(50, 60))
+    write_run('bad', validated(50, 60))
+    Path('bad', file).write_text(content)
+    given, why, _ = cli_error(['compare', 'bad'])
+    assert given == f'RUN: bad/{file}'
+    assert why.endswith(f'something else than {named}')
+    parts = shown('good', 'bad')
+    assert cells(parts['run'], 'run') == ['good']
+    assert f'bad/{file}: not shown, ' in parts['notes']
+
+
+def test_lists_that_hold_a_class_and_something_else_are_settings(write_run, in_tmp_path, shown):
+    for name, callbacks in (('one', ['Throughput', {'class_path': 'ResultLine'}]), ('other', [{'class_path': None}])):
+        write_run(name, validated(50, 60), config={'trainer': {'max_epochs': 2, 'callbacks': callbacks}})
+    assert 'trainer.callbacks' in shown('one', 'other')['settings']
+
+
 def test_run_without_config(write_run, in_tmp_path, shown):
     write_run('bare', validated(50, 60))
     Path('bare/config.yaml').unlink()
