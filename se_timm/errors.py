@@ -60,10 +60,10 @@ def check_switches(**switches: object) -> None:
 
 
 def check_least(least: int, **numbers: float) -> None:
-    """Raise `InputError` for a number of a measurement below `least`."""
+    """Raise `InputError` for a number below `least`."""
     for name, number in numbers.items():
         if number < least:
-            raise InputError(message(f'{name}: {number}', 'nothing could be measured', f'take a number from {least}'))
+            raise InputError(message(f'{name}: {number}', 'it is too small', f'take a number from {least}'))
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_least, message
 from se_timm.gates import SEBlock, choose_blocks
 from se_timm.pruning import prune_se
 
 from ..checkpoints import load_checkpoint
+from ..export import check_checkpoint
 from . import gate_figures
 from .channels import default_blocks, default_classes, find_classes, short
 from .findings import described, removable, variation
@@ -42,6 +43,7 @@ def analyze(
         output: str = 'gates',
         batch_size: int = 64,
         num_workers: int = 0,
+        allow_unreadable: bool = False,
 ) -> list[Path]:
     """Draw and describe what the SE gates of a trained network do over images (Sec. 7.2, Figs. 6 and 7 of the paper).
 
@@ -65,6 +67,7 @@ def analyze(
         output: Folder to write to.
         batch_size: Images at a time.
         num_workers: Processes that load images.
+        allow_unreadable: Leave images that cannot be read out instead of stopping, as `data.allow_unreadable` does.
 
     Raises:
         InputError: If there is no network with trained weights and SE, or no such image, class or block.
@@ -72,15 +75,18 @@ def analyze(
     Returns:
         What was written.
     """
-    check_options(ckpt_path, name, images_per_class, grad_cam)
-    checkpoint = load_checkpoint(ckpt_path) if ckpt_path else None
-    subject = open_subject(checkpoint, name, network or {}, root, split, images_per_class)
+    check_least(1, images_per_class=images_per_class, batch_size=batch_size)
+    check_least(0, num_workers=num_workers)
+    check_options(ckpt_path, name, grad_cam, {'blocks': blocks, 'classes': classes})
+    checkpoint = checkpoint_of(ckpt_path)
+    subject = open_subject(checkpoint, name, network or {}, root, split, images_per_class, allow_unreadable)
     every, shown, pruned = choose(subject.net, blocks, prune)
     lines = default_classes(subject.names) if classes is None else find_classes(subject.names, subject.titles, classes)
     folder = prepared(output)
     see = partial(survey, subject, batch_size=batch_size, num_workers=num_workers)
     found = see(every)
-    parts = [heading(subject, images_per_class), described(found.results)]
+    check_read(subject, found)
+    parts = [heading(subject, found.results[0].counts, images_per_class), described(found.results)]
     if removed := [each for each in found.results if each.block in pruned] if prune else removable(found.results):
         parts.append(pruning(subject, see, found, removed))
     written = draw(folder, subject, [each for each in found.results if each.block in shown], lines)
@@ -90,20 +96,29 @@ def analyze(
     return written
 
 
-def check_options(ckpt_path: str | None, name: str | None, images_per_class: int, grad_cam: bool) -> None:
+def check_options(ckpt_path: str | None, name: str | None, grad_cam: bool, shown: dict[str, Any]) -> None:
     """Raise `InputError` for options that cannot be honoured."""
     if ckpt_path is not None and name is not None:
         raise InputError(message(
             f'ckpt_path: {ckpt_path} with name: {name}', 'each names a network', 'leave one of them out'))
-    if images_per_class < 1:
-        raise InputError(message(
-            f'images_per_class: {images_per_class}', 'the gates are averaged over them', 'take a number from 1'))
+    for what, names in shown.items():
+        if names == []:
+            raise InputError(message(f'{what}: []', 'nothing would be drawn', 'name one, or leave it out'))
     missing = [package for package in ('matplotlib', *(['captum'] if grad_cam else []))
                if not importlib.util.find_spec(package)]
     if missing:
         raise InputError(message(
             'analyze', f'it draws with packages that are not there ({", ".join(missing)})',
             "say pip install 'se-timm[analysis]'"))
+
+
+def checkpoint_of(ckpt_path: str | None) -> dict[str, Any] | None:
+    """Return the checkpoint of a training, None where none is named."""
+    if ckpt_path is None:
+        return None
+    checkpoint = load_checkpoint(ckpt_path)
+    check_checkpoint(ckpt_path, checkpoint, [], None)
+    return checkpoint
 
 
 def choose(
@@ -128,11 +143,19 @@ def prepared(output: str) -> Path:
     return folder
 
 
-def heading(subject: Subject, images_per_class: int) -> str:
+def check_read(subject: Subject, found: Survey) -> None:
+    """Raise `InputError` if no image could be read, all of which were to be left out then."""
+    if not found.results:
+        raise InputError(message(
+            f'allow_unreadable: true, {len(subject.labels)} images', 'none of them could be read',
+            'see what the log says of each'))
+
+
+def heading(subject: Subject, counts: np.ndarray, images_per_class: int) -> str:
     """Return what was looked at, and which classes have fewer images than asked for."""
-    counts = np.bincount(subject.labels, minlength=len(subject.names))
-    text = (f'{subject.title}: gates over {len(subject.labels)} images of {len(subject.names)} classes, '
-            f'{subject.size} px')
+    text = f'{subject.title}: gates over {counts.sum()} images of {len(subject.names)} classes, {subject.size} px'
+    if unreadable := len(subject.labels) - counts.sum():
+        text += f'\nimages that could not be read, named in the log and left out: {unreadable}'
     if (fewer := counts < images_per_class).any():
         least = int(counts.argmin())
         text += (f'\nfewer than {images_per_class} images: {fewer.sum()} of {len(counts)} classes, the fewest '
@@ -159,7 +182,7 @@ def draw(folder: Path, subject: Subject, shown: Sequence[BlockGates], lines: lis
     """Draw the figures and write their numbers; return where."""
     within = lines[::2][:WITHIN] if len(lines) > WITHIN else lines
     titles = [short(title) for title in subject.titles]
-    images = f'{subject.title}, {len(subject.labels)} images'
+    images = f'{subject.title}, {shown[0].counts.sum()} images'
     by_class = gate_figures.draw_by_class(shown, lines, titles, f'Mean gates by class: {images}')
     within_class = gate_figures.draw_within_class(
         shown, within, titles, f'Gates within a class, mean and deviation: {images}')

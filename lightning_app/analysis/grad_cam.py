@@ -9,6 +9,7 @@ import torch
 
 from se_timm.errors import InputError, message
 
+from ..data.samples import IGNORE
 from .channels import short
 from .subject import Subject
 
@@ -33,7 +34,8 @@ def draw_grad_cam(subject: Subject, layer: str, classes: Sequence[int]) -> Any:
     figure = Figure(figsize=(2.4 * len(classes), 5.2), layout='constrained')
     panels = figure.subplots(2, len(classes), squeeze=False)
     for column, label in enumerate(classes):
-        pixels = subject.samples[int(np.flatnonzero(subject.labels == label)[0])][0]
+        samples = (subject.samples[int(index)] for index in np.flatnonzero(subject.labels == label))
+        pixels = next(image for image, seen in samples if seen != IGNORE)
         image = subject.normalise(pixels[None].to(device))
         heat = explain.attribute(image, target=subject.net_labels[label], relu_attributions=True)
         heat = LayerAttribution.interpolate(heat, pixels.shape[1:], interpolate_mode='bilinear')[0, 0]

@@ -65,7 +65,7 @@ class Survey:
 
 def open_subject(
         checkpoint: dict[str, Any] | None, name: str | None, network: dict[str, Any], root: str | None,
-        split: str, images_per_class: int) -> Subject:
+        split: str, images_per_class: int, allow_unreadable: bool = False) -> Subject:
     """Return the network of a checkpoint, or timm's of that name with trained weights, and its images.
 
     Raises:
@@ -78,15 +78,18 @@ def open_subject(
         net, title, trained_on = trained_network(name, network), str(name), None
     saved = checkpoint.get('data') if checkpoint is not None else None
     data = data_module(saved, root)
+    if root is None and trained_on:
+        data.use_classes(list(trained_on))
     settings, _ = evaluation_settings(vars(data), net.pretrained_cfg)
     normalisation = {each: settings[each] for each in ('mean', 'std', 'interpolation')}
     images = data.open(split)
     transform = evaluation_transform(settings['input_size'][-1], settings['crop_pct'], **normalisation)
     labels = np.asarray(images.labels, dtype=np.int64)
     chosen = first_of_each_class(labels, images_per_class)
+    samples = EvaluationSamples(images, transform, allow_unreadable or data.allow_unreadable)
     return Subject(
         net.eval(), title, list(images.classes), titles_of(list(images.classes), len(images.classes)),
-        Subset(EvaluationSamples(images, transform), chosen.tolist()), labels[chosen],
+        Subset(samples, chosen.tolist()), labels[chosen],
         labels_of(net.num_classes, trained_on, images.classes),
         Normalisation(settings['mean'], settings['std']), settings['input_size'][-1])
 
@@ -117,7 +120,12 @@ def data_module(saved: dict[str, Any] | None, root: str | None) -> ImageDataModu
     arguments = saved['init_args']
     if root is None or 'root' in arguments:
         given = {} if root is None else {'root': root}
-        return instantiate_class((), {**saved, 'init_args': {**arguments, **given}})
+        try:
+            return instantiate_class((), {**saved, 'init_args': {**arguments, **given}})
+        except (AttributeError, ImportError, TypeError) as error:
+            raise InputError(message(
+                f'data: {saved["class_path"]}, of the training', f'it cannot be made here ({error})',
+                'let Python find its module as it was then (PYTHONPATH)')) from error
     return ImageNetDataModule(root=root, **{name: arguments[name] for name in ('eval_size', 'crop_pct', 'interpolation',
                                                                             'mean', 'std') if name in arguments})
 
@@ -154,6 +162,6 @@ def survey(
             logits: Tensor = net(subject.normalise(images.to(device)))
             if blocks:
                 statistics.update(reader.gates, labels)
-            metrics.update(logits, of_net[labels])
+            metrics.update(logits, torch.where(labels == IGNORE, IGNORE, of_net[labels.clamp(min=0)]))
     found = {name: float(value) for name, value in metrics.compute().items()}
     return Survey(statistics.results(), found if subject.net_labels else None)

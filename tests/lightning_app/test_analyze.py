@@ -1,6 +1,7 @@
 """`python -m lightning_app analyze`: figures, numbers and words are those of the network and its images."""
 import copy
 import csv
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from lightning_app.analysis.findings import described, removable, variation
 from lightning_app.analysis.gate_statistics import GateStatistics
 from lightning_app.analysis.subject import first_of_each_class, labels_of
 from lightning_app.cli import main
+from lightning_app.data import imagenet
 from se_timm.gates import GateReader, SEBlock, find_se
 from se_timm.pruning import prune_se
 
@@ -206,7 +208,7 @@ def test_first_images_of_each_class():
     (['--ckpt_path=PATH', '--blocks=[layer3.9]'], ("block: 'layer3.9'", 'no SE block of this name', 'layer3.')),
     (['--ckpt_path=PATH', '--prune=[SE_5_3]'], ("block: 'SE_5_3'", 'no SE block of this name', 'layer3.2')),
     (['--ckpt_path=PATH', '--classes=[catt]'], ("class: 'catt'", 'there is no such class', 'did you mean cat')),
-    (['--ckpt_path=PATH', '--images_per_class=0'], ('images_per_class: 0', 'averaged', 'from 1')),
+    (['--ckpt_path=PATH', '--images_per_class=0'], ('images_per_class: 0', 'it is too small', 'from 1')),
     (['--ckpt_path=PATH', '--root=nowhere'], ('nowhere', '', '')),
     (['--ckpt_path=none.ckpt'], ('ckpt_path: none.ckpt', 'there is no such file', '')),
     (['--ckpt_path=PATH', '--output=a_file'], ('output: a_file', 'exists', 'name a folder')),
@@ -217,16 +219,57 @@ def test_first_images_of_each_class():
     (['--name=se_resnet32_cifar', '--root=PHOTOS', '--network={checkpoint_path: WEIGHTS, num_classes: 3}'],
      ('name: se_resnet32_cifar with', '', '')),
     (['--name=se_resnet5', '--root=PHOTOS'], ('name: ', 'there is no such', 'se_resnet50')),
+    (['--ckpt_path=PATH', '--batch_size=0'], ('batch_size: 0', 'it is too small', 'from 1')),
+    (['--ckpt_path=PATH', '--num_workers=-1'], ('num_workers: -1', 'it is too small', 'from 0')),
+    (['--ckpt_path=PATH', '--blocks=[]'], ('blocks: []', 'nothing would be drawn', 'leave it out')),
+    (['--ckpt_path=PATH', '--classes=[]'], ('classes: []', 'nothing would be drawn', 'leave it out')),
+    (['--ckpt_path=other.ckpt'], ('ckpt_path: other.ckpt', 'this program has not written it', 'fit')),
+    (['--ckpt_path=elsewhere.ckpt'], ('data: no_such_module.Data', 'No module named', 'PYTHONPATH')),
     (['--ckpt_path=PATH', '--image_per_class=3'], ('--image_per_class', 'there is no such option', 'images_per_class')),
 ], ids=str)
 def test_what_cannot_be_used_is_refused(args, error, trained, photos, cli_error):
     torch.save(trained.net.state_dict(), 'weights.pth')
     Path('a_file').touch()
+    checkpoint = torch.load(trained.path, weights_only=True)
+    torch.save({**checkpoint, 'data': {**checkpoint['data'], 'class_path': 'no_such_module.Data'}}, 'elsewhere.ckpt')
+    torch.save({**checkpoint, 'hyper_parameters': {'lr': 0.1}}, 'other.ckpt')
     args = [arg.replace('PATH', trained.path).replace('PHOTOS', str(photos)).replace('WEIGHTS', 'weights.pth')
             for arg in args]
     for said, expected in zip(cli_error(['analyze', *args]), error, strict=True):
         assert expected in said
     assert not Path('gates').exists() or not any(Path('gates').iterdir())
+
+
+def test_images_that_cannot_be_read(trained, photos, in_tmp_path, cli_error, capfd):
+    shutil.copytree(photos, 'broken')
+    broken = sorted(Path('broken/val/bee').iterdir())[0]
+    broken.write_bytes(b'no image')
+    options = ['analyze', '--ckpt_path', trained.path, '--root=broken', '--output=out', '--grad_cam=true']
+    given, _, do = cli_error(options)
+    assert broken.name in given
+    assert 'analyze: allow_unreadable=true' in do
+    main([*options, '--allow_unreadable=true'])
+    said = capfd.readouterr().out
+    assert 'images that could not be read, named in the log and left out: 1' in said
+    kept = np.ones(len(trained.labels), bool)
+    kept[np.flatnonzero(trained.labels == 1)[0]] = False
+    gates = gates_of(trained.net, trained.images[torch.from_numpy(kept)])
+    drawn = [row for row in rows('out/figure6.csv') if row['block'] == 'layer3.2' and row['class'] == 'all']
+    means = [float(row['mean']) for row in drawn]
+    np.testing.assert_allclose(means, gates['layer3.2'].mean(0)[::2], atol=2e-6)
+    assert f'gates over {kept.sum()} images' in said
+    for file in Path('broken/val').rglob('*.*'):
+        file.write_bytes(b'no image')
+    _, why, _ = cli_error([*options, '--allow_unreadable=true'])
+    assert 'none of them could be read' in why
+
+
+def test_training_images_are_not_needed(trained, photos, in_tmp_path, monkeypatch):
+    opened = []
+    open_split = imagenet.open_split
+    monkeypatch.setattr(imagenet, 'open_split', lambda root, split: opened.append(split) or open_split(root, split))
+    main(['analyze', '--ckpt_path', trained.path, '--output=out'])
+    assert opened == ['val']
 
 
 def test_network_without_se_is_said(on_photos, in_tmp_path, cli_error):
