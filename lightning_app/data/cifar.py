@@ -70,8 +70,8 @@ class CIFAR10DataModule(ImageDataModule):
         """Download the data once, if asked to; the processes of a training wait for the one that does it."""
         if not self.download or self._is_there():
             return
-        Path(self.root).mkdir(parents=True, exist_ok=True)
         try:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
             with FileLock(Path(self.root, f'{self.dataset.base_folder}.lock')):
                 self.dataset(self.root, download=True)
         except (OSError, RuntimeError) as error:
@@ -94,9 +94,15 @@ class CIFAR10DataModule(ImageDataModule):
         except RuntimeError as error:
             raise InputError(message(
                 f'data.root: {self.root}', f'there is no complete copy of {self.dataset.__name__} ({error})',
-                f'name the folder that holds {self.dataset.base_folder}/, or say data.download=true',
+                f'{self._meant()}name the folder that holds {self.dataset.base_folder}/, or say data.download=true',
             )) from error
         return PixelSource(self.dataset.__name__, data.data, data.targets, data.classes)
+
+    def _meant(self) -> str:
+        """Return a question after a folder near by that holds the data, nothing if none does."""
+        root = Path(self.root)
+        near = [path for path in (root.parent, *sorted(root.glob('*'))) if (path / self.dataset.base_folder).is_dir()]
+        return f'did you mean {near[0]}? ' if near else ''
 
     def find_classes(self) -> list[str] | None:
         """Return the names of the classes, or None where there is only a folder of images to predict."""

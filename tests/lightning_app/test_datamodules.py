@@ -432,6 +432,15 @@ def test_missing_cifar(tmp_path, refused, module):
         module(root=str(tmp_path)).num_classes  # noqa: B018
 
 
+@pytest.mark.parametrize('inside', [True, False])
+def test_cifar_in_a_folder_near_by(cifar, refused, inside):
+    datamodule, dataset, _ = cifar
+    root = Path(datamodule.root)
+    given = root / dataset.base_folder if inside else root.parent
+    with refused(f'data.root: {given}', 'no complete copy', f'did you mean {root}?'):
+        type(datamodule)(root=str(given)).num_classes  # noqa: B018
+
+
 def test_incomplete_cifar(cifar, refused):
     datamodule, dataset, _ = cifar
     Path(datamodule.root, dataset.base_folder, dataset.train_list[0][0]).write_bytes(b'')
@@ -443,6 +452,12 @@ def test_incomplete_cifar(cifar, refused):
 def test_cifar_that_cannot_be_downloaded(tmp_path, refused, module):
     with refused('data.download: true', 'cannot be had', module.dataset.base_folder):
         module(root=str(tmp_path / 'new'), download=True).num_classes  # noqa: B018
+
+
+def test_cifar_that_would_be_downloaded_to_a_file(tmp_path, refused):
+    Path(tmp_path, 'a_file').touch()
+    with refused('data.download: true', 'File exists', 'copy'):
+        CIFAR10DataModule(root=str(tmp_path / 'a_file'), download=True).num_classes  # noqa: B018
 
 
 def test_cifar_that_is_there_is_not_downloaded_again(fake_cifar):
