@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,7 @@ TYPES = {'float32': 4, 'bfloat16': 2}  # bytes of a gradient on its way
 # batches up to which the papers named lost no accuracy, and what they trained ResNet-50 with
 SHOWN = {8192: 'SGD (Goyal et al.)', 32768: 'LARS (You et al.)'}
 LARGEST = min(SHOWN)
+SHARES = ('reached', 'hidden')  # of what is assumed
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,24 @@ def replaced(text: str, found: Mapping[str, str]) -> str:
     return text
 
 
+def read_page(path: Path, names: Iterable[str]) -> str:
+    """Return a page with a place for one of the tables at least.
+
+    Raises:
+        InputError: If it cannot be read, or has none.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(message(
+            f'--markdown {path}', f'it cannot be read ({error})', 'say docs/scaling.md')) from error
+    if not any(f'<!-- {name} -->' in text for name in names):
+        raise InputError(message(
+            f'--markdown {path}', 'it has no place for a table',
+            'put lines <!-- NAME --> and <!-- end --> into it, as docs/scaling.md has them'))
+    return text
+
+
 def parse(arguments: Sequence[str]) -> Any:
     """Return the options.
 
@@ -289,8 +308,9 @@ def parse(arguments: Sequence[str]) -> Any:
     for name in meanings():
         if not (value := getattr(options, name)) > 0:
             raise InputError(message(f'{option(name)} {value:g}', 'it must be above 0', 'correct it, or leave it out'))
-    if options.markdown is not None and not options.markdown.is_file():
-        raise InputError(message(f'--markdown {options.markdown}', 'there is no such file', 'say docs/scaling.md'))
+    for name in SHARES:
+        if (value := getattr(options, name)) > 1:
+            raise InputError(message(f'{option(name)} {value:g}', 'it is a share', 'take a number up to 1'))
     return options
 
 
@@ -305,7 +325,7 @@ def run(options: Any) -> int:
     if options.markdown is None:
         print('\n\n'.join(f'{name}\n\n{content}' for name, content in found.items()))
     else:
-        options.markdown.write_text(replaced(options.markdown.read_text(), found))
+        options.markdown.write_text(replaced(read_page(options.markdown, found), found))
     return 0
 
 

@@ -122,8 +122,14 @@ def test_options_reach_the_tables(found, capsys, tmp_path):
 @pytest.mark.parametrize(('arguments', 'given', 'why', 'do'), [
     (['--nvlink', '0'], '--nvlink 0', 'above 0', 'leave it out'),
     (['--epochs', 'many'], 'invalid int value', 'cannot be read', '--help'),
-    (['--markdown', 'nowhere.md'], '--markdown nowhere.md', 'no such file', 'docs/scaling.md'),
+    (['--reached', '1.2'], '--reached 1.2', 'it is a share', 'up to 1'),
+    (['--markdown', 'nowhere.md'], '--markdown nowhere.md', 'No such file', 'docs/scaling.md'),
+    (['--markdown', 'picture.png'], '--markdown picture.png', "can't decode", 'docs/scaling.md'),
+    (['--markdown', 'page.md'], '--markdown page.md', 'no place for a table', 'docs/scaling.md'),
 ])
-def test_what_cannot_be_is_said(arguments, given, why, do, capsys, check_three_lines):
+def test_what_cannot_be_is_said(arguments, given, why, do, capsys, check_three_lines, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('picture.png').write_bytes(b'\x89PNG')
+    Path('page.md').write_text('A page.\n')
     assert main(arguments) == 2
     check_three_lines(capsys.readouterr().err.strip(), given, why, do)
