@@ -142,7 +142,7 @@ def loading(
     sources = {root: Part(open_split(root, split, 'root'), images, made_size) for root in roots}
     first = sources[roots[0]]
     check(first, batch_size, workers, cold)
-    check_augment(augment)
+    check_augment(augment, size)
     chosen = choose_decoder(decoder, first_files(first, EXAMPLES))
     rows = rows_of(sources, size, batch_size, chosen, workers, augment)
     speeds: dict[str, list[float]] = {row: [] for row in rows}
@@ -163,8 +163,9 @@ def loading(
         print(f'{workers} workers load {several} times what one does; where they only decode, {decoded} times.')
     if images_per_second is not None:
         one = medians[worker_row(roots[0], 1)]
-        print(f'A GPU that trains on {images_per_second:.0f} images/s needs {math.ceil(images_per_second / one)} cores '
-              f'that load {one:.0f} images/s each; this machine has {cores()}.')
+        needed = math.ceil(images_per_second / one)
+        print(f'A GPU that trains on {images_per_second:.0f} images/s needs {needed} core{"s" * (needed > 1)}, each of '
+              f'which loads {one:.0f} images/s; this machine has {cores()}.')
     return medians
 
 
@@ -174,7 +175,8 @@ def check(source: Source, batch_size: int, workers: int, cold: bool) -> None:
     if len(source.labels) < least * batch_size:
         raise InputError(message(
             f'batch_size: {batch_size}',
-            f'of {len(source.labels)} images not {least} batches can be made, of which {least // 2} do not count',
+            f'{least} batches are needed, as the first {least // 2} do not count, and there are only '
+            f'{len(source.labels)} images',
             f'take a batch size of at most {max(len(source.labels) // least, 1)}, or more images'))
     if cold and not hasattr(os, 'posix_fadvise'):
         raise InputError(message('cold: true', 'this system does not forget files when asked', 'measure on Linux'))
@@ -184,8 +186,9 @@ def check(source: Source, batch_size: int, workers: int, cold: bool) -> None:
             'measure class folders, tar files or shards, without made_size'))
 
 
-def check_augment(augment: Augment) -> None:
-    """Raise `InputError` for augmentation that timm's loader cannot do."""
+def check_augment(augment: Augment, size: int) -> None:
+    """Raise `InputError` for augmentation that cannot be, or that timm's loader cannot do."""
+    training_transform(augment, size, **NORMALISATION)
     missing = ['crop'] if augment.crop == 'pad' else [
         name for name in OWN if getattr(augment, name) != getattr(Augment, name)]
     if missing:

@@ -71,7 +71,7 @@ def test_augmentation_of_a_recipe(root, monkeypatch):
         monkeypatch.setattr(loading, function, lambda *args, original=original, **given: policies.append(
             given.get('auto_augment') or args[0].auto_augment) or original(*args, **given))
     rows(root, '--workers=1', '--augment.auto_augment=rand-m7-mstd0.5', '--augment.random_erasing=0.5')
-    assert policies == ['rand-m7-mstd0.5'] * 3  # timm's, ours, ours to the pixel
+    assert policies == ['rand-m7-mstd0.5'] * 4  # as a check, timm's, ours, ours to the pixel
 
 
 @pytest.mark.parametrize(('option', 'named'), [
@@ -124,10 +124,11 @@ def test_both_sides_load_the_same_images(root):
 
 
 @pytest.mark.parametrize(('options', 'parts'), [
-    (['--batch_size=8'], ('batch_size: 8', 'of 48 images not 8 batches', 'at most 6')),
-    (['--workers=16'], ('batch_size: 4', 'of 48 images not 32 batches', 'at most 1')),
+    (['--batch_size=8'], ('batch_size: 8', '8 batches are needed, as the first 4 do not count', 'at most 6')),
+    (['--workers=16'], ('batch_size: 4', '32 batches are needed', 'at most 1')),
     (['--cold=true', '--made_size=[50, 50]'], ('cold: true with', 'its file is in memory', 'without made_size')),
     (['--decoder=simplejpg'], ("'simplejpg'", 'no such', 'did you mean simplejpeg or simplejpeg-fast?')),
+    (['--augment.auto_augment=foo'], ('data.augment: ', 'timm makes no transform of it', 'rand-m9-mstd0.5')),
     (['--split=tain'], ('root: ', 'it holds neither tain/', 'did you mean train?')),
 ])
 def test_what_cannot_be_measured(root, options, parts, cli_error):
