@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -53,7 +53,8 @@ LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
 
 # where 1 is a batch and 1.0 all of them: Lightning's type for them takes a whole number for the latter
-LIMITS = [f'trainer.limit_{name}_batches' for name in ('train', 'val', 'test', 'predict')]
+STAGES = {'fit': 'train', 'validate': 'val', 'test': 'test', 'predict': 'predict'}  # what Lightning calls them
+LIMITS = [f'trainer.limit_{stage}_batches' for stage in STAGES.values()]
 # warnings of Lightning's that tell a user nothing: what it calls on torch newer than 2.12, and that a resumed training
 # goes on in its own folder
 NO_NEWS = (r'`isinstance\(treespec, LeafSpec\)` is deprecated', 'Checkpoint directory .* exists and is not empty')
@@ -125,6 +126,7 @@ class AppCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take the number of classes from the data."""
         parser.link_arguments('data', 'model.num_classes', compute_fn=_num_classes, apply_on='instantiate')
+        let_switches_stand_alone(parser)
         for action in parser._actions:
             if action.dest in LIMITS:
                 setattr(action, '_typehint', int | float | None)  # noqa: B010  (jsonargparse's own)
@@ -162,6 +164,8 @@ class AppCLI(LightningCLI):
         """Refuse, before any work, what would fail later or be ignored."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         check_devices(config.trainer)
+        if self.subcommand:
+            check_limit(self.subcommand, config.trainer)
         fill_groups(config)
         if self.subcommand == 'fit':
             check_writable('trainer.default_root_dir', _base_folder(config))
@@ -231,6 +235,14 @@ class AppCLI(LightningCLI):
             if three_lines(str(error)):
                 raise
             raise MisconfigurationException(str(error)) from error  # as the rest of what Lightning refuses
+
+
+def let_switches_stand_alone(parser: LightningArgumentParser) -> None:
+    """Let each option that is true or false stand for true without a value."""
+    for action in parser._actions:
+        kind = getattr(action, '_typehint', None)
+        if action.nargs is None and bool in (kind, *get_args(kind)):
+            action.nargs, action.const = '?', True
 
 
 def fill_groups(config: Namespace) -> None:
@@ -439,6 +451,15 @@ def check_links(configs: Configs) -> None:
                 raise InputError(linked_key(key, f'in {path}'))
 
 
+def check_limit(subcommand: str, trainer: Namespace) -> None:
+    """Raise `InputError` if the command would see no batch, after which Lightning ends as if all were well."""
+    key = f'limit_{STAGES[subcommand]}_batches'
+    if trainer[key] == 0:
+        raise InputError(message(
+            f'trainer.{key}: {trainer[key]}', f'{subcommand} would do nothing',
+            'leave it out, or take a number from 1'))
+
+
 def check_devices(trainer: Namespace) -> None:
     """Raise `InputError` if more devices are asked for than there are."""
     accelerator, devices = trainer.accelerator, trainer.devices
@@ -472,6 +493,7 @@ def run_verb(verb: str, args: list[str]) -> Any:
     named = getattr(module, 'named_arguments', list)  # of a verb that takes others than options
     parser = Parser(prog=f'{PROG} {verb}', allow_abbrev=False, description=(function.__doc__ or '').split('\n\n')[0])
     parser.add_function_arguments(function, as_group=False)
+    let_switches_stand_alone(parser)
     several = [each for each in signature(function).parameters.values() if each.kind is Parameter.VAR_POSITIONAL]
     names = [each.name.removesuffix('s').upper() for each in several]
     for each, metavar in zip(several, names, strict=True):

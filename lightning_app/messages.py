@@ -195,6 +195,12 @@ def _incomplete(match: re.Match[str], parser: ArgumentParser) -> str:
                    f'say --{match[1]}.{match[2]} too, or leave {match[1]} out')
 
 
+def _no_value(match: re.Match[str], parser: ArgumentParser) -> str:
+    if match[1] == '--data':  # the parser forgets which of them it was
+        return message('an option of the data without a value', 'each takes one', 'say --data.NAME=VALUE')
+    return message(f'{match[1]} without a value', 'it takes one', f'say {match[1]}=VALUE')
+
+
 def _linked(match: re.Match[str], parser: ArgumentParser) -> str:
     return linked_key(match[1], 'on the command line')
 
@@ -233,6 +239,7 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'Parser key "([\w.]+)":\s+Unable to load config \'([^\']*)\'': _group,
     r'Parser key "([\w.]+)":\s+Expected an? <class \'dict\'>\. Got value: ([^\n]*)': _mapping,
     r'Parser key "([\w.]+)":[^$]*Subtypes: \[(?:<class .NoneType.>, )?dict\[str[^$]*Given value: ([^$]*)': _mapping,
+    r'argument (?:-\w/)?(--[\w.]+): expected one argument': _no_value,
     r'argument .*--> ([\w.]+):': _linked,
     r'Linked "([\w.]+)" must be given': _linked,
     r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: ([^\n]*)': _wrong_value,

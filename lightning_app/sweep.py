@@ -29,7 +29,8 @@ from .data.workers import STOP_SIGNALS
 __all__ = ['Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
 
 ROOT, CHECKPOINT = '--trainer.default_root_dir', '--ckpt_path'
-OWN = {'--dry_run': '--dry_run', '--folder': '--folder', ROOT: '--folder'}  # what is not for fit, and its own name
+DRY_RUN = '--dry_run'  # a switch, which stands alone or with a value
+OWN = {DRY_RUN: DRY_RUN, '--folder': '--folder', ROOT: '--folder'}  # what is not for fit, and its own name
 # in the folder of a run, the arguments with which it was begun, and with which it came to its end
 BEGUN, FINISHED = 'begun.json', 'finished.json'
 REMARKS = {'name', 'description', 'metric'}  # of no consequence for a grid
@@ -39,7 +40,7 @@ TRAINING = [sys.executable, '-m', 'lightning_app', 'fit']
 REFUSED = {
     CHECKPOINT: ('each training goes on from its own checkpoint', 'leave it out'),
     ROOT: ('each training has its own folder', 'leave it out, and say --folder DIR for that of all'),
-    '--print_config': ('there is a config for each training', 'say --dry_run true for the commands')}
+    '--print_config': ('there is a config for each training', 'say --dry_run for the commands')}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Run:
 
 
 def sweep(file: str, dry_run: bool = False, folder: str | None = None, options: list[str] | None = None) -> None:
-    """Run the grid of a W&B sweep file, one training after the other: sweep FILE [--dry_run true] [options of fit].
+    """Run the grid of a W&B sweep file, one training after the other: sweep FILE [--dry_run] [options of fit].
 
     Each training is a process of its own, with a folder of its own, named after its values. The same command goes on
     where it was interrupted: trainings that are finished are left out, the others resume. One that fails does not stop
@@ -100,16 +101,22 @@ def sweep(file: str, dry_run: bool = False, folder: str | None = None, options: 
 
 
 def named_arguments(given: list[str]) -> list[str]:
-    """Return the arguments of `sweep FILE [--dry_run true] OPTIONS...` by name: what is not its own is for `fit`."""
+    """Return the arguments of `sweep FILE [--dry_run] OPTIONS...` by name: what is not its own is for `fit`."""
     if not given or {'-h', '--help'} & set(given) or given[0].startswith('-'):
         return ['--help'] if {'-h', '--help'} & set(given) else []
-    own, options, words = ['--file', given[0]], [], iter(given[1:])
-    for word in words:
+    own, options, words = ['--file', given[0]], [], given[1:]
+    while words:
+        word = words.pop(0)
         name, equals, value = word.partition('=')
-        if name in OWN:
-            own += [OWN[name], value if equals else next(words, '')]
-        else:
+        if name not in OWN:
             options.append(word)
+        elif equals:
+            own += [OWN[name], value]
+        elif name == DRY_RUN and words[:1] not in (['true'], ['false']):
+            own.append(name)
+        else:
+            own += [OWN[name], *words[:1]]
+            words = words[1:]
     return [*own, '--options', json.dumps(options)]
 
 

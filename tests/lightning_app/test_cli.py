@@ -230,6 +230,15 @@ def test_recorded_config_runs_again_as_it_is_with_the_same_result(on_photos):
     assert configs[0] == configs[1]
 
 
+def test_switches_stand_alone_or_with_a_value(on_photos, capsys):
+    with pytest.raises(SystemExit):
+        main(['fit', *on_photos, '--model.plain', '--trainer.fast_dev_run', '--trainer.deterministic',
+              '--model.recompute', 'false', '--trainer.detect_anomaly=true', '--print_config'])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config['model']['plain'], config['model']['recompute']) == (True, False)
+    assert [config['trainer'][name] for name in ('fast_dev_run', 'deterministic', 'detect_anomaly')] == [True] * 3
+
+
 def test_print_config_runs_again(on_photos, capsys, write_yaml):
     with pytest.raises(SystemExit) as stop:
         main(['fit', *on_photos, '--model.optim.lr=0.25', '--print_config'])

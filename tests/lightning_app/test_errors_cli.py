@@ -112,6 +112,21 @@ def test_wrong_value(refused, on_photos, option, value, wanted):
     assert wanted in why + do
 
 
+@pytest.mark.parametrize('command', ['fit', 'validate', 'predict'])
+def test_limit_with_which_nothing_is_done(refused, on_photos, command):
+    name = {'fit': 'train', 'validate': 'val'}.get(command, command)
+    options = ['--model.network={pretrained: true}', f'--trainer.limit_{name}_batches=0']
+    refused([command, *on_photos, *options],
+            given=f'trainer.limit_{name}_batches: 0', why=f'{command} would do nothing')
+
+
+@pytest.mark.parametrize(('option', 'given', 'remedy'), [
+    ('--model.name', '--model.name', '--model.name=VALUE'), ('--config', '--config', '--config=VALUE'),
+    ('--data.batch_size', 'an option of the data', '--data.NAME=VALUE')])
+def test_option_without_a_value(refused, on_photos, option, given, remedy):
+    refused(['fit', *on_photos, option], given=f'{given} without a value', why='takes one', do=remedy)
+
+
 def test_unknown_option_of_a_callback(refused, on_photos):
     refused(['fit', *on_photos, '--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.monitr=val/top1'],
             given='monitr', do='monitor')

@@ -123,6 +123,15 @@ def test_dry_run_prints_a_command_for_each_combination(sweep_file, capsys, in_tm
     assert list(in_tmp_path.iterdir()) == [Path(file)]
 
 
+@pytest.mark.parametrize('arguments', [
+    ['--dry_run'], ['--dry_run', '--data.batch_size=8'], ['--data.batch_size=8', '--dry_run', 'true']])
+def test_dry_run_stands_alone_or_with_a_value(arguments, sweep_file, capsys, in_tmp_path):
+    main(['sweep', sweep_file(), *arguments])
+    command = capsys.readouterr().out.splitlines()[1]
+    assert ('--data.batch_size=8' in command) == ('--data.batch_size=8' in arguments)
+    assert not Path('runs').exists()
+
+
 @pytest.mark.parametrize('options', [
     ['--trainer.default_root_dir', 'there'], ['--trainer.default_root_dir=there'], ['--folder=there']])
 def test_folder_of_the_trainings_can_be_given(options, sweep_file, capsys, in_tmp_path):
@@ -187,7 +196,7 @@ def test_what_it_cannot_honour_is_refused(changes, given, why, do, sweep_file, c
 @pytest.mark.parametrize(('option', 'given', 'do'), [
     ('--data.batch_sizes=8', 'batch_sizes', 'batch_size'),
     ('--ckpt_path=last', '--ckpt_path=last with sweep', 'leave it out'),
-    ('--print_config', '--print_config with sweep', '--dry_run true'),
+    ('--print_config', '--print_config with sweep', 'say --dry_run for'),
     ('--dry_run=perhaps', 'dry_run', 'correct'),
 ])
 def test_options_are_checked(option, given, do, sweep_file, cli_error):
