@@ -1,9 +1,8 @@
-"""The command line: parsing, what a checkpoint supplies, the run's folder, and error messages. Nothing else."""
+"""The command line: parsing, what a checkpoint supplies, and error messages. Nothing else."""
 from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import re
 import signal
 import sys
@@ -16,7 +15,6 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
@@ -30,25 +28,34 @@ from se_timm.errors import InputError, message
 
 from .callbacks.predictions import PredictionWriter
 from .callbacks.stop_signals import EndAtOnce
-from .checkpoints import CheckpointFiles, load_checkpoint, mapped, newest_whole, of_run, of_runs
+from .checkpoints import CheckpointFiles, load_checkpoint, mapped
 from .classifier import ImageClassifier
 from .data import ImageDataModule
 from .data.augment import Augment
+from .folders import (
+    LAUNCH,
+    base_folder,
+    check_writable,
+    checkpoint_to_resume,
+    evaluation_folder,
+    launch_id,
+    run_folder,
+    run_of,
+)
 from .logger import WandbLogger, place_loggers
 from .loss import Loss
 from .messages import LINKED, VERBS, explain, linked_key, three_lines
 from .mix import Mix
 from .network import INITIAL_WEIGHTS, check_name
 from .optim import Optim, Schedule, check_schedule
-from .processes import check_launch, check_restarts, check_sync_batchnorm
+from .processes import check_devices, check_launch, check_restarts, check_sync_batchnorm
 from .provenance import provenance
 
-__all__ = ['AppCLI', 'check_writable', 'main']
+__all__ = ['AppCLI', 'main']
 
 PROG = 'python -m lightning_app'
 EVALUATIONS = ('validate', 'test', 'predict')
 SUBCOMMANDS = ('fit', *EVALUATIONS)
-LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
 # With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
 
@@ -107,7 +114,7 @@ class RecordConfig(SaveConfigCallback):
         path = Path(trainer.default_root_dir, self.config_filename)
         path.parent.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
-        if config.get('ckpt_path') and _run_of(config.ckpt_path) == path.parent.resolve():
+        if config.get('ckpt_path') and run_of(config.ckpt_path) == path.parent.resolve():
             config.ckpt_path = None  # the same run; the config is that of its beginning
         self.parser.save(config, path, skip_none=False, overwrite=True)
         path.with_name(LAUNCH).write_text(launch_id())
@@ -168,9 +175,9 @@ class AppCLI(LightningCLI):
             check_limit(self.subcommand, config.trainer)
         fill_groups(config)
         if self.subcommand == 'fit':
-            check_writable('trainer.default_root_dir', _base_folder(config))
+            check_writable('trainer.default_root_dir', base_folder(config))
             check_restarts(config.ckpt_path)
-            config.ckpt_path = checkpoint_to_resume(_base_folder(config), config.ckpt_path)
+            config.ckpt_path = checkpoint_to_resume(base_folder(config), config.ckpt_path)
         if self.subcommand in EVALUATIONS:
             check_trained(self.subcommand, config)
             self._take_number_of_classes(config.data.init_args)
@@ -215,7 +222,7 @@ class AppCLI(LightningCLI):
             place_loggers(loggers, evaluation_folder(config, self.subcommand), self.subcommand)
         if self.subcommand != 'fit' or trainer.fast_dev_run:
             return self._built_trainer(**kwargs)
-        folder = run_folder(_base_folder(config), config.ckpt_path)
+        folder = run_folder(base_folder(config), config.ckpt_path)
         logs_to_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
         place_loggers(loggers, folder, resumed=wandb_runs(config.ckpt_path) if logs_to_wandb else [])
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
@@ -258,38 +265,6 @@ def _num_classes(data: ImageDataModule) -> int | None:
     return data.num_classes
 
 
-def _base_folder(config: Namespace) -> Path:
-    return Path(config.trainer.default_root_dir or f'runs/{config.model.name}')
-
-
-def _run_of(ckpt_path: str) -> Path:
-    """Return the folder of the run that wrote the checkpoint."""
-    folder = Path(ckpt_path).resolve().parent
-    return folder if (folder / 'config.yaml').is_file() else folder.parent  # Lightning writes for SLURM beside it
-
-
-def run_folder(base: Path, ckpt_path: str | None) -> Path:
-    """Return the folder of a training: that of the run it resumes, else the next free `base/version_N`."""
-    if ckpt_path and _run_of(ckpt_path).joinpath('config.yaml').is_file():
-        return _run_of(ckpt_path)
-    if interrupted := restarted_run(base):
-        return interrupted
-    return next_free(base, 'version_')
-
-
-def evaluation_folder(config: Namespace, subcommand: str) -> Path:
-    """Return the folder of an evaluation: the next free `validate_N` or `test_N` in that of the run."""
-    base = _run_of(config.ckpt_path) if config.ckpt_path else _base_folder(config)
-    return next_free(base, f'{subcommand}_')
-
-
-def next_free(base: Path, prefix: str) -> Path:
-    """Return the folder in `base` that is `prefix` and the number after the largest there is."""
-    numbers = [int(path.name.removeprefix(prefix)) for path in base.glob(f'{prefix}*')
-               if path.name.removeprefix(prefix).isdigit()]
-    return base / f'{prefix}{max(numbers, default=-1) + 1}'
-
-
 def wandb_runs(ckpt_path: str | None) -> list[dict[str, Any]]:
     """Return the W&B runs of the training that wrote a checkpoint, see `RecordConfig`."""
     if ckpt_path is None:
@@ -298,49 +273,6 @@ def wandb_runs(ckpt_path: str | None) -> list[dict[str, Any]]:
         return mapped(ckpt_path).get('wandb', [])
     except Exception:  # of many kinds, for a file that is none: what is wrong is said where it is restored
         return []
-
-
-def launch_id() -> str:
-    """Return what SLURM or torchrun call the job of this process, which stays when they start it again."""
-    if job := os.environ.get('SLURM_JOB_ID'):
-        return f'slurm {job}'
-    if (job := os.environ.get('TORCHELASTIC_RUN_ID')) and job != 'none':
-        return f'torchrun {job}'
-    return f'parent {os.getppid()} on {platform.node()}'  # torchrun without an id
-
-
-def restarted_run(base: Path) -> Path | None:
-    """Return the folder of the run that SLURM or torchrun has started again in this process; None if they have not."""
-    counts = ['SLURM_RESTART_COUNT']
-    if int(os.environ.get('GROUP_WORLD_SIZE', 1)) == 1:  # torchrun counts on each machine for itself
-        counts.append('TORCHELASTIC_RESTART_COUNT')
-    if not any(int(os.environ.get(name, 0)) for name in counts):
-        return None
-    files = [file for file in base.glob(f'version_*/{LAUNCH}') if file.read_text() == launch_id()]
-    return max(files, key=lambda file: file.stat().st_mtime_ns).parent if files else None
-
-
-def checkpoint_to_resume(base: Path, ckpt_path: str | None) -> str | None:
-    """Return the checkpoint from which a training goes on, None for a new one.
-
-    Args:
-        base: Folder of the config's runs.
-        ckpt_path: What was given: a file, `last` (the newest of the runs that is whole), `auto` (the same, if there is
-            one), or nothing: a run that SLURM or torchrun start again goes on by itself.
-
-    Raises:
-        InputError: If there is no `last`.
-    """
-    if (restarted := restarted_run(base)) and (newest := newest_whole(of_run(restarted))):
-        return str(newest)  # it has gone on from ckpt_path before
-    if ckpt_path not in ('last', 'auto'):
-        return ckpt_path
-    newest = newest_whole(of_runs(base))
-    if newest is None and ckpt_path == 'last':
-        raise InputError(message(
-            'ckpt_path: last', f'there is no checkpoint of a run below {base}',
-            'name a checkpoint, such as runs/.../best.ckpt, or say auto, which begins a new training if there is none'))
-    return str(newest) if newest else None
 
 
 def check_trained(subcommand: str, config: Namespace) -> None:
@@ -357,15 +289,6 @@ def check_trained(subcommand: str, config: Namespace) -> None:
                 f'output: {config.output}', 'it is a folder',
                 f'name a file, such as {Path(config.output, "predictions.csv")}'))
         check_writable('output', Path(config.output).parent)
-
-
-def check_writable(key: str, folder: Path) -> None:
-    """Raise `InputError` if nothing can be written to a folder, which may have to be made."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(message(
-            f'{key}: {folder}', f'{there} is a file' if not there.is_dir() else f'you may not write to {there}',
-            'name a folder to which you can write'))
 
 
 def evaluated_checkpoint(args: list[str], configs: Configs) -> dict[str, Any]:
@@ -458,28 +381,6 @@ def check_limit(subcommand: str, trainer: Namespace) -> None:
         raise InputError(message(
             f'trainer.{key}: {trainer[key]}', f'{subcommand} would do nothing',
             'leave it out, or take a number from 1'))
-
-
-def check_devices(trainer: Namespace) -> None:
-    """Raise `InputError` if more devices are asked for than there are."""
-    accelerator, devices = trainer.accelerator, trainer.devices
-    if (not isinstance(devices, list) and not re.fullmatch(r'auto|-1|\d+(,\d+)*', str(devices))) or (
-            str(devices) == '-1' and accelerator == 'cpu') or devices in (0, '0', []):
-        raise InputError(message(
-            f'trainer.devices: {devices}', 'it is neither a number of devices nor a list of them',
-            'say --trainer.devices=auto, or a number from 1'))
-    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
-    gpus = torch.cuda.device_count()
-    on_gpu = accelerator in ('gpu', 'cuda') or (accelerator == 'auto' and gpus > 0)
-    available = gpus if on_gpu or (accelerator == 'auto' and count > 1) else os.cpu_count() or 1
-    if accelerator in ('auto', 'cpu', 'gpu', 'cuda') and not torch.backends.mps.is_available() and (
-            count > available or (accelerator in ('gpu', 'cuda') and not gpus)):
-        kind = 'GPUs' if on_gpu or accelerator == 'auto' else 'CPU cores'
-        raise InputError(message(
-            f'trainer.devices: {devices} with trainer.accelerator: {accelerator}',
-            f'this machine has {available} {kind}',
-            'say --trainer.devices=auto for all that there are'
-            + (', or --trainer.accelerator=cpu to run on the CPU' if kind == 'GPUs' else '')))
 
 
 def run_verb(verb: str, args: list[str]) -> Any:

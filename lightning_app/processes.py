@@ -1,9 +1,12 @@
-"""Whether a training fits the processes that torchrun or srun have started."""
+"""Whether a training fits the devices of the machine, and the processes that torchrun or srun have started."""
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
+import torch
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -11,11 +14,33 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from se_timm.errors import InputError, message
 
-__all__ = ['check_launch', 'check_restarts', 'check_sync_batchnorm']
+__all__ = ['check_devices', 'check_launch', 'check_restarts', 'check_sync_batchnorm']
 
 # what has started the processes, and where it says on how many machines
 LAUNCHERS: dict[type, tuple[str, str]] = {
     TorchElasticEnvironment: ('torchrun', 'GROUP_WORLD_SIZE'), SLURMEnvironment: ('srun', 'SLURM_NNODES')}
+
+
+def check_devices(trainer: Namespace) -> None:
+    """Raise `InputError` if more devices are asked for than there are."""
+    accelerator, devices = trainer.accelerator, trainer.devices
+    if (not isinstance(devices, list) and not re.fullmatch(r'auto|-1|\d+(,\d+)*', str(devices))) or (
+            str(devices) == '-1' and accelerator == 'cpu') or devices in (0, '0', []):
+        raise InputError(message(
+            f'trainer.devices: {devices}', 'it is neither a number of devices nor a list of them',
+            'say --trainer.devices=auto, or a number from 1'))
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    gpus = torch.cuda.device_count()
+    on_gpu = accelerator in ('gpu', 'cuda') or (accelerator == 'auto' and gpus > 0)
+    available = gpus if on_gpu or (accelerator == 'auto' and count > 1) else os.cpu_count() or 1
+    if accelerator in ('auto', 'cpu', 'gpu', 'cuda') and not torch.backends.mps.is_available() and (
+            count > available or (accelerator in ('gpu', 'cuda') and not gpus)):
+        kind = 'GPUs' if on_gpu or accelerator == 'auto' else 'CPU cores'
+        raise InputError(message(
+            f'trainer.devices: {devices} with trainer.accelerator: {accelerator}',
+            f'this machine has {available} {kind}',
+            'say --trainer.devices=auto for all that there are'
+            + (', or --trainer.accelerator=cpu to run on the CPU' if kind == 'GPUs' else '')))
 
 
 def check_launch(trainer: Trainer) -> None:

@@ -23,8 +23,9 @@ from se_timm.errors import InputError, message, nearest
 
 from .analysis.runs import cut_off
 from .checkpoints import of_runs
-from .cli import check_writable, main
+from .cli import main
 from .data.workers import STOP_SIGNALS
+from .folders import check_writable
 
 __all__ = ['Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
 

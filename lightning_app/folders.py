@@ -1,0 +1,104 @@
+"""Where a run writes, and which run a training goes on with."""
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from se_timm.errors import InputError, message
+
+from .checkpoints import newest_whole, of_run, of_runs
+
+__all__ = [
+    'LAUNCH', 'base_folder', 'check_writable', 'checkpoint_to_resume', 'evaluation_folder', 'launch_id', 'run_folder',
+    'run_of',
+]
+
+LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
+
+
+def base_folder(config: Namespace) -> Path:
+    """Return the folder of the runs of a config."""
+    return Path(config.trainer.default_root_dir or f'runs/{config.model.name}')
+
+
+def run_of(ckpt_path: str) -> Path:
+    """Return the folder of the run that wrote the checkpoint."""
+    folder = Path(ckpt_path).resolve().parent
+    return folder if (folder / 'config.yaml').is_file() else folder.parent  # Lightning writes for SLURM beside it
+
+
+def run_folder(base: Path, ckpt_path: str | None) -> Path:
+    """Return the folder of a training: that of the run it resumes, else the next free `base/version_N`."""
+    if ckpt_path and run_of(ckpt_path).joinpath('config.yaml').is_file():
+        return run_of(ckpt_path)
+    if interrupted := restarted_run(base):
+        return interrupted
+    return next_free(base, 'version_')
+
+
+def evaluation_folder(config: Namespace, subcommand: str) -> Path:
+    """Return the folder of an evaluation: the next free `validate_N` or `test_N` in that of the run."""
+    base = run_of(config.ckpt_path) if config.ckpt_path else base_folder(config)
+    return next_free(base, f'{subcommand}_')
+
+
+def next_free(base: Path, prefix: str) -> Path:
+    """Return the folder in `base` that is `prefix` and the number after the largest there is."""
+    numbers = [int(path.name.removeprefix(prefix)) for path in base.glob(f'{prefix}*')
+               if path.name.removeprefix(prefix).isdigit()]
+    return base / f'{prefix}{max(numbers, default=-1) + 1}'
+
+
+def checkpoint_to_resume(base: Path, ckpt_path: str | None) -> str | None:
+    """Return the checkpoint from which a training goes on, None for a new one.
+
+    Args:
+        base: Folder of the config's runs.
+        ckpt_path: What was given: a file, `last` (the newest of the runs that is whole), `auto` (the same, if there is
+            one), or nothing: a run that SLURM or torchrun start again goes on by itself.
+
+    Raises:
+        InputError: If there is no `last`.
+    """
+    if (restarted := restarted_run(base)) and (newest := newest_whole(of_run(restarted))):
+        return str(newest)  # it has gone on from ckpt_path before
+    if ckpt_path not in ('last', 'auto'):
+        return ckpt_path
+    newest = newest_whole(of_runs(base))
+    if newest is None and ckpt_path == 'last':
+        raise InputError(message(
+            'ckpt_path: last', f'there is no checkpoint of a run below {base}',
+            'name a checkpoint, such as runs/.../best.ckpt, or say auto, which begins a new training if there is none'))
+    return str(newest) if newest else None
+
+
+def restarted_run(base: Path) -> Path | None:
+    """Return the folder of the run that SLURM or torchrun has started again in this process; None if they have not."""
+    counts = ['SLURM_RESTART_COUNT']
+    if int(os.environ.get('GROUP_WORLD_SIZE', 1)) == 1:  # torchrun counts on each machine for itself
+        counts.append('TORCHELASTIC_RESTART_COUNT')
+    if not any(int(os.environ.get(name, 0)) for name in counts):
+        return None
+    files = [file for file in base.glob(f'version_*/{LAUNCH}') if file.read_text() == launch_id()]
+    return max(files, key=lambda file: file.stat().st_mtime_ns).parent if files else None
+
+
+def launch_id() -> str:
+    """Return what SLURM or torchrun call the job of this process, which stays when they start it again."""
+    if job := os.environ.get('SLURM_JOB_ID'):
+        return f'slurm {job}'
+    if (job := os.environ.get('TORCHELASTIC_RUN_ID')) and job != 'none':
+        return f'torchrun {job}'
+    return f'parent {os.getppid()} on {platform.node()}'  # torchrun without an id
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Raise `InputError` if nothing can be written to a folder, which may have to be made."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(message(
+            f'{key}: {folder}', f'{there} is a file' if not there.is_dir() else f'you may not write to {there}',
+            'name a folder to which you can write'))
