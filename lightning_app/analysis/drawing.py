@@ -21,3 +21,4 @@ def write_figure(figure: Figure, files: Sequence[Path]) -> None:
     with rc_context({'svg.hashsalt': 'se-timm'}):
         for path in files:
             figure.savefig(path, dpi=150, metadata={'Date': None} if path.suffix == '.svg' else None)
+            figure.set_layout_engine('none')  # what is laid out stays so: it takes most of the time
