@@ -73,6 +73,16 @@ ONE_IN = {
     'test_good_checkpoint_is_kept_and_named_when_the_training_diverges': 3,
     'test_file_that_is_no_checkpoint_of_ours': 3, 'test_truncated_checkpoint': 3,
     'test_checkpoint_of_another_network': 2, 'test_checkpoint_alone_gives_the_numbers_of_the_fit': 3,
+    'test_multiply_adds_are_within_one_per_cent_of_the_papers_or_it_says_why': 3, 'test_size_is_that_of_others': 2,
+    'test_multiply_adds_are_the_papers': 3, 'test_constant_gates_go_on_scaling': 2, 'test_step_of_a_network': 2,
+    'test_network_computes_the_same_until_it_is_trained_and_after_removal': 2, 'test_any_strides': 2,
+    'test_same_bits_twice_and_wherever_the_tensors_lie': 2, 'test_fused_networks_are_networks_of_timm': 2,
+    'test_fused_tails_keep_to_the_statistics': 2, 'test_same_training_same_metrics_and_exact_resume': 2,
+    'test_signal_at_a_validation_within_an_epoch': 2, 'test_epoch_that_cannot_be_continued': 3,
+    'test_training_that_ended_early_goes_on': 3, 'test_training_goes_on_from_the_best': 2,
+    'test_every_so_many_epochs_and_after_the_last': 3, 'test_worker_goes_on_when_the_job_is_asked_to_stop': 3,
+    'test_evaluation_is_a_run_of_its_own': 2, 'test_evaluation_that_is_stopped_has_the_status_of_that': 2,
+    'test_script_runs_as_main_with_its_arguments_and_our_networks': 2, 'test_single_image': 3,
 }
 
 
