@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, DropPath
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNorm2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -276,6 +276,8 @@ def folded_block(block: nn.Module, shared: set[int]) -> FoldedBlock | None:
         return None
     tail = known.tail(block)
     if not isinstance(tail, Tail) or tail.se is None or id(block) in shared:
+        return None
+    if not is_identity(tail.drop_path) and type(tail.drop_path) is not DropPath:
         return None
     body, excitation = body_of(block, known.body), excitation_of(tail.se)
     if body is None or excitation is None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from se_timm import SEResNet, SqueezeExcite
+from se_timm import SEResNet, SqueezeExcite, add_se
 from se_timm.fold import NORMS, FoldedBlock, FoldedBottleneck, fold
 from se_timm.paper import NETWORKS
 from se_timm.residual_blocks import block_of
@@ -740,3 +740,16 @@ def test_nothing_to_fold_is_an_error_of_three_lines(net, reason):
     lines = str(raised.value).splitlines()
     assert lines[0] == f'fold({type(net).__name__})'
     assert [line[:7] for line in lines[1:]] == ['  why: ', '  do:  ']
+
+
+@pytest.mark.parametrize('kind', ['se', 'eca'])
+def test_gate_in_the_place_of_drop_path_is_kept(kind):
+    torch.manual_seed(0)
+    net = timm.create_model('seresnet18', drop_path_rate=0.1, num_classes=5).eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1)
+    add_se(net, at='layer*.*.drop_path', kind=kind)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(fold(net)(x), net(x), rtol=1e-4, atol=1e-4)
