@@ -132,7 +132,7 @@ def end_of(net: nn.Module, point: Point, calls: list[Call], size: tuple[int, ...
     seen, is_plain = calls[0]
     if not isinstance(seen, torch.Tensor):
         return End(f'it gives a {type(seen).__name__}, not a tensor')
-    if point.kind == 'before' and not is_plain:
+    if point.kind in ('before', 'end') and not is_plain:
         return End('it is called with more than a tensor')
     if seen.shape[:1] != (1,):
         return End(f'of one image it gives {tuple(seen.shape)}, whose first dimension is not the batch')

@@ -916,3 +916,34 @@ def test_adding_twice_is_refused():
 def test_removing_from_a_network_without_is_refused():
     with pytest.raises(ValueError, match=r'why: add_se put nothing into it\n  do:  .*se=False'):
         remove_se(timm.create_model('se_resnet20_cifar'))
+
+
+class TwoArguments(nn.Module):
+    """A block that is called with its input and a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x, scale):
+        return x + scale * self.conv(x)
+
+
+class CalledOneByOne(nn.Module):
+    """A network that calls the members of a sequence with two arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.blocks = nn.Sequential(TwoArguments(), TwoArguments())
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, 0.5)
+        return x
+
+
+def test_end_of_a_sequence_that_is_called_with_more_than_a_tensor_is_refused():
+    with pytest.raises(ValueError, match=r'at: blocks\S*\n  why: it is called with more than a tensor'):
+        add_se(CalledOneByOne(), at='blocks', input_size=(3, 32, 32))
