@@ -79,11 +79,19 @@ def prune_se(
         ValueError: If the network has no SE, no block of such a name, or `gates` lacks one of them.
     """
     chosen = choose_blocks(net, blocks)
+    if not chosen:
+        raise ValueError(message(f'blocks: {blocks!r}', 'nothing would be taken out', "name one, such as 'SE_5_*'"))
+    if gates is not None and not isinstance(gates, Mapping):
+        raise ValueError(message(
+            f'gates: a {type(gates).__name__}', 'it does not say of which block each gate is',
+            'give a dictionary from names of blocks to tensors'))
     if gates is not None and (missing := [block.name for block in chosen if block.name not in gates]):
         raise ValueError(message(
             f'gates: of {", ".join(gates) or "no block"}', f'those of {missing[0]} are missing',
             'give the mean gates of each block that is taken out, or no gates at all'))
     given = {block.name: None if gates is None else one_dimensional(block.name, gates[block.name]) for block in chosen}
+    for block in chosen:
+        check_length(block.name, given[block.name], net.get_submodule(block.module))
     channels, height, width = size_of(net, input_size)
     size = channels, height, width
     before = cost(net, size)
@@ -110,6 +118,15 @@ def one_dimensional(name: str, gate: Any) -> Tensor:
     raise ValueError(message(
         f'gates[{name!r}]: {given}', 'it must be a tensor with a number for each channel',
         'give the mean over the images, such as gates.mean(0)'))
+
+
+def check_length(name: str, gate: Tensor | None, module: nn.Module) -> None:
+    """Raise `ValueError` for a gate of a single number, which torch would take for that of all channels."""
+    channels = [len(weight) for weight in module.parameters()][-1]  # of the last layer; ECA's has one for all
+    if gate is not None and len(gate) == 1 < channels:
+        raise ValueError(message(
+            f'gates[{name!r}]: a single number', f'the block has {channels} channels',
+            'give the mean over the images for each, such as gates.mean(0)'))
 
 
 @torch.no_grad()

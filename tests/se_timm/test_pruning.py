@@ -121,3 +121,13 @@ def test_gates_that_are_none_leave_the_network_as_it_is(name, gate, given):
     assert net.state_dict().keys() == before.keys()
     for key, value in net.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(('blocks', 'gates', 'given'), [
+    ('SE_5_2', {'layer4.1': torch.rand(1)}, r"gates\['layer4.1'\]: a single number"),
+    ('SE_5_2', [torch.rand(512)], 'gates: a list'),
+    ([], None, r'blocks: \[\]'),
+])
+def test_what_would_be_taken_for_something_else_is_refused(blocks, gates, given):
+    with pytest.raises(ValueError, match=rf'^{given}\n  why: .*\n  do:  '):
+        prune_se(timm.create_model('se_resnet18', device='meta'), blocks, gates)
