@@ -73,8 +73,8 @@ class SEBasicBlock(ResidualTail, PlacedSE, BasicBlock):
     def tail(self) -> Tail | str:
         """Return the modules that follow, or in words why they are no `Tail`."""
         se, problem = self.tail_se()
-        if se is not None and self.relu_before_se:
-            problem = 'a ReLU stands between its last batch norm and SE'
+        if self.relu_before_se:  # also where the SE behind it was taken out
+            problem = 'a further ReLU stands after its last batch norm'
         return problem or Tail(self.conv2, self.bn2, se, self.drop_path, self.downsample, self.act2)
 
     @torch.jit.unused
@@ -169,7 +169,8 @@ class SEResNet(ResNet):
         stride_in_1x1: Stride 2 in the first 1x1 of a bottleneck; by default that of the paper's topology, and only
             there to be had.
         relu_before_se: A further ReLU between the last batch norm and SE. Not in the paper: timm's weights of the two
-            networks with basic blocks were trained so (huggingface/pytorch-image-models PR 771).
+            networks with basic blocks were trained so (huggingface/pytorch-image-models PR 771). For basic blocks with
+            the standard placement.
         **resnet_args: Arguments of `timm.models.ResNet`.
 
     Raises:
@@ -213,6 +214,14 @@ class SEResNet(ResNet):
                    f', and this network has the topology {topology!r}'),
                 "leave it out, or take a network of 50 layers or more with topology='paper'",
             ))
+        if stride_in_1x1 and resnet_args.get('aa_layer'):
+            raise ValueError(message(
+                'stride_in_1x1=True with aa_layer', 'the stride is then that of the anti-aliasing after the 3x3',
+                'leave one of them out'))
+        if se and relu_before_se and (block is not SEBasicBlock or placement != 'standard'):
+            raise ValueError(message(
+                f'relu_before_se=True with {f"placement={placement!r}" if block is SEBasicBlock else "bottlenecks"}',
+                'it stands between the last batch norm of a basic block and its SE', 'leave it out'))
         super().__init__(block, layers, **resnet_args)
         self.topology = topology
         if topology == 'paper':
@@ -291,13 +300,19 @@ def check_weights_fit(variant: str, given: dict[str, Any], trained_with: dict[st
 
 
 def _resolve_topology(variant: str, topology: str, tag: str | None, named: bool) -> tuple[str, str | None]:
-    """Return the topology to build and the tag that goes with it."""
+    """Return the topology to build and the tag that goes with it; a tag of the user's own says nothing of it."""
     if topology not in TOPOLOGIES:
         raise ValueError(unknown('topology', topology, TOPOLOGIES))
     if topology == 'v1.5' and not named:
         return topology, 'v1_5'
-    by_tag = 'v1.5' if tag and tag not in PAPER_TAGS else 'paper'
-    if named and topology not in ('auto', by_tag):
+    if tag not in default_cfgs[variant].cfgs:
+        if named and tag and topology == 'auto':
+            raise ValueError(message(
+                f'{variant} with the tag {tag}', 'the tag says the topology, and this is none that is known',
+                "say topology='paper' or topology='v1.5', as the network had when it was trained"))
+        return 'paper' if topology == 'auto' else topology, tag
+    by_tag = 'paper' if tag in PAPER_TAGS else 'v1.5'
+    if topology not in ('auto', by_tag):
         raise ValueError(message(
             f'topology={topology!r} with the tag {tag}',
             f'the weights {variant}.{tag} belong to the topology {by_tag!r}',
@@ -323,7 +338,7 @@ def _create(variant: str, pretrained: bool, defaults: dict[str, Any], given: dic
             check_weights_fit(variant, given, {'stride_in_1x1': stride})
     kwargs.setdefault('zero_init_last', topology == 'v1.5')
     if kwargs['block'] is SEBasicBlock:
-        kwargs.setdefault('relu_before_se', tag == 'in1k')
+        kwargs.setdefault('relu_before_se', tag == 'in1k' and kwargs.get('placement', 'standard') == 'standard')
     return build_model_with_cfg(
         SEResNet, variant, pretrained, pretrained_cfg=dataclasses.asdict(cfg), topology=topology,
         pretrained_filter_fn=checkpoint_filter_fn, **kwargs)

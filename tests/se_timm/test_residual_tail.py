@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 import se_timm
-from se_timm import SqueezeExcite, explain, fuse, residual_tail
+from se_timm import SqueezeExcite, explain, fuse, prune_se, residual_tail
 from se_timm.fused import operators
 from se_timm.residual_blocks import Tail
 from se_timm.se_resnet import PLACEMENTS, SEBottleneck
@@ -416,3 +416,16 @@ def test_two_hundred_steps_give_the_losses_of_the_modules(uncompiled):
 
 def test_public_names():
     assert {'explain', 'fuse'} <= set(se_timm.__all__)
+
+
+def test_further_relu_stays_where_its_se_was_taken_out():
+    """Of timm's weights for se_resnet18."""
+    torch.manual_seed(0)
+    net = prune_se(timm.create_model('se_resnet18.in1k', num_classes=5), 'SE_5_*').net.double().train()
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    outputs = {}
+    for backend in ('reference', 'fused'):
+        copied = copy.deepcopy(net)
+        fuse(copied, backend)
+        outputs[backend] = copied(x)
+    torch.testing.assert_close(outputs['fused'], outputs['reference'])

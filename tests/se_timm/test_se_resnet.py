@@ -7,6 +7,7 @@ import sys
 import pytest
 import timm
 import torch
+from timm.layers import BlurPool2d
 from timm.models import get_pretrained_cfg, save_for_hf
 from torch import nn
 from torch.nn import functional as F
@@ -517,3 +518,41 @@ def test_saved_network_comes_back_with_its_topology_and_arguments(case, tmp_path
     x = images(net, 65)
     assert torch.equal(again(x), net(x))
     assert again.default_cfg['tag'] == net.default_cfg['tag']
+
+
+@pytest.mark.parametrize(('arguments', 'topology'), [
+    ({}, 'paper'), ({'topology': 'v1.5'}, 'v1.5'), ({'pretrained_cfg_overlay': {'tag': 'food101'}}, 'paper'),
+    ({'pretrained_cfg_overlay': {'tag': 'food101'}, 'topology': 'paper'}, 'paper'),
+    ({'pretrained_cfg_overlay': {'tag': 'food101'}, 'topology': 'v1.5'}, 'v1.5'),
+    ({'pretrained_cfg': {'tag': 'food101'}, 'topology': 'paper'}, 'paper'),
+    ({'pretrained_cfg': {'tag': 'food101'}, 'topology': 'v1.5'}, 'v1.5'),
+    ({'pretrained_cfg': {'mean': (0.5, 0.5, 0.5)}}, 'paper'),
+    ({'pretrained_cfg': {'mean': (0.5, 0.5, 0.5)}, 'topology': 'v1.5'}, 'v1.5'),
+])
+def test_topology_where_the_tag_is_of_another_or_there_is_none(arguments, topology):
+    assert timm.create_model('se_resnet50', device='meta', **arguments).topology == topology
+
+
+@pytest.mark.parametrize(('arguments', 'why'), [
+    ({'pretrained_cfg': {'tag': 'food101'}}, 'none that is known'),
+    ({'pretrained_cfg_overlay': {'tag': 'ra2_in1k'}, 'topology': 'paper'}, "belong to the topology 'v1.5'"),
+])
+def test_topology_that_is_not_clear_is_refused(arguments, why):
+    with pytest.raises(ValueError, match=rf'the tag .*\n  why: .*{why}.*\n  do:  .*topology'):
+        timm.create_model('se_resnet50', device='meta', **arguments)
+
+
+@pytest.mark.parametrize(('name', 'arguments', 'given'), [
+    ('se_resnet50', {'relu_before_se': True}, 'relu_before_se=True with bottlenecks'),
+    ('se_resnet18', {'relu_before_se': True, 'placement': 'pre'}, "relu_before_se=True with placement='pre'"),
+    ('se_resnet50', {'stride_in_1x1': True, 'aa_layer': BlurPool2d}, 'stride_in_1x1=True with aa_layer'),
+])
+def test_arguments_that_would_have_no_effect_are_refused(name, arguments, given):
+    with pytest.raises(ValueError, match=rf'^{given}\n  why: .*\n  do:  leave'):
+        timm.create_model(name, device='meta', **arguments)
+
+
+def test_further_relu_is_for_the_standard_placement_alone():
+    blocks = {place: timm.create_model('se_resnet18.in1k', device='meta', placement=place).layer1[0]
+              for place in ('standard', 'pre')}
+    assert {place: block.relu_before_se for place, block in blocks.items()} == {'standard': True, 'pre': False}
