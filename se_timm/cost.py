@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .meta import meta_copy
+from .meta import bare, meta_copy
 
 __all__ = ['Cost', 'cost']
 
@@ -25,10 +25,10 @@ class Cost(NamedTuple):
 def cost(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Cost:
     """Count `net` on one image of `input_size` (channels, height, width), as the paper counts: GFLOPs of Table 2.
 
-    The count runs on the meta device, on a copy: no arithmetic is done and `net` is not touched.
+    The count runs on the meta device, on a copy without hooks: no arithmetic is done and `net` is not touched.
     """
-    meta = meta_copy(net).eval()
-    dtype = next(meta.parameters()).dtype
+    meta = bare(meta_copy(net))
+    dtype = next((weight.dtype for weight in meta.parameters()), torch.float32)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         meta(torch.empty(1, *input_size, device='meta', dtype=dtype))

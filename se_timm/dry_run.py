@@ -11,7 +11,7 @@ from torch import nn
 
 from .errors import message
 from .insertion_points import Point
-from .meta import meta_copy
+from .meta import bare, meta_copy
 
 __all__ = ['NO_SHORTCUT', 'End', 'layout_of', 'observe']
 
@@ -79,14 +79,6 @@ def attempt(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[
         f'add_se({type(net).__name__})',
         f'it does not run on an image of {size} ({type(failure).__name__}: {failure})',
         'say input_size=(channels, height, width) of its images')) from failure
-
-
-def bare(net: nn.Module) -> nn.Module:
-    """Return `net` in evaluation mode and without its hooks: whatever they do, they are the user's."""
-    for module in net.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return net.eval()
 
 
 @contextmanager

@@ -3,12 +3,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
 
+from torch import nn
+
 __all__ = [
-    'ArgumentParser', 'InputError', 'check_least', 'check_switches', 'exit_status', 'message', 'nearest', 'unknown',
+    'ArgumentParser', 'InputError', 'check_file', 'check_least', 'check_module', 'check_switches', 'exit_status',
+    'message', 'nearest', 'unknown',
 ]
 
 
@@ -59,11 +64,30 @@ def check_switches(**switches: object) -> None:
             raise ValueError(message(f'{name}: {value!r}', 'it is a switch', 'say True or False'))
 
 
+def check_module(function: str, net: object) -> None:
+    """Raise `ValueError` for what a function cannot take as a network."""
+    if not isinstance(net, nn.Module):
+        raise ValueError(message(
+            f'{function}({net!r:.60})', f'it is a {type(net).__name__}, not an nn.Module', 'give the network itself'))
+
+
 def check_least(least: int, **numbers: float) -> None:
     """Raise `InputError` for a number below `least`."""
     for name, number in numbers.items():
         if number < least:
             raise InputError(message(f'{name}: {number}', 'it is too small', f'take a number from {least}'))
+
+
+def check_file(option: str, file: Path | None) -> None:
+    """Raise `InputError` if a file that shall be written after long work cannot be, None being no file."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise InputError(message(f'{option} {file}', 'it is a folder', f'name a file, such as {file / "table"}'))
+    if not file.parent.is_dir():
+        raise InputError(message(f'{option} {file}', f'there is no folder {file.parent}', 'make it first'))
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InputError(message(f'{option} {file}', 'you may not write there', 'name another'))
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNorm2d, FrozenBatchN
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .errors import message
+from .errors import check_module, message
 from .residual_blocks import Tail, block_of, is_hooked, is_identity
 
 __all__ = ['FoldedBlock', 'FoldedBottleneck', 'fold']
@@ -113,6 +113,7 @@ def fold(net: nn.Module) -> nn.Module:
 
     The arithmetic of batch norm is `torch.nn.utils.fusion`'s.
     """
+    check_module('fold', net)
     folded = copy.deepcopy(net).eval()
     places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
     shared = {key for key, count in places.items() if count > 1}

@@ -8,7 +8,7 @@ import torch
 from timm.models import regnet, resnet, senet
 from torch import Tensor
 
-from .residual_blocks import BLOCKS, Step, Tail
+from .residual_blocks import BLOCKS, Block, Step, Tail
 from .residual_tail import ResidualTail
 
 __all__ = ['FUSED']
@@ -21,23 +21,28 @@ def by_modules(cls: Any) -> Callable[[Any, Tensor], Tensor]:
     return functools.update_wrapper(function, forward, assigned=('__module__', '__annotations__', '__doc__'))
 
 
+def timm_block(block: Any) -> Block:
+    """Return how to read a block of one of the classes below, or of a class that was made of one."""
+    return next(BLOCKS[cls] for cls in type(block).__mro__ if cls in BLOCKS)
+
+
 class TimmTail(ResidualTail):
     """What the classes below share: the block is read as all the package reads timm's block of that class."""
 
     @torch.jit.unused
     def body(self, x: Tensor) -> Tensor:
         """Return the input of the last convolution."""
-        return BLOCKS[type(self).__bases__[1]].body(self, x)
+        return timm_block(self).body(self, x)
 
     @torch.jit.unused
     def tail(self) -> Tail | str:
         """Return the modules that follow, or in words why they are no `Tail`."""
-        return BLOCKS[type(self).__bases__[1]].tail(self)
+        return timm_block(self).tail(self)
 
     @torch.jit.unused
     def steps(self) -> list[Step] | str:
         """Return the steps of the body, or in words what else there is in it."""
-        return BLOCKS[type(self).__bases__[1]].steps(self)
+        return timm_block(self).steps(self)
 
 
 class FusedBasicBlock(TimmTail, resnet.BasicBlock):

@@ -12,7 +12,7 @@ from timm.layers import ConvMlp, GatherExcite, create_attn
 from torch import nn
 
 from .dry_run import NO_SHORTCUT, End, observe
-from .errors import check_switches, message, unknown
+from .errors import check_module, check_switches, message, unknown
 from .gated import REPARAMETERISE, Gated, GatedCall
 from .insertion_points import Point, known_points, named_points
 from .residual_blocks import is_identity
@@ -154,8 +154,8 @@ def remove_se(net: nn.Module) -> list[str]:
     gates = added(net)
     if not gates:
         raise ValueError(message(
-            f'remove_se({type(net).__name__})', 'add_se put nothing into it', 'SE that a network was made with is left '
-            "out where it is made: se=False for this package's networks"))
+            f'remove_se({type(net).__name__})', 'it has no gate that add_se put there',
+            "SE that a network was made with is left out where it is made: se=False for this package's networks"))
     names = [plain_name(net, name) for name in gates]
     for name in reversed(gates):  # the inner ones first
         take_out(net, net.get_submodule(name))
@@ -176,9 +176,7 @@ def added(net: nn.Module) -> dict[str, nn.Module]:
 
 def check_network(net: Any) -> None:
     """Raise `ValueError` for what no gate can be put into."""
-    if not isinstance(net, nn.Module):
-        raise ValueError(message(
-            f'add_se({net!r:.60})', f'it is a {type(net).__name__}, not an nn.Module', 'give the network itself'))
+    check_module('add_se', net)
     for is_so, reason, remedy in (
             (any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()),
              'TorchScript cannot be changed', 'add SE to the module before torch.jit.script or torch.jit.trace'),

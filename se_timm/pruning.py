@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .cost import cost
-from .errors import message
+from .errors import check_module, message
 from .gates import SEBlock, choose_blocks
 from .insertion import size_of
 from .residual_blocks import block_of
@@ -78,6 +78,7 @@ def prune_se(
     Raises:
         ValueError: If the network has no SE, no block of such a name, or `gates` lacks one of them.
     """
+    check_module('prune_se', net)
     chosen = choose_blocks(net, blocks)
     if not chosen:
         raise ValueError(message(f'blocks: {blocks!r}', 'nothing would be taken out', "name one, such as 'SE_5_*'"))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from timm.models import regnet, resnet, senet
 from torch import Tensor, nn
 
-__all__ = ['BLOCKS', 'Block', 'Step', 'Tail', 'block_of', 'is_hooked', 'is_identity']
+__all__ = ['BLOCKS', 'Block', 'OwnBlock', 'Step', 'Tail', 'block_of', 'is_hooked', 'is_identity']
 
 
 class Tail(NamedTuple):
@@ -44,6 +44,10 @@ class Block(NamedTuple):
     body: Callable[[Any, Tensor], Tensor]
     tail: Callable[[Any], Tail | str]
     steps: Callable[[Any], list[Step] | str]
+
+
+class OwnBlock:
+    """A class of blocks that has `body`, `tail` and `steps` itself: this package's, and timm's with the fused tail."""
 
 
 def is_identity(module: nn.Module | None) -> bool:
@@ -141,6 +145,6 @@ BLOCKS: dict[type, Block] = {
 def block_of(module: nn.Module) -> Block | None:
     """Return how to read `module` as a residual block, or None if it is not one that is known."""
     cls: Any = type(module)
-    if hasattr(cls, 'tail') and hasattr(cls, 'body'):  # ours, and timm's with the fused tail
+    if issubclass(cls, OwnBlock):
         return Block(cls.body, cls.tail, cls.steps)
     return BLOCKS.get(cls)

@@ -17,7 +17,7 @@ from .fused.operators import OPERATORS, TRITON, backend_passes
 from .fused.recompute import Convolution, norm_relu_conv
 from .fused.vector_kernels import VECTORS, track
 from .fused.vectors import PLAIN, Vectors
-from .residual_blocks import Step, Tail, is_hooked, is_identity
+from .residual_blocks import OwnBlock, Step, Tail, is_hooked, is_identity
 from .squeeze_excite import EXCITATIONS, IdentityGate, SqueezeExcite
 
 __all__ = ['BACKENDS', 'Choice', 'ResidualTail', 'choose', 'explain', 'residual_tail']
@@ -40,7 +40,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-class ResidualTail:
+class ResidualTail(OwnBlock):
     """A residual block whose end is fused where that can be done and pays; a mixin of block classes.
 
     A class has `body(x)`, everything before the last convolution; `tail()`, the rest (`residual_blocks.Tail`, or in
@@ -355,7 +355,18 @@ def tracked_by_triton(norm: Any, mean: Tensor) -> bool:
                     for value in (norm.running_mean, norm.running_var, mean)))
 
 
-def explain(net: nn.Module, compiled: bool = False) -> dict[str, Choice]:
+class Choices(dict[str, Choice]):
+    """The choices for the blocks of a network, by their names; as text, a line for each reason."""
+
+    def __str__(self) -> str:
+        lines = []
+        for choice in dict.fromkeys(self.values()):
+            names = [name for name, other in self.items() if other == choice]
+            lines.append(f'{"fused" if choice.fused else "by the modules"}, {choice.reason}: {", ".join(names)}')
+        return '\n'.join(lines) or 'it has no block of this package, and none that fuse was called for'
+
+
+def explain(net: nn.Module, compiled: bool = False) -> Choices:
     """Return for each residual block of `net` whether its tail is fused in training, and why.
 
     What depends on the input is left out: on CUDA, `'auto'` asks for `LEAST_VALUES` in all images together.
@@ -364,7 +375,7 @@ def explain(net: nn.Module, compiled: bool = False) -> dict[str, Choice]:
         net: A network of this package, or one of timm's after `fuse`.
         compiled: Ask for a training within `torch.compile`.
     """
-    choices = {}
+    choices = Choices()
     for name, block in net.named_modules():
         if isinstance(block, ResidualTail):
             tail: Tail | str = block.tail()  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import nn
 
-from .errors import message, unknown
+from .errors import check_module, message, unknown
 from .fused_blocks import FUSED
 from .gates import find_se
 from .residual_blocks import BLOCKS
@@ -56,6 +56,7 @@ def fuse(net: nn.Module, backend: str = 'auto', recompute: bool = False) -> Fusi
         ValueError: If the backend is unknown, `recompute` asked of another than `'fused'`, or if `net` has no residual
             block that is known.
     """
+    check_module('fuse', net)
     if backend not in BACKENDS:
         raise ValueError(unknown('backend', backend, BACKENDS))
     if recompute and backend != 'fused':

@@ -23,7 +23,7 @@ from torch import nn
 
 import se_timm
 
-from .errors import ArgumentParser, InputError, exit_status, message, unknown
+from .errors import ArgumentParser, InputError, check_file, exit_status, message, unknown
 from .insertion import add_se, added, remove_se
 
 __all__ = ['Finding', 'closed', 'examine', 'families', 'main', 'markdown', 'smallest', 'survey']
@@ -280,9 +280,7 @@ def parse(arguments: Sequence[str]) -> Any:
             raise InputError(unknown('family', family, families()))
     if options.count < 1:
         raise InputError(message(f'--count {options.count}', 'it is a number of networks', 'say 1 or more'))
-    if options.markdown is not None and not options.markdown.parent.is_dir():
-        raise InputError(message(
-            f'--markdown {options.markdown}', f'there is no folder {options.markdown.parent}', 'make it first'))
+    check_file('--markdown', options.markdown)
     return options
 
 

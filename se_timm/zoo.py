@@ -21,7 +21,7 @@ from torch import nn
 import se_timm
 
 from .cost import cost
-from .errors import ArgumentParser, InputError, exit_status, message, unknown
+from .errors import ArgumentParser, InputError, check_file, exit_status, unknown
 from .paper import NETWORKS
 from .squeeze_excite import SqueezeExcite
 from .tables import aligned
@@ -145,8 +145,7 @@ def parse(arguments: Sequence[str]) -> Any:
     for pattern in options.patterns:
         if not fnmatch.filter(names(), pattern):
             raise InputError(unknown('network', pattern, names()))
-    if options.csv is not None and not options.csv.parent.is_dir():
-        raise InputError(message(f'--csv {options.csv}', f'there is no folder {options.csv.parent}', 'make it first'))
+    check_file('--csv', options.csv)
     return options
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from se_timm import SEResNet, SqueezeExcite, add_se
+from se_timm import SEResNet, SqueezeExcite, add_se, fuse, prune_se
 from se_timm.fold import NORMS, FoldedBlock, FoldedBottleneck, fold
 from se_timm.paper import NETWORKS
 from se_timm.residual_blocks import block_of
@@ -753,3 +753,33 @@ def test_gate_in_the_place_of_drop_path_is_kept(kind):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(fold(net)(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+class OtherBlock(nn.Module):
+    """A class of a user's with names that our blocks have, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def body(self, x):
+        return self.bn(self.conv(x))
+
+    def tail(self, x):
+        return self.fc(x.mean((2, 3)))
+
+    def forward(self, x):
+        return self.tail(self.body(x))
+
+
+def test_class_with_the_names_of_our_blocks_is_none_of_them():
+    net, x = OtherBlock().eval(), torch.randn(2, 3, 8, 8)
+    assert block_of(net) is None
+    torch.testing.assert_close(fold(net)(x), net(x))
+
+
+@pytest.mark.parametrize('function', [add_se, fold, fuse, prune_se])
+def test_what_is_no_network_is_refused(function):
+    arguments = ['SE_5_*'] if function is prune_se else []
+    with pytest.raises(ValueError, match=rf'^{function.__name__}\(None\)\n  why: it is a NoneType'):
+        function(None, *arguments)

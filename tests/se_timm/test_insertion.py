@@ -914,7 +914,7 @@ def test_adding_twice_is_refused():
 
 
 def test_removing_from_a_network_without_is_refused():
-    with pytest.raises(ValueError, match=r'why: add_se put nothing into it\n  do:  .*se=False'):
+    with pytest.raises(ValueError, match=r'why: it has no gate that add_se put there\n  do:  .*se=False'):
         remove_se(timm.create_model('se_resnet20_cifar'))
 
 

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 
-from se_timm.gates import find_se
+from se_timm.gates import GateReader, find_se
 from se_timm.pruning import prune_se
 
 
@@ -131,3 +131,14 @@ def test_gates_that_are_none_leave_the_network_as_it_is(name, gate, given):
 def test_what_would_be_taken_for_something_else_is_refused(blocks, gates, given):
     with pytest.raises(ValueError, match=rf'^{given}\n  why: .*\n  do:  '):
         prune_se(timm.create_model('se_resnet18', device='meta'), blocks, gates)
+
+
+def test_hooks_of_the_network_are_not_run(x):
+    net, seen = network('se_resnet18'), []
+    net.layer1.register_forward_hook(lambda module, inputs, output: seen.append(output.mean().item()))
+    with GateReader(net) as reader, torch.no_grad():
+        net(x)
+        before = {name: gate.clone() for name, gate in reader.gates.items()}
+        prune_se(net, 'SE_5_*')
+        assert len(seen) == 1
+        assert all(torch.equal(gate, before[name]) for name, gate in reader.gates.items())

@@ -429,3 +429,12 @@ def test_further_relu_stays_where_its_se_was_taken_out():
         fuse(copied, backend)
         outputs[backend] = copied(x)
     torch.testing.assert_close(outputs['fused'], outputs['reference'])
+
+
+def test_explanation_as_text_has_a_line_for_each_reason():
+    net = timm.create_model('se_resnet18', num_classes=5)
+    assert str(explain(net)).count('layer') == 8
+    assert len(str(explain(net)).splitlines()) == 1
+    net.layer4[1].backend = 'reference'
+    assert str(explain(net)).splitlines()[1] == "by the modules, the backend is 'reference': layer4.1"
+    assert 'fuse' in str(explain(timm.create_model('seresnet18')))

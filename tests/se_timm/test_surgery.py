@@ -102,3 +102,16 @@ def test_fusing_again_changes_the_backend():
 def test_network_without_residual_blocks():
     with pytest.raises(ValueError, match=r'fuse\(VGG\)\n  why: it has no residual block'):
         fuse(timm.create_model('vgg11', num_classes=0))
+
+
+def test_class_that_is_made_of_a_fused_one_is_read_as_that():
+    """As torch's `fully_shard` makes them."""
+    net, x = timm.create_model('seresnet18', num_classes=5).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = net(x)
+        fuse(net)
+        for block in list(net.layer1):
+            cls = type(block)
+            block.__class__ = type(f'FSDP{cls.__name__}', (type('Mixin', (), {}), cls), {})
+        assert torch.equal(net(x), expected)
+        assert explain(net)['layer1.0'] == explain(net)['layer2.0']

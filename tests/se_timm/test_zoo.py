@@ -80,3 +80,8 @@ def test_what_cannot_be_used_is_said(arguments, given, remedy, capsys):
     assert first.startswith(f'error: {given}')
     assert why.startswith('  why: ')
     assert remedy in do
+
+
+def test_table_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
+    assert zoo.main(['se_resnet20_cifar', '--csv', str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f'error: --csv {tmp_path}\n  why: it is a folder\n')
