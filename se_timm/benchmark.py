@@ -8,10 +8,10 @@ and each ratio is the median of the rounds' ratios, with its quartiles. A varian
 
 | part | values |
 |---|---|
-| who | `ours`, `timm`: its network of the same topology, v1.5, for the ImageNet networks |
+| who | `ours`, `timm`: its network of the same topology, v1.5, for ImageNet (wider gates in SE-ResNet-18, -34) |
 | net | `se`, `plain`: the plain twin |
 | mode, in training | `eager`; `fused`: by `se_timm.fuse`; `fused+recomputed`; `compiled`; `fused+compiled` |
-| mode, in inference | `eager`; `folded`: by `se_timm.fold.fold`; `compiled`; `folded+compiled` |
+| mode, in inference | `eager`; `folded`: by `se_timm.fold`; `compiled`; `folded+compiled` |
 
 `--mode tail` measures one residual tail alone, forward and backward. `--preset cpu` and `--preset gpu` measure what
 this project has set itself as limits, and say for each whether it is met.

@@ -723,7 +723,8 @@ def attempt(result: Result, data: list[Tensor], settings: Settings, budget: Budg
         result.problem = 'the memory of the device is too small: take a smaller --batch-size'
     except Exception as error:  # compilers fail in any way
         lines = str(error).strip().splitlines() or ['']
-        result.problem = f'{type(error).__name__}: {lines[0]}'
+        why = [line.strip() for line in lines if line.startswith('  why: ')]  # of a message of this package
+        result.problem = ', '.join([f'{type(error).__name__}: {lines[0]}', *why])
     result.failed = True
     free_memory()
     return None

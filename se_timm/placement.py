@@ -1,7 +1,7 @@
 """Where SE acts within a residual block: Fig. 5 and Tables 14 and 15 of the paper."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,8 +46,8 @@ def check_se_arguments(se: bool, placement: str, stages: Sequence[int], valid_st
         raise ValueError(message(f'se: {se!r}', 'it is a switch', 'say True for SE or False for the plain twin'))
     if placement not in PLACEMENTS:
         raise ValueError(unknown('placement', placement, PLACEMENTS))
-    stages = [stages] if isinstance(stages, (int, str)) else list(stages)
-    wrong = [stage for stage in stages if stage not in valid_stages]
+    stages = [stages] if isinstance(stages, str) or not isinstance(stages, Iterable) else list(stages)
+    wrong = [stage for stage in stages if isinstance(stage, bool) or stage not in valid_stages]
     if wrong or not stages:
         raise ValueError(message(
             f'stages: {stages!r}',

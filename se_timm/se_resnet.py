@@ -243,7 +243,8 @@ class SEResNet(ResNet):
                     module.stride_in_1x1()
 
 
-# Our network -> timm's name of it in the paper's topology and in v1.5 (None where timm has none).
+# Our network -> timm's name of it in the paper's topology and in v1.5 (None where timm has none). In v1.5 timm rounds
+# hidden widths up to multiples of 8, which are others in SE-ResNet-18 and -34.
 TIMM_NAMES: dict[str, tuple[str | None, str]] = {
     'se_resnet18': ('legacy_seresnet18', 'seresnet18'),
     'se_resnet34': ('legacy_seresnet34', 'seresnet34'),

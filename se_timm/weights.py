@@ -51,7 +51,15 @@ def from_moskomule(state_dict: StateDict) -> StateDict:
 
 
 def to_moskomule(state_dict: StateDict) -> StateDict:
-    """Return our weights (of a network with `bias=False`) under moskomule/senet.pytorch's keys."""
+    """Return our weights (of a network with `bias=False`) under moskomule/senet.pytorch's keys.
+
+    Raises:
+        ValueError: If the SE layers have biases, which that network has not.
+    """
+    if biases := [key for key in state_dict if re.search(r'\.se\.fc[12]\.bias$', key)]:
+        raise ValueError(message(
+            f'to_moskomule: weights with {biases[0]}', 'the SE layers of moskomule/senet.pytorch have no biases',
+            'train with bias=False'))
     back = tuple((ours, theirs) for theirs, ours in _MOSKOMULE)
     return {
         _rename(key, back): value.flatten(1) if re.search(r'\.se\.fc[12]\.weight$', key) else value

@@ -556,3 +556,12 @@ def test_further_relu_is_for_the_standard_placement_alone():
     blocks = {place: timm.create_model('se_resnet18.in1k', device='meta', placement=place).layer1[0]
               for place in ('standard', 'pre')}
     assert {place: block.relu_before_se for place, block in blocks.items()} == {'standard': True, 'pre': False}
+
+
+@pytest.mark.parametrize(('name', 'arguments', 'given'), [
+    ('se_resnet50', {'stages': 2.5}, r'stages: \[2.5\]'), ('se_vgg16_bn', {'stages': True}, r'stages: \[True\]'),
+    ('se_resnet20_cifar', {'layers': (3, 3)}, r'layers: \(3, 3\)'),
+])
+def test_numbers_that_mean_no_stage_are_refused(name, arguments, given):
+    with pytest.raises(ValueError, match=rf'^{given}\n  why: '):
+        timm.create_model(name, device='meta', **arguments)

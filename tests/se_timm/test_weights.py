@@ -294,3 +294,8 @@ def test_moskomules_weights_are_refused_by_a_network_with_biases(moskomule):
     with pytest.raises(ValueError, match='no biases') as error:
         load(name, theirs.state_dict())
     assert 'bias=False' in str(error.value)
+
+
+def test_networks_with_biases_have_no_weights_in_moskomules_layout():
+    with pytest.raises(ValueError, match=r'weights with layer1.0.se.fc1.bias\n  why: .* no biases\n'):
+        to_moskomule(timm.create_model('se_resnet18').state_dict())
