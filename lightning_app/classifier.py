@@ -42,6 +42,7 @@ from .resume import (
     check_classes,
     check_continues,
     check_fits,
+    check_not_past,
     continue_in_epoch,
     drop_elapsed_time,
     position,
@@ -375,6 +376,7 @@ class ImageClassifier(LightningModule):
         if self._trainer is None:
             return
         if self.trainer.state.fn == TrainerFn.FITTING:
+            check_not_past(self.trainer, checkpoint)
             self.resumed = checkpoint
             self.resumed_nonfinite_steps = checkpoint.get('nonfinite_steps', 0)
             self.best_top1 = checkpoint.get('best_top1', 0.0)

@@ -85,12 +85,27 @@ class RecordConfig(SaveConfigCallback):
     """Writes the resolved config of a training to its folder and to every logger; it re-runs as it is.
 
     The loggers also get where the run comes from, those of an evaluation too, and checkpoints the id of the W&B run.
+    All this once it is known that there is something to record: a training that is refused, for its data or as it
+    cannot go on from a checkpoint, leaves the folder as it was.
     """
 
-    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Write the config; called on rank 0 only."""
-        if stage == 'fit':
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Record an evaluation."""
+        if stage != 'fit':
+            super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Tell the loggers."""
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, 'fit')
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the config to the folder: nothing has refused to go on."""
+        if trainer.is_global_zero:
             self._save_to_folder(trainer)
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Give the config to the loggers; called on rank 0 only."""
         if not trainer.loggers:
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -98,7 +99,10 @@ def launch_id() -> str:
 def check_writable(key: str, folder: Path) -> None:
     """Raise `InputError` if nothing can be written to a folder, which may have to be made."""
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    try:
+        with tempfile.TemporaryDirectory(dir=there):  # permissions do not tell all
+            pass
+    except OSError as error:
         raise InputError(message(
-            f'{key}: {folder}', f'{there} is a file' if not there.is_dir() else f'you may not write to {there}',
-            'name a folder to which you can write'))
+            f'{key}: {folder}', f'{there} is a file' if not there.is_dir() else
+            f'nothing can be written to {there} ({error.strerror})', 'name a folder to which you can write')) from error

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import atexit
 import csv
+import math
 import netrc
 import os
 import re
@@ -30,6 +31,7 @@ CONNECT_SECONDS = 20  # how long a training waits for W&B before it goes on offl
 FINISH_SECONDS = 30  # how long a run waits at its end for W&B to take the rest, which may never come back
 UPLOAD_SECONDS = 600  # the same with checkpoints, of which each may be a gigabyte
 DEFAULT_FOLDER = 'runs'
+SPEEDS = ('train/images_per_second', 'train/data_wait')  # see `callbacks.Throughput`
 SOURCES = ('lightning_app', 'se_timm')
 
 
@@ -57,8 +59,14 @@ class MetricsFile(ExperimentWriter):
         super().log_metrics(metrics_dict, step)
 
     def save(self) -> None:
-        """Write all rows and the hyper-parameters; if that fails, the next time they are all there again."""
-        save_hparams_to_yaml(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), self.hparams)
+        """Write all rows and the hyper-parameters; if that fails, the next time they are all there again.
+
+        A training that is refused before it has any leaves what an earlier one has written.
+        """
+        if self.hparams:
+            save_hparams_to_yaml(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), self.hparams)
+        if not self.metrics:
+            return
         path = Path(self.metrics_file_path)
         unfinished = path.with_name(f'.{path.name}')
         with open(unfinished, 'w', newline='') as file:
@@ -73,6 +81,11 @@ def row_of(row: dict[str, str]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value}
 
 
+def without_gaps(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics without a speed of steps of which none counts: other values that are NaN tell of a divergence."""
+    return {name: value for name, value in metrics.items() if name not in SPEEDS or not math.isnan(value)}
+
+
 class CsvLogger(CSVLogger):
     """Metrics in `save_dir/metrics.csv`; a resumed run goes on in the file.
 
@@ -85,6 +98,11 @@ class CsvLogger(CSVLogger):
         super().__init__(save_dir or DEFAULT_FOLDER, name='', version='',
                          flush_logs_every_n_steps=flush_logs_every_n_steps)
         self.placed = save_dir is not None
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Keep a row."""
+        super().log_metrics(without_gaps(metrics), step)
 
     def place(self, folder: Path) -> None:
         """Write to `folder`."""
@@ -203,7 +221,7 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Log, for as long as W&B's service lives."""
-        self._unless_lost(super().log_metrics, metrics, step)
+        self._unless_lost(super().log_metrics, without_gaps(metrics), step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

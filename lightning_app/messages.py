@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -125,7 +126,10 @@ def _unknown_key(match: re.Match[str], parser: ArgumentParser) -> str:
     if not match[1].startswith('-') and (several := _positional(parser)):
         return message(match[1], f'it stands apart from the first {several}',
                        f'name each {several} before the options')
-    close = _nearest_keys(key, _keys(parser))
+    if not match[1].startswith('-') and os.path.isdir(match[1]):
+        return message(match[1], 'a folder alone is no option', f'say --data.root {match[1]}')
+    dashes = '--' * ('unrecognized arguments' in match.string)  # as on the command line, not in a file
+    close = [f'{dashes}{each}' for each in _nearest_keys(key, _keys(parser))]
     return message(match[1], 'there is no such option', f'did you mean {" or ".join(close)}?' if close
                    else 'see python -m lightning_app fit --print_config for all there are' if _has_data(parser)
                    else f'see {parser.prog} --help for all there are')
@@ -151,7 +155,7 @@ def _group(match: re.Match[str], parser: ArgumentParser) -> str:
     options = [each for each in _keys(parser) if f'.{key}.' in f'.{each}']
     meant = next((each for each in options if each.endswith(f'{key}.name')), None)
     return message(f'{key}: {value}', 'it is a group of options, and this is no file with them',
-                   f'did you mean {meant}={value}?' if meant else f'give each by its name, such as {options[0]}')
+                   f'did you mean --{meant}={value}?' if meant else f'give each by its name, such as {options[0]}')
 
 
 def _mapping(match: re.Match[str], parser: ArgumentParser) -> str:

@@ -18,8 +18,8 @@ from .data.samples import run_seed
 from .optim import Optim
 
 __all__ = [
-    'batches_done', 'begin_epoch', 'check_classes', 'check_continues', 'check_fits', 'continue_in_epoch',
-    'drop_elapsed_time', 'epochs_done', 'first_other_class', 'position', 'reopen_epoch',
+    'batches_done', 'begin_epoch', 'check_classes', 'check_continues', 'check_fits', 'check_not_past',
+    'continue_in_epoch', 'drop_elapsed_time', 'epochs_done', 'first_other_class', 'position', 'reopen_epoch',
     'take_weights_without_average', 'validates',
 ]
 
@@ -59,6 +59,17 @@ def check_classes(theirs: list[str] | None, ours: list[str] | None) -> None:
         f'data: {len(ours or ())} classes, of which number {label} is {given}',
         f'in the data that the checkpoint was trained on, it is {trained}',
         'evaluate the checkpoint on data with its classes, of the same names'))
+
+
+def check_not_past(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Raise `InputError` if the checkpoint has more epochs behind it than the training shall have; say if as many."""
+    done = (checkpoint.get('position') or {}).get('epoch', 0)
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs < done:
+        raise InputError(message(
+            f'trainer.max_epochs: {trainer.max_epochs}', f'the checkpoint has {done} epochs behind it',
+            f'take a larger number, {NEW_TRAINING}'))
+    if trainer.max_epochs == done:
+        rank_zero_info(f'the checkpoint is of the end of {done} epochs: a larger trainer.max_epochs goes on from there')
 
 
 def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, Any]) -> None:

@@ -150,6 +150,8 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint, and remove those that are too old. Collective."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         folder = Path(trainer.default_root_dir)
         path = step_checkpoint(folder, trainer.global_step)
         for logger in trainer.loggers:

@@ -76,7 +76,8 @@ class PredictionWriter(BasePredictionWriter):
 
 def class_titles(model: Any) -> list[str]:
     """Return a title for each class of an `ImageClassifier`, see `titles_of`."""
-    return titles_of(model.class_names, model.net.num_classes)
+    names = model.class_names or model.net.pretrained_cfg.get('label_names')  # as in the folder of an export
+    return titles_of(names if names and len(names) == model.net.num_classes else None, model.net.num_classes)
 
 
 def titles_of(names: list[str] | None, count: int) -> list[str]:

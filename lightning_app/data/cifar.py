@@ -94,7 +94,7 @@ class CIFAR10DataModule(ImageDataModule):
         except RuntimeError as error:
             raise InputError(message(
                 f'data.root: {self.root}', f'there is no complete copy of {self.dataset.__name__} ({error})',
-                f'{self._meant()}name the folder that holds {self.dataset.base_folder}/, or say data.download=true',
+                f'{self._meant()}name the folder that holds {self.dataset.base_folder}/, or say --data.download=true',
             )) from error
         return PixelSource(self.dataset.__name__, data.data, data.targets, data.classes)
 

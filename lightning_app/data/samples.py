@@ -326,7 +326,7 @@ class EvaluationSamples(ReadSamples):
             if not self.allow_unreadable:
                 raise InputError(message(
                     f'image: {self.source.name(index)}', f'it cannot be read ({error})',
-                    'replace or remove it, or say data.allow_unreadable=true (analyze: allow_unreadable=true) to leave '
+                    'replace or remove it, or say --data.allow_unreadable=true (analyze: --allow_unreadable) to leave '
                     'such images out of the count',
                 )) from error
             self.unreadable += 1

@@ -247,7 +247,7 @@ def test_images_that_cannot_be_read(trained, photos, in_tmp_path, cli_error, cap
     options = ['analyze', '--ckpt_path', trained.path, '--root=broken', '--output=out', '--grad_cam=true']
     given, _, do = cli_error(options)
     assert broken.name in given
-    assert 'analyze: allow_unreadable=true' in do
+    assert 'analyze: --allow_unreadable' in do
     main([*options, '--allow_unreadable=true'])
     said = capfd.readouterr().out
     assert 'images that could not be read, named in the log and left out: 1' in said

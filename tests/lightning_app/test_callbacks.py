@@ -1,5 +1,4 @@
 """Weight averaging, throughput, the gradient's norm, the progress bar and the lines that a training prints."""
-import math
 import re
 import shlex
 from types import SimpleNamespace
@@ -173,7 +172,7 @@ def test_throughput_leaves_out_checkpoints_within_an_epoch(
             Pass(clock), *[Throughput(), LastCheckpoint(every_n_steps=2)][::order]],
     ).fit(classifier(), photo_data(batch_size=4))
     values = dict(read_csv(tmp_path / 'run', 'train/images_per_second'))
-    assert values == pytest.approx({1: 4, 2: math.nan, 3: 4, 4: math.nan, 5: math.nan}, nan_ok=True)
+    assert values == pytest.approx({1: 4, 3: 4})
 
 
 class Hurry(Callback):
@@ -199,9 +198,9 @@ def test_each_speed_is_that_of_its_own_steps(
         logger=CsvLogger(str(tmp_path)), default_root_dir=tmp_path, enable_checkpointing=True, **options,
         callbacks=[Hurry(clock), Throughput(), LastCheckpoint(every_n_steps=saved)],
     ).fit(classifier(), photo_data(batch_size=4))
-    expected = {step: 4 * len(steps) / sum(1 / (1 + each) for each in steps) if steps else math.nan
-                for step, steps in counted.items()}
-    assert dict(read_csv(tmp_path, 'train/images_per_second')) == pytest.approx(expected, nan_ok=True)
+    expected = {step: 4 * len(steps) / sum(1 / (1 + each) for each in steps)
+                for step, steps in counted.items() if steps}
+    assert dict(read_csv(tmp_path, 'train/images_per_second')) == pytest.approx(expected)
 
 
 # Progressive sizes

@@ -344,3 +344,37 @@ def test_result_is_returned_from_run_false_without_a_subcommand(on_photos):
     cli = main(on_photos, run=False)
     cli.trainer.fit(cli.model, cli.datamodule)
     assert cli.trainer.global_step == 3
+
+
+def test_refused_resume_leaves_the_run_as_it_was(on_photos, cli_error):
+    main(['fit', *on_photos, CSV])
+    folder = Path('runs/test_resnet/version_0')
+    before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    _, why, _ = cli_error(['fit', *on_photos, CSV, '--ckpt_path=auto', '--trainer.max_epochs=3',
+                           '--model.optim.name=adamw'])
+    assert 'momentum' in why
+    assert {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()} == before
+    main(['fit', *on_photos, CSV, '--ckpt_path=auto', '--trainer.max_epochs=2'])
+    assert yaml.safe_load((folder / 'config.yaml').read_text())['trainer']['max_epochs'] == 2
+
+
+def test_training_that_is_refused_for_its_data_leaves_no_file(on_photos, cli_error):
+    given, _, _ = cli_error(['fit', *on_photos, CSV, '--data.batch_size=1024'])
+    assert '1024' in given
+    assert not any(path.is_file() for path in Path('runs').rglob('*'))
+
+
+def test_checkpoint_with_more_epochs_than_are_wanted(on_photos, cli_error, capfd):
+    main(['fit', *on_photos, '--trainer.max_epochs=2', '--trainer.callbacks=LastCheckpoint'])
+    given, why, do = cli_error(['fit', *on_photos, '--ckpt_path=auto', '--trainer.max_epochs=1'])
+    assert (given, why) == ('trainer.max_epochs: 1', 'the checkpoint has 2 epochs behind it')
+    assert 'take a larger number' in do
+    capfd.readouterr()
+    main(['fit', *on_photos, '--ckpt_path=auto', '--trainer.max_epochs=2'])
+    assert 'the checkpoint is of the end of 2 epochs: a larger trainer.max_epochs' in capfd.readouterr().err
+
+
+def test_fast_dev_run_writes_nothing(on_photos, in_tmp_path):
+    before = files_below('.')
+    main(['fit', *on_photos, '--trainer.fast_dev_run', '--trainer.callbacks=LastCheckpoint'])
+    assert files_below('.') == before

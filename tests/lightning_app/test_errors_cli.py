@@ -80,7 +80,7 @@ def test_names_of_other_programs_lead_to_options(refused, on_photos, capfd):
     assert not set(ELSEWHERE) & options
     for name in ('learning_rate', 'opt', 'model_ema', 'aug_repeats'):
         _, _, do = refused(['fit', *on_photos, f'--{name}=1'])
-        assert do == f'did you mean {ELSEWHERE[name]}?'
+        assert do == f'did you mean --{ELSEWHERE[name]}?'
 
 
 @pytest.mark.parametrize(('option', 'remedy'), [
@@ -612,3 +612,16 @@ def test_weights_that_diverge_in_the_last_step_of_an_epoch_are_not_saved(cli_err
 def test_steps_that_are_not_finite_may_be_allowed(on_photos):
     cli = main(['fit', *on_photos, '--model.optim.lr=1e30', '--model.max_nonfinite_steps=1000'])
     assert cli.trainer.global_step == 3
+
+
+@pytest.mark.skipif(not Path('/proc').is_dir(), reason='there is no folder in which nobody can write')
+def test_folder_in_which_nobody_can_write(refused, on_photos):
+    refused(['fit', *on_photos, '--trainer.default_root_dir=/proc/runs'],
+            given='trainer.default_root_dir: /proc/runs', why='nothing can be written to /proc', do='name a folder')
+    refused(['predict', *on_photos, '--model.network={pretrained: true}', '--output=/proc/x/pred.csv'],
+            given='output: /proc/x', why='nothing can be written to /proc')
+
+
+def test_folder_that_stands_alone_is_that_of_the_images(refused, photos):
+    refused(['fit', '--model.name=test_resnet', '--data=ImageNetDataModule', str(photos)],
+            given=str(photos), why='no option', do=f'say --data.root {photos}')

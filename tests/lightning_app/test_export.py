@@ -1,4 +1,5 @@
 """What is exported computes what the checkpoint does, and knows how its images are made."""
+import csv
 import json
 import sys
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_folder_for_timm(checkpoint, images, options, blocks, capsys):
     assert json.loads((folder / 'config.json').read_text())['label_names'] == ['ant', 'bee', 'cat']
     assert sum(module.__class__.__name__ == 'SqueezeExcite' for module in net.modules()) == blocks
     assert f"timm.create_model('local-dir:{folder}', pretrained=True)" in capsys.readouterr().out
+
+
+def test_predictions_by_the_folder_have_the_names_of_the_classes(checkpoint, photos):
+    folder, = main(['export', '--ckpt_path', checkpoint()])
+    main(['predict', f'--model.name=local-dir:{folder}', '--model.network={pretrained: true}', '--data.num_workers=0',
+          '--data=ImageNetDataModule', f'--data.images={photos}/val/ant', '--trainer.accelerator=cpu'])
+    with open('predictions.csv', newline='') as file:
+        assert {row['class1'] for row in csv.DictReader(file)} <= {'ant', 'bee', 'cat'}
 
 
 def test_either_weights_of_a_training_with_an_average(checkpoint, images, capsys):
@@ -212,7 +221,7 @@ def test_what_cannot_be_exported(checkpoint, cli_error):
             ('--format=pt2 --output=net.onnx', 'net.onnx with format: pt2', 'leave the suffix out: net'),
             ('--dynamic_batch=false', 'dynamic_batch: false', 'leave it out'),
             ('--image_size=0', 'image_size: 0', 'leave it out'), ('--image_size=x', 'image_size: x', 'correct'),
-            ('--outptu=x', '--outptu', 'did you mean output?'), ('--xyz=1', '--xyz', 'export --help')]:
+            ('--outptu=x', '--outptu', 'did you mean --output?'), ('--xyz=1', '--xyz', 'export --help')]:
         error = cli_error(['export', '--ckpt_path', path, *options.split()])
         assert given in error[0]
         assert do in error[2]
