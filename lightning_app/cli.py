@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 import signal
@@ -444,6 +445,11 @@ def refused_in_lines(what: str, command: str) -> Iterator[None]:
     sys.exit(2)
 
 
+def is_no_advert(record: logging.LogRecord) -> bool:
+    """Return whether a line of Lightning's is about the run, not one that proposes another product."""
+    return 'Tip: For seamless' not in str(record.msg)
+
+
 def main(args: ArgsType = None, run: bool = True) -> Any:
     """Run the command line; the one entry for the shell, `python -m` and tests.
 
@@ -459,6 +465,7 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
     """
     for warning in NO_NEWS:
         warnings.filterwarnings('ignore', warning)
+    logging.getLogger('lightning.pytorch.utilities.rank_zero').addFilter(is_no_advert)
     given = sys.argv[1:] if args is None else args
     if run and not given:
         commands = ','.join((*SUBCOMMANDS, *VERBS))

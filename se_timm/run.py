@@ -18,14 +18,15 @@ def main(arguments: list[str]) -> None:
     """Run the script `arguments[0]` with the remaining arguments, as `__main__`.
 
     Raises:
-        SystemExit: With a message if no script is named or it does not exist.
+        SystemExit: With status 2, after a message, if no script is named or it does not exist.
     """
     if not arguments or not Path(arguments[0]).is_file():
-        raise SystemExit(message(
+        print('error: ' + message(
             f'script: {arguments[0] if arguments else "none"}',
             'there is no such file' if arguments else 'a script to run is needed',
             'python -m se_timm.run path/to/validate.py --model se_resnet50 ...; timm has its scripts in its repository',
-        ))
+        ), file=sys.stderr)
+        raise SystemExit(2)
     script = arguments[0]
     sys.argv = arguments
     sys.path[0] = str(Path(script).resolve().parent)

@@ -62,7 +62,9 @@ class Gates(Callback):
             return
         blocks = find_se(pl_module.net)
         if not blocks:
-            rank_zero_info(f'Gates: {pl_module.name} has no SE block of a kind that is known; there is nothing to read')
+            if not pl_module.hparams.get('plain'):  # which is to have none
+                rank_zero_info(
+                    f'Gates: {pl_module.name} has no SE block of a kind that is known; there is nothing to read')
             return
         self.shown = self._chosen(pl_module, blocks)
         self.reader = GateReader(pl_module.net, blocks)

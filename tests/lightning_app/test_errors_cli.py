@@ -625,3 +625,10 @@ def test_folder_in_which_nobody_can_write(refused, on_photos):
 def test_folder_that_stands_alone_is_that_of_the_images(refused, photos):
     refused(['fit', '--model.name=test_resnet', '--data=ImageNetDataModule', str(photos)],
             given=str(photos), why='no option', do=f'say --data.root {photos}')
+
+
+def test_other_products_are_not_proposed(on_photos, capfd, in_tmp_path):
+    main(['fit', *on_photos, '--trainer.fast_dev_run'])
+    said = capfd.readouterr().err
+    assert 'Tip' not in said
+    assert 'GPU available' in said  # which comes by the same way

@@ -63,10 +63,11 @@ def test_traceback_of_the_script_is_shown(tmp_path):
 
 
 @pytest.mark.parametrize(('arguments', 'given'), [(['missing.py', '--model', 'x'], 'missing.py'), ([], 'none')])
-def test_missing_script_is_an_error_of_three_lines(arguments, given):
-    with pytest.raises(SystemExit) as stop:  # with a text, which Python prints before it ends with status 1
+def test_missing_script_is_an_error_of_three_lines(arguments, given, capsys):
+    with pytest.raises(SystemExit) as stop:
         main(arguments)
-    first, why, remedy = str(stop.value.code).splitlines()
-    assert first == f'script: {given}'
+    assert stop.value.code == 2
+    first, why, remedy = capsys.readouterr().err.splitlines()
+    assert first == f'error: script: {given}'
     assert why.startswith('  why: ')
     assert 'python -m se_timm.run' in remedy
