@@ -77,7 +77,7 @@ def test_error_is_three_lines_after_nothing_but_the_prefix(program):
     assert len(lines) == 3
     assert lines[0] == 'error: model.lr=0.1' or lines[0].startswith('error: --model.lr')
     assert lines[1].startswith('  why: ')
-    assert lines[2].startswith('  do:  did you mean model.optim.lr')
+    assert lines[2].startswith('  do:  did you mean --model.optim.lr')
     assert done.stdout == ''
 
 
