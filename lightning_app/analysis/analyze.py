@@ -58,11 +58,9 @@ def analyze(
         root: Folder of the images (`DIR/val/CLASS/FILE` or `DIR/val.tar`); those of the training where not given.
         split: Which images of it.
         blocks: Blocks of the figures, such as `SE_5_3`, `layer4.*`; the paper's, or the like, where not given.
-        classes: Classes of the figures, by name or number; the paper's, or four others, where not given. The second
-            figure has the first and the third.
+        classes: Those of the figures, by name or number; the paper's, or four others. Figure 7 has first and third.
         images_per_class: Images of each class; the paper has 50.
-        prune: Blocks that are taken out to see what becomes of the accuracy; where not given those that are steady.
-            Their mean gates stay as constants.
+        prune: Blocks to take out, but for their mean gates, to see what becomes of the accuracy; by default the steady.
         grad_cam: Draw also for an image of each class where in it the network saw the class (needs captum).
         output: Folder to write to.
         batch_size: Images at a time.
@@ -75,25 +73,28 @@ def analyze(
     Returns:
         What was written.
     """
-    check_least(1, images_per_class=images_per_class, batch_size=batch_size)
-    check_least(0, num_workers=num_workers)
+    check_numbers(images_per_class, batch_size, num_workers)
     check_options(ckpt_path, name, grad_cam, {'blocks': blocks, 'classes': classes})
-    checkpoint = checkpoint_of(ckpt_path)
-    subject = open_subject(checkpoint, name, network or {}, root, split, images_per_class, allow_unreadable)
+    subject = open_subject(
+        checkpoint_of(ckpt_path), name, network or {}, root, split, images_per_class, allow_unreadable)
     every, shown, pruned = choose(subject.net, blocks, prune)
     lines = default_classes(subject.names) if classes is None else find_classes(subject.names, subject.titles, classes)
     folder = prepared(output)
     see = partial(survey, subject, batch_size=batch_size, num_workers=num_workers)
     found = see(every)
-    check_read(subject, found)
-    parts = [heading(subject, found.results[0].counts, images_per_class), described(found.results)]
-    if removed := [each for each in found.results if each.block in pruned] if prune else removable(found.results):
-        parts.append(pruning(subject, see, found, removed))
+    removed = [each for each in found.results if each.block in pruned] if prune else removable(found.results)
+    parts = summary(subject, see, found, removed, images_per_class)
     written = draw(folder, subject, [each for each in found.results if each.block in shown], lines)
     written += draw_seen(folder, subject, every[-1].name, lines) if grad_cam else []
     written += write_findings(folder, found.results, parts)
     print('\n\n'.join(parts), '', *written, sep='\n')
     return written
+
+
+def check_numbers(images_per_class: int, batch_size: int, num_workers: int) -> None:
+    """Raise `InputError` for numbers that are too small."""
+    check_least(1, images_per_class=images_per_class, batch_size=batch_size)
+    check_least(0, num_workers=num_workers)
 
 
 def check_options(ckpt_path: str | None, name: str | None, grad_cam: bool, shown: dict[str, Any]) -> None:
@@ -143,12 +144,12 @@ def prepared(output: str) -> Path:
     return folder
 
 
-def check_read(subject: Subject, found: Survey) -> None:
-    """Raise `InputError` if no image could be read, all of which were to be left out then."""
-    if not found.results:
-        raise InputError(message(
-            f'allow_unreadable: true, {len(subject.labels)} images', 'none of them could be read',
-            'see what the log says of each'))
+def summary(
+        subject: Subject, see: Callable[..., Survey], found: Survey, removed: Sequence[BlockGates],
+        images_per_class: int) -> list[str]:
+    """Return what there is to say: what was looked at, what was found, and what becomes of it without some blocks."""
+    said = [heading(subject, found.results[0].counts, images_per_class), described(found.results)]
+    return [*said, pruning(subject, see, found, removed)] if removed else said
 
 
 def heading(subject: Subject, counts: np.ndarray, images_per_class: int) -> str:

@@ -149,7 +149,11 @@ def labels_of(num_classes: int, trained_on: Sequence[str] | None, classes: Seque
 def survey(
         subject: Subject, blocks: Sequence[SEBlock], net: Any = None, *, batch_size: int = 64,
         num_workers: int = 0) -> Survey:
-    """Let the network, or `net` in its place, see all images, and return what its gates did and how right it was."""
+    """Let the network, or `net` in its place, see all images, and return what its gates did and how right it was.
+
+    Raises:
+        InputError: If no image could be read, all of which were to be left out then.
+    """
     net = subject.net if net is None else net
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     net.to(device)
@@ -163,5 +167,10 @@ def survey(
             if blocks:
                 statistics.update(reader.gates, labels)
             metrics.update(logits, torch.where(labels == IGNORE, IGNORE, of_net[labels.clamp(min=0)]))
+    results = statistics.results()
+    if blocks and not results:
+        raise InputError(message(
+            f'allow_unreadable: true, {len(subject.labels)} images', 'none of them could be read',
+            'see what the log says of each'))
     found = {name: float(value) for name, value in metrics.compute().items()}
-    return Survey(statistics.results(), found if subject.net_labels else None)
+    return Survey(results, found if subject.net_labels else None)
