@@ -90,9 +90,8 @@ def prune_se(
         raise ValueError(message(
             f'gates: of {", ".join(gates) or "no block"}', f'those of {missing[0]} are missing',
             'give the mean gates of each block that is taken out, or no gates at all'))
-    given = {block.name: None if gates is None else one_dimensional(block.name, gates[block.name]) for block in chosen}
-    for block in chosen:
-        check_length(block.name, given[block.name], net.get_submodule(block.module))
+    given = {block.name: None if gates is None else
+             checked(gates[block.name], block.name, net.get_submodule(block.module)) for block in chosen}
     channels, height, width = size_of(net, input_size)
     size = channels, height, width
     before = cost(net, size)
@@ -111,23 +110,19 @@ def prune_se(
                   before.multiply_adds - after.multiply_adds)
 
 
-def one_dimensional(name: str, gate: Any) -> Tensor:
+def checked(gate: Any, name: str, module: nn.Module) -> Tensor:
     """Return the gate of a block if it is a number for each channel, else raise `ValueError`."""
     if isinstance(gate, Tensor) and gate.ndim == 1:
+        channels = [len(weight) for weight in module.parameters()][-1]  # of the last layer; ECA's has one for all
+        if len(gate) == 1 < channels:  # torch would take it for that of all
+            raise ValueError(message(
+                f'gates[{name!r}]: a single number', f'the block has {channels} channels',
+                'give the mean over the images for each, such as gates.mean(0)'))
         return gate
     given = f'of shape {tuple(gate.shape)}' if isinstance(gate, Tensor) else f'of type {type(gate).__name__}'
     raise ValueError(message(
         f'gates[{name!r}]: {given}', 'it must be a tensor with a number for each channel',
         'give the mean over the images, such as gates.mean(0)'))
-
-
-def check_length(name: str, gate: Tensor | None, module: nn.Module) -> None:
-    """Raise `ValueError` for a gate of a single number, which torch would take for that of all channels."""
-    channels = [len(weight) for weight in module.parameters()][-1]  # of the last layer; ECA's has one for all
-    if gate is not None and len(gate) == 1 < channels:
-        raise ValueError(message(
-            f'gates[{name!r}]: a single number', f'the block has {channels} channels',
-            'give the mean over the images for each, such as gates.mean(0)'))
 
 
 @torch.no_grad()
