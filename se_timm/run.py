@@ -11,7 +11,18 @@ from pathlib import Path
 
 import se_timm  # noqa: F401  (registers the networks)
 
-from .errors import message
+from .errors import InputError, exit_status, message
+
+
+def check_script(arguments: list[str]) -> int:
+    """Return 0 if the first of `arguments` is a script, else raise `InputError`."""
+    if not arguments or not Path(arguments[0]).is_file():
+        raise InputError(message(
+            f'script: {arguments[0] if arguments else "none"}',
+            'there is no such file' if arguments else 'a script to run is needed',
+            'python -m se_timm.run path/to/validate.py --model se_resnet50 ...; timm has its scripts in its repository',
+        ))
+    return 0
 
 
 def main(arguments: list[str]) -> None:
@@ -20,13 +31,8 @@ def main(arguments: list[str]) -> None:
     Raises:
         SystemExit: With status 2, after a message, if no script is named or it does not exist.
     """
-    if not arguments or not Path(arguments[0]).is_file():
-        print('error: ' + message(
-            f'script: {arguments[0] if arguments else "none"}',
-            'there is no such file' if arguments else 'a script to run is needed',
-            'python -m se_timm.run path/to/validate.py --model se_resnet50 ...; timm has its scripts in its repository',
-        ), file=sys.stderr)
-        raise SystemExit(2)
+    if status := exit_status(lambda: check_script(arguments)):
+        raise SystemExit(status)
     script = arguments[0]
     sys.argv = arguments
     sys.path[0] = str(Path(script).resolve().parent)
