@@ -170,7 +170,7 @@ def test_module_is_the_same_command(program, tmp_path):
     assert [section['name'] for section in sections(json.loads((tmp_path / 'there.json').read_text()))] == SECTION_NAMES
     done = program('--entity', 'someone', '--specs', 'there.json', module='lightning_app.dashboard', check=False)
     assert done.returncode == 2
-    assert 'did you mean spec' in done.stderr
+    assert 'did you mean --spec' in done.stderr
 
 
 @pytest.mark.slow
