@@ -4,14 +4,13 @@
 """
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_installed, message
 from se_timm.gates import find_se
 
 from .analysis.channels import default_blocks
@@ -71,10 +70,7 @@ def check_options(spec: str | None, report: str | None) -> None:
             raise InputError(message(
                 f'spec: {spec} with report: {report}', 'a report has no form without the server, which it names',
                 'leave one of them out'))
-    if importlib.util.find_spec('wandb_workspaces') is None:
-        raise InputError(message(
-            'dashboard', 'it needs a package that is not there (wandb-workspaces)',
-            "say pip install 'se-timm[dashboard]'"))
+    check_installed('dashboard', 'dashboard', 'wandb_workspaces')
 
 
 def blocks_of(network: str) -> Blocks:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from se_timm import fold as fold_network
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_installed, message
 
 from .checkpoints import load_checkpoint
 from .data.base import evaluation_settings
@@ -114,11 +113,8 @@ def check_options(formats: list[Format], fold: bool, dynamic_batch: bool, image_
         raise InputError(message(
             'dynamic_batch: false with format: safetensors', "timm's network takes any number of images",
             'leave it out, or take format: onnx or pt2'))
-    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if not importlib.util.find_spec(name)]
-    if 'onnx' in formats and missing:
-        raise InputError(message(
-            'format: onnx', f'it needs packages that are not there ({", ".join(missing)})',
-            "say pip install 'se-timm[onnx]'"))
+    if 'onnx' in formats:
+        check_installed('format: onnx', 'onnx', 'onnx', 'onnxscript', 'onnxruntime')
 
 
 def check_checkpoint(ckpt_path: str, checkpoint: dict[str, Any], formats: list[Format], weights: str | None) -> None:

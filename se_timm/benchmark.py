@@ -23,7 +23,6 @@ import contextlib
 import csv
 import dataclasses
 import fnmatch
-import importlib.util
 import json
 import math
 import platform
@@ -41,7 +40,7 @@ import torch
 import se_timm
 
 from . import measure
-from .errors import ArgumentParser, InputError, exit_status, message, unknown
+from .errors import ArgumentParser, InputError, check_installed, exit_status, message, unknown
 from .measure import (
     MODES,
     PRECISIONS,
@@ -571,9 +570,7 @@ def usable_device(name: str | None) -> torch.device:
 
 def check_output(folder: Path) -> None:
     """Raise `InputError`, before anything is measured, if the results could not be written."""
-    if importlib.util.find_spec('matplotlib') is None:
-        raise InputError(message('--output', 'matplotlib, which draws the results, is not installed',
-                                 "pip install 'se-timm[benchmark]', or leave --output out"))
+    check_installed(f'output: {folder}', 'benchmark', 'matplotlib', otherwise='leave --output out')
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -12,8 +13,8 @@ from typing import NoReturn
 from torch import nn
 
 __all__ = [
-    'ArgumentParser', 'InputError', 'check_file', 'check_least', 'check_module', 'check_switches', 'exit_status',
-    'message', 'nearest', 'unknown',
+    'ArgumentParser', 'InputError', 'check_file', 'check_installed', 'check_least', 'check_module', 'check_switches',
+    'exit_status', 'is_installed', 'message', 'nearest', 'unknown',
 ]
 
 
@@ -76,6 +77,29 @@ def check_least(least: int, **numbers: float) -> None:
     for name, number in numbers.items():
         if number < least:
             raise InputError(message(f'{name}: {number}', 'it is too small', f'take a number from {least}'))
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package, by its name in imports, is there."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # what it lies in
+        return False
+
+
+def check_installed(given: str, extra: str, *packages: str, otherwise: str = '') -> None:
+    """Raise `InputError` if something needs packages that are not there.
+
+    Args:
+        given: What the user gave that needs them.
+        extra: The extra of se-timm that brings them.
+        packages: Their names in imports.
+        otherwise: What can be done without them.
+    """
+    if missing := [package for package in packages if not is_installed(package)]:
+        what = f'the package {missing[0]} is' if len(missing) == 1 else f'the packages {", ".join(missing)} are'
+        remedy = f"pip install 'se-timm[{extra}]'" + (f', or {otherwise}' if otherwise else '')
+        raise InputError(message(given, f'{what} not installed', remedy))
 
 
 def check_file(option: str, file: Path | None) -> None:

@@ -1,7 +1,6 @@
 """`python -m lightning_app analyze`: what the SE gates of a trained network do, in figures, numbers and words."""
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from se_timm.errors import InputError, check_least, message
+from se_timm.errors import InputError, check_installed, check_least, message
 from se_timm.gates import SEBlock, choose_blocks
 from se_timm.pruning import prune_se
 
@@ -105,12 +104,7 @@ def check_options(ckpt_path: str | None, name: str | None, grad_cam: bool, shown
     for what, names in shown.items():
         if names == []:
             raise InputError(message(f'{what}: []', 'nothing would be drawn', 'name one, or leave it out'))
-    missing = [package for package in ('matplotlib', *(['captum'] if grad_cam else []))
-               if not importlib.util.find_spec(package)]
-    if missing:
-        raise InputError(message(
-            'analyze', f'it draws with packages that are not there ({", ".join(missing)})',
-            "say pip install 'se-timm[analysis]'"))
+    check_installed('analyze', 'analysis', 'matplotlib', *(['captum'] if grad_cam else []))
 
 
 def checkpoint_of(ckpt_path: str | None) -> dict[str, Any] | None:

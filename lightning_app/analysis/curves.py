@@ -1,7 +1,6 @@
 """The curves of runs beside each other."""
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_installed, message
 
 from .drawing import COLOURS
 from .runs import Run, smaller_is_better
@@ -157,9 +156,7 @@ def figure_files(output: str) -> list[Path]:
         InputError: If that is not possible, or matplotlib is missing.
     """
     path = Path(output)
-    if importlib.util.find_spec('matplotlib') is None:
-        raise InputError(message(f'output: {output}', 'matplotlib, which draws the curves, is not installed',
-                                 "pip install 'se-timm[analysis]', or leave output out"))
+    check_installed(f'output: {output}', 'analysis', 'matplotlib', otherwise='leave output out')
     if path.is_dir():
         raise InputError(message(f'output: {output}', 'it is a folder', f'name a file in it: {path / "compare.png"}'))
     if path.suffix not in ('', *SUFFIXES):

@@ -4,7 +4,6 @@ TorchCodec decodes on CUDA by nvJPEG, a whole batch at once. Its pixels are not 
 """
 from __future__ import annotations
 
-import importlib.util
 import io
 import itertools
 import warnings
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_installed, message
 
 from .jpeg import is_jpeg, size_unless_turned
 from .picture import Picture
@@ -63,10 +62,8 @@ class Encoded:
 
 def check_device_decoding(transform: Any) -> None:
     """Raise `InputError` if the images of `transform`, of training, cannot be decoded on a device."""
-    if not importlib.util.find_spec('torchcodec'):
-        raise InputError(message(
-            'data.decode_on_device: true', 'the package torchcodec is not installed',
-            "pip install 'se-timm[torchcodec]', or leave data.decode_on_device out"))
+    check_installed(
+        'data.decode_on_device: true', 'torchcodec', 'torchcodec', otherwise='leave data.decode_on_device out')
     if not isinstance(transform, FastCrop) or transform.erase:
         raise InputError(message(
             'data.decode_on_device: true', 'the device crops at random and flips, and data.augment or data.exact ask '

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from se_timm.errors import check_installed
+
 from .augment import Augment
 from .base import ImageDataModule
 from .cifar import PixelSource
@@ -42,7 +44,8 @@ class DigitsDataModule(ImageDataModule):
 
     def open(self, split: str) -> Source:
         """Return four fifths of the digits for `train`, and the held-out fifth for `val` and `test`."""
-        from sklearn.datasets import load_digits  # optional: the extra `quickstart`
+        check_installed('data: digits', 'quickstart', 'sklearn')
+        from sklearn.datasets import load_digits
 
         digits = load_digits()
         held_out = np.zeros(len(digits.target), dtype=bool)

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from se_timm.errors import InputError, message, nearest
+from se_timm.errors import InputError, check_installed, message, nearest
 
 from .decode import UnreadableImage
 from .sources import Source
 
 __all__ = ['HuggingFaceSource', 'names_of', 'open_hub', 'open_saved', 'split_named']
 
-INSTALL = "pip install 'se-timm[datasets]'"
 SPLITS = {'val': ('val', 'validation', 'valid', 'dev')}  # what our names are called elsewhere, first come first
 
 
@@ -127,10 +126,7 @@ def library() -> Any:
     Raises:
         InputError: If it is not installed.
     """
-    try:
-        import datasets  # optional: the extra `datasets`
-    except ImportError as error:
-        raise InputError(message(
-            'data.root: a data set of Hugging Face', f'the package datasets is not installed ({error})', INSTALL)
-        ) from error
+    check_installed('data.root: a data set of Hugging Face', 'datasets', 'datasets')
+    import datasets
+
     return datasets

@@ -1,7 +1,6 @@
 """JPEG decoders: all but one give the same pixels, and one of them is the fastest here."""
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import statistics
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from se_timm.errors import InputError, message, unknown
+from se_timm.errors import InputError, check_installed, is_installed, unknown
 
 from .decode import decode
 
@@ -195,14 +194,6 @@ def installed() -> list[str]:
     return [name for name, decoder in DECODERS.items() if all(map(is_installed, decoder.packages))]
 
 
-def is_installed(package: str) -> bool:
-    """Return whether a package can be imported."""
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # what it lies in
-        return False
-
-
 def choose_decoder(name: str = 'auto', examples: Iterable[bytes] = (), accurate: bool = False) -> str:
     """Return the name of a decoder: the given one, or the accurate one that is the fastest with `examples` here.
 
@@ -217,11 +208,9 @@ def choose_decoder(name: str = 'auto', examples: Iterable[bytes] = (), accurate:
     if name != 'auto' and name not in DECODERS:
         raise InputError(unknown('data.decoder', name, ['auto', *DECODERS]))
     if name in DECODERS:
-        if name not in installed():
-            missing = next(each for each in DECODERS[name].packages if not is_installed(each))
-            raise InputError(message(
-                f'data.decoder: {name}', f'the package {missing} is not installed',
-                f"pip install 'se-timm[{EXTRAS[name]}]', or leave data.decoder out"))
+        check_installed(
+            f'data.decoder: {name}', EXTRAS.get(name, ''), *DECODERS[name].packages,
+            otherwise='leave data.decoder out')
         return ACCURATE.get(name, name) if accurate else name
     files = [data for data in examples if is_jpeg(data)]
     names = [each for each in installed() if each not in ACCURATE]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_installed, message
 
 from .index_cache import cached_arrays
 from .shards import named
@@ -19,7 +19,6 @@ from .sources import Source
 __all__ = ['LitDataSource']
 
 LABELS = ('label', 'labels', 'class', 'cls', 'target', 'fine_label')  # what a class is called among other numbers
-INSTALL = "pip install 'se-timm[litdata]'"
 
 
 class LitDataSource(Source):
@@ -75,12 +74,9 @@ def open_dataset(root: str) -> Any:
         InputError: If litdata is not installed.
     """
     os.environ.setdefault('LITDATA_DISABLE_VERSION_CHECK', '1')  # read once, by the import
-    try:
-        from litdata import StreamingDataset  # optional: the extra `litdata`
-        from litdata.streaming.serializers import JPEGSerializer
-    except ImportError as error:
-        raise InputError(message(
-            f'data.root: {root}', f'the package litdata is not installed ({error})', INSTALL)) from error
+    check_installed(f'data.root: {root}', 'litdata', 'litdata')
+    from litdata import StreamingDataset
+    from litdata.streaming.serializers import JPEGSerializer
 
     class JpegFile(JPEGSerializer):
         def deserialize(self, data: bytes) -> bytes:

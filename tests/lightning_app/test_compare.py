@@ -3,6 +3,7 @@ import csv
 import itertools
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -541,7 +542,7 @@ def test_output_that_cannot_be(option, why, do, write_run, in_tmp_path, cli_erro
 
 def test_without_matplotlib(write_run, in_tmp_path, cli_error, shown, monkeypatch):
     write_run('a', validated(50, 60))
-    monkeypatch.setattr(curves.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
     _, why, do = cli_error(['compare', 'a', '--output=curves'])
     assert 'matplotlib' in why
     assert 'se-timm[analysis]' in do

@@ -207,7 +207,7 @@ def test_package_that_is_missing_is_named(cli_error, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb_workspaces', None)  # as Python marks what cannot be imported
     given, why, do = cli_error(['dashboard', '--entity=someone'])
     assert given == 'dashboard'
-    assert 'wandb-workspaces' in why
+    assert 'wandb_workspaces' in why
     assert "pip install 'se-timm[dashboard]'" in do
 
 

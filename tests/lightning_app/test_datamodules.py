@@ -3,6 +3,7 @@ import hashlib
 import importlib
 import io
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -479,6 +480,12 @@ def digits():
     datamodule = DigitsDataModule(batch_size=64)
     datamodule.setup('fit')
     return datamodule
+
+
+def test_digits_need_scikit_learn(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn', None)
+    with refused('data: digits', 'the package sklearn is not installed', "pip install 'se-timm[quickstart]'"):
+        DigitsDataModule().open('train')
 
 
 def test_digits_are_all_there_and_none_is_held_out_and_trained_on(digits):

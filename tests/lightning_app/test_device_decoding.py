@@ -1,7 +1,7 @@
 """Files that are decoded on the device give the training that workers' pixels give; here the device is the CPU."""
-import importlib.util
 import logging
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +128,7 @@ def test_what_the_device_does_not_do(root, options, refused):
 
 
 def test_without_torchcodec(root, refused, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'torchcodec' else find(name))
+    monkeypatch.setitem(sys.modules, 'torchcodec', None)
     with refused('data.decode_on_device: true', 'torchcodec is not installed', "pip install 'se-timm[torchcodec]'"):
         batches(root, decode_on_device=True, decoder='pillow')
 
