@@ -25,7 +25,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_file, check_writable, message
 
 from .callbacks.predictions import PredictionWriter
 from .callbacks.stop_signals import EndAtOnce
@@ -36,7 +36,6 @@ from .data.augment import Augment
 from .folders import (
     LAUNCH,
     base_folder,
-    check_writable,
     checkpoint_to_resume,
     evaluation_folder,
     launch_id,
@@ -191,7 +190,7 @@ class AppCLI(LightningCLI):
             check_limit(self.subcommand, config.trainer)
         fill_groups(config)
         if self.subcommand == 'fit':
-            check_writable('trainer.default_root_dir', base_folder(config))
+            check_writable('trainer.default_root_dir:', base_folder(config))
             check_restarts(config.ckpt_path)
             config.ckpt_path = checkpoint_to_resume(base_folder(config), config.ckpt_path)
         if self.subcommand in EVALUATIONS:
@@ -300,11 +299,7 @@ def check_trained(subcommand: str, config: Namespace) -> None:
             f'{subcommand}: {config.model.name} without weights', 'its weights are random, and so would the result be',
             "say --ckpt_path runs/.../best.ckpt, or --model.network '{pretrained: true}'"))
     if subcommand == 'predict':
-        if Path(config.output).is_dir():
-            raise InputError(message(
-                f'output: {config.output}', 'it is a folder',
-                f'name a file, such as {Path(config.output, "predictions.csv")}'))
-        check_writable('output', Path(config.output).parent)
+        check_file('output:', Path(config.output), 'predictions.csv')
 
 
 def evaluated_checkpoint(args: list[str], configs: Configs) -> dict[str, Any]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -13,8 +12,7 @@ from se_timm.errors import InputError, message
 from .checkpoints import newest_whole, of_run, of_runs
 
 __all__ = [
-    'LAUNCH', 'base_folder', 'check_writable', 'checkpoint_to_resume', 'evaluation_folder', 'launch_id', 'run_folder',
-    'run_of',
+    'LAUNCH', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'launch_id', 'run_folder', 'run_of',
 ]
 
 LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
@@ -94,15 +92,3 @@ def launch_id() -> str:
     if (job := os.environ.get('TORCHELASTIC_RUN_ID')) and job != 'none':
         return f'torchrun {job}'
     return f'parent {os.getppid()} on {platform.node()}'  # torchrun without an id
-
-
-def check_writable(key: str, folder: Path) -> None:
-    """Raise `InputError` if nothing can be written to a folder, which may have to be made."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=there):  # permissions do not tell all
-            pass
-    except OSError as error:
-        raise InputError(message(
-            f'{key}: {folder}', f'{there} is a file' if not there.is_dir() else
-            f'nothing can be written to {there} ({error.strerror})', 'name a folder to which you can write')) from error

@@ -19,13 +19,12 @@ from typing import Any
 
 import yaml
 
-from se_timm.errors import InputError, message, nearest
+from se_timm.errors import InputError, check_writable, message, nearest
 
 from .analysis.runs import cut_off
 from .checkpoints import of_runs
 from .cli import main
 from .data.workers import STOP_SIGNALS
-from .folders import check_writable
 
 __all__ = ['Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
 
@@ -224,7 +223,7 @@ def runs_of(file: str, folder: str | None, options: list[str]) -> list[Run]:
             raise InputError(message(f'{option} with sweep', *refused))
     content, study = read_sweep(file), Path(file).stem
     base = Path(folder or f'runs/sweep/{study}')
-    check_writable('folder', base)
+    check_writable('folder:', base)
     chosen = combinations(content['parameters'])
     runs = []
     for values, name in zip(chosen, folders(chosen), strict=True):

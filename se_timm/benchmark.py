@@ -40,7 +40,15 @@ import torch
 import se_timm
 
 from . import measure
-from .errors import ArgumentParser, InputError, check_installed, exit_status, message, unknown
+from .errors import (
+    ArgumentParser,
+    InputError,
+    check_installed,
+    check_writable,
+    exit_status,
+    message,
+    unknown,
+)
 from .measure import (
     MODES,
     PRECISIONS,
@@ -571,11 +579,8 @@ def usable_device(name: str | None) -> torch.device:
 def check_output(folder: Path) -> None:
     """Raise `InputError`, before anything is measured, if the results could not be written."""
     check_installed(f'output: {folder}', 'benchmark', 'matplotlib', otherwise='leave --output out')
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(message(f'output: {folder}', f'it cannot be made a folder ({error.strerror})',
-                                 'name a folder that can be written')) from None
+    check_writable('output:', folder)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def planned(options: argparse.Namespace) -> list[Comparison]:

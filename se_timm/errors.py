@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +15,7 @@ from torch import nn
 
 __all__ = [
     'ArgumentParser', 'InputError', 'check_file', 'check_installed', 'check_least', 'check_module', 'check_switches',
-    'exit_status', 'is_installed', 'message', 'nearest', 'unknown',
+    'check_writable', 'exit_status', 'is_installed', 'message', 'nearest', 'unknown',
 ]
 
 
@@ -102,16 +103,33 @@ def check_installed(given: str, extra: str, *packages: str, otherwise: str = '')
         raise InputError(message(given, f'{what} not installed', remedy))
 
 
-def check_file(option: str, file: Path | None) -> None:
-    """Raise `InputError` if a file that shall be written after long work cannot be, None being no file."""
+def check_file(option: str, file: Path | None, example: str) -> None:
+    """Raise `InputError` if a file that shall be written after long work cannot be, None being no file.
+
+    Args:
+        option: What named it, as messages begin.
+        file: The file; its folder may have to be made.
+        example: A name for a file, for where a folder was given.
+    """
     if file is None:
         return
     if file.is_dir():
-        raise InputError(message(f'{option} {file}', 'it is a folder', f'name a file, such as {file / "table"}'))
-    if not file.parent.is_dir():
-        raise InputError(message(f'{option} {file}', f'there is no folder {file.parent}', 'make it first'))
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise InputError(message(f'{option} {file}', 'you may not write there', 'name another'))
+        raise InputError(message(f'{option} {file}', 'it is a folder', f'name a file in it, such as {file / example}'))
+    if file.exists() and not os.access(file, os.W_OK):
+        raise InputError(message(f'{option} {file}', 'you may not write to it', 'name another'))
+    check_writable(option, file.parent)
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """Raise `InputError` if nothing can be written to a folder, which may have to be made."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there):  # permissions do not tell all
+            pass
+    except OSError as error:
+        raise InputError(message(
+            f'{option} {folder}', f'{there} is a file' if not there.is_dir() else
+            f'nothing can be written to {there} ({error.strerror})', 'name a folder to which you can write')) from error
 
 
 class ArgumentParser(argparse.ArgumentParser):

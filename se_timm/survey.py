@@ -280,7 +280,7 @@ def parse(arguments: Sequence[str]) -> Any:
             raise InputError(unknown('family', family, families()))
     if options.count < 1:
         raise InputError(message(f'--count {options.count}', 'it is a number of networks', 'say 1 or more'))
-    check_file('--markdown', options.markdown)
+    check_file('--markdown', options.markdown, 'add_se.md')
     return options
 
 
@@ -298,6 +298,7 @@ def run(options: Any) -> int:
             findings.append(finding)
             print(line(finding), flush=True)
     if options.markdown is not None:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
         options.markdown.write_text(markdown(findings))
     return 0
 

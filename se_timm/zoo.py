@@ -125,6 +125,7 @@ def table(found: Sequence[Entry]) -> str:
 
 def write_csv(path: Path, found: Sequence[Entry]) -> None:
     """Write the networks as CSV, with the tags of their weights."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w', newline='') as file:
         writer = csv.DictWriter(file, [*Entry._fields, 'difference'])
         writer.writeheader()
@@ -145,7 +146,7 @@ def parse(arguments: Sequence[str]) -> Any:
     for pattern in options.patterns:
         if not fnmatch.filter(names(), pattern):
             raise InputError(unknown('network', pattern, names()))
-    check_file('--csv', options.csv)
+    check_file('--csv', options.csv, 'zoo.csv')
     return options
 
 

@@ -73,7 +73,7 @@ def test_page_joins_what_is_the_same_in_a_family():
 @pytest.mark.parametrize(('arguments', 'error'), [
     (['resent'], message("family: 'resent'", 'there is no such family', 'did you mean resnet')[:60]),
     (['--count', '0'], '--count 0\n  why: it is a number of networks'),
-    (['--markdown', '/nowhere/page.md'], '--markdown /nowhere/page.md\n  why: there is no folder /nowhere'),
+    (['--markdown', f'{__file__}/page.md'], f'--markdown {__file__}\n  why: {__file__} is a file'),
 ])
 def test_survey_says_what_cannot_be(arguments, error, capsys):
     assert main(arguments) == 2

@@ -71,7 +71,7 @@ def test_csv(tmp_path):
 
 @pytest.mark.parametrize(('arguments', 'given', 'remedy'), [
     (['resnet50'], "network: 'resnet50'", 'did you mean se_resnet50'),
-    (['--csv', 'nowhere/zoo.csv'], '--csv nowhere/zoo.csv', 'make it first'),
+    (['--csv', f'{__file__}/zoo.csv'], f'--csv {__file__}', 'name a folder to which you can write'),
     (['--cs', 'zoo.csv'], 'unrecognized arguments: --cs', 'python -m se_timm.zoo --help'),
 ])
 def test_what_cannot_be_used_is_said(arguments, given, remedy, capsys):
@@ -85,3 +85,8 @@ def test_what_cannot_be_used_is_said(arguments, given, remedy, capsys):
 def test_table_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
     assert zoo.main(['se_resnet20_cifar', '--csv', str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f'error: --csv {tmp_path}\n  why: it is a folder\n')
+
+
+def test_folders_of_the_table_are_made(tmp_path):
+    assert zoo.main(['se_resnet20_cifar', '--csv', str(tmp_path / 'new' / 'zoo.csv')]) == 0
+    assert (tmp_path / 'new' / 'zoo.csv').read_text().count('\n') == 2
