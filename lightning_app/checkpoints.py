@@ -19,6 +19,7 @@ __all__ = [
     'step_checkpoint', 'step_checkpoints', 'step_of',
 ]
 
+FIRST = b'PK\x03\x04'  # of a ZIP archive, as torch writes
 UNFINISHED = '.unfinished'  # one in a folder: whatever a killed process leaves, the next write replaces
 
 
@@ -103,6 +104,9 @@ def disk_error(error: BaseException | None) -> OSError | None:
 def damage(path: Path) -> str | None:
     """Return what is wrong with a checkpoint file, None if it is whole: torch keeps a checksum of each of its parts."""
     try:
+        with open(path, 'rb') as start:
+            if (first := start.read(len(FIRST))) and not FIRST.startswith(first):
+                return 'it does not begin as one: it is a file of another kind, or altered'
         with zipfile.ZipFile(path) as file:
             altered = file.testzip()
     except Exception as error:  # zipfile raises many kinds, depending on where the file was cut or altered

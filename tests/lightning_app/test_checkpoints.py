@@ -61,6 +61,13 @@ def test_file_that_was_cut_off_is_not_whole(files, tmp_path, seed):
     assert 'cut off or altered' in damage(path)
 
 
+def test_file_of_another_kind_is_not_called_cut_off(tmp_path, refused):
+    path = tmp_path / 'net.onnx'
+    path.write_bytes(b'\x08\x0a\x12\x07pytorch')
+    with refused(f'ckpt_path: {path}', 'a file of another kind, or altered', 'take another checkpoint'):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize('seed', range(20))
 def test_altered_value_is_found(files, tmp_path, seed, refused):
     path = tmp_path / 'a.ckpt'
