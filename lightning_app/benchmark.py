@@ -171,7 +171,8 @@ def benchmark(
         device = Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
         make = partial(ImageClassifier, name, CLASSES, optim=OPTIM)
         batches = partial(loader, steps, batch_size, size)
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
+            print(f'round {number} of {rounds}', file=sys.stderr)
             rows = ROWS[stage](common, make, batches)
             for row, run in rows.items():
                 clock = Clock(device)

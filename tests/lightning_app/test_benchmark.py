@@ -9,10 +9,12 @@ pytestmark = pytest.mark.usefixtures('in_tmp_path')
 def test_every_row_is_timed(capsys):
     ratios = main(['benchmark', '--name=test_resnet', '--batch_size=2', '--size=32', '--steps=8', '--rounds=1',
                    '--accelerator=cpu'])
+    shown = capsys.readouterr()
+    assert 'round 1 of 1' in shown.err
     assert ratios.pop('bare PyTorch') == 1
     assert len(ratios) == 6
     assert all(ratio > 0 for ratio in ratios.values())
-    text = capsys.readouterr().out
+    text = shown.out
     assert 'test_resnet, batches of 2 images of 32 px' in text
     assert all(row in text for row in ratios)
 
