@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 FIRST = b'PK\x03\x04'  # of a ZIP archive, as torch writes
+STEP = r'last-step=\d{8,}'  # the names of those from which a run goes on
 UNFINISHED = '.unfinished'  # one in a folder: whatever a killed process leaves, the next write replaces
 
 
@@ -173,7 +174,7 @@ def step_checkpoint(folder: Path, step: int) -> Path:
 def step_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints from which a run goes on, by their step."""
     return sorted(path for path in folder.glob('checkpoints/last-step=*.ckpt')
-                  if re.fullmatch(r'last-step=\d{8,}', path.stem))
+                  if re.fullmatch(STEP, path.stem))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -181,9 +182,35 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.stem.rpartition('=')[2])
 
 
+def written(path: Path) -> int:
+    """Return when a file was written."""
+    return path.stat().st_mtime_ns
+
+
+def age(path: Path) -> tuple[bool, int, int]:
+    """Return what is larger for the newer of two checkpoints of a run.
+
+    Those of its last moment come first: the best may be of a training that was abandoned for this one.
+    """
+    if re.fullmatch(STEP, path.stem):
+        return True, step_of(path), written(path)
+    try:
+        step = int(mapped(path)['global_step'])
+    except Exception:  # of many kinds: it is damaged, or foreign
+        step = -1
+    return path.name.startswith('hpc_ckpt_'), step, written(path)
+
+
 def newest_whole(paths: Iterable[Path]) -> Path | None:
-    """Return the newest of the checkpoints that is whole, None if there is none; damaged ones are named and left."""
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    """Return the newest of the checkpoints that is whole, None if there is none; damaged ones are named and left.
+
+    Of the run that was last written to that is the one of the last step: in a copy of a run, times are of any order.
+    """
+    runs: dict[Path, list[Path]] = {}
+    for path in paths:
+        runs.setdefault(path.parents[path.parent.name == 'checkpoints'], []).append(path)
+    newest_first = sorted(runs.values(), key=lambda run: max(map(written, run)), reverse=True)
+    for path in (path for run in newest_first for path in sorted(run, key=age, reverse=True)):
         if (reason := damage(path)) is None:
             return path
         rank_zero_warn(f'checkpoint {path}: passed over, as {reason}')

@@ -8,7 +8,9 @@ from torchmetrics import Metric
 
 from .data.samples import IGNORE
 
-__all__ = ['ClassificationMetrics', 'sum_dtype']
+__all__ = ['ClassificationMetrics', 'smaller_is_better', 'sum_dtype']
+
+SMALLER = ('loss', 'error', 'data_wait')  # in names of metrics of which less is better
 
 
 class ClassificationMetrics(Metric):
@@ -54,6 +56,11 @@ class ClassificationMetrics(Metric):
         results = self.compute()
         errors = {f'{name}_error': 100 - results[name] for name in ('top1', 'top5')}
         return {f'{stage}/{name}': value for name, value in {**results, **errors}.items()}
+
+
+def smaller_is_better(metric: str) -> bool:
+    """Return whether the best value of a metric is the smallest."""
+    return any(word in metric for word in SMALLER)
 
 
 def sum_dtype() -> torch.dtype:

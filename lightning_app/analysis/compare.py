@@ -10,11 +10,12 @@ from typing import Any
 from se_timm.errors import InputError, message, unknown
 from se_timm.tables import aligned
 
+from ..metrics import smaller_is_better
 from ..network import architecture
 from .curves import draw, figure_files
 from .drawing import write_figure
 from .printed import printed
-from .runs import Row, Run, read_runs, smaller_is_better, value_at
+from .runs import Row, Run, read_runs, value_at
 from .settings import differing, labels, settings, with_other_seeds
 
 __all__ = ['compare']

@@ -10,8 +10,9 @@ import numpy as np
 
 from se_timm.errors import InputError, check_installed, message
 
+from ..metrics import smaller_is_better
 from .drawing import COLOURS
-from .runs import Run, smaller_is_better
+from .runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

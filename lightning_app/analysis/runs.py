@@ -20,8 +20,9 @@ import yaml
 from se_timm.errors import InputError, message, nearest
 
 from ..checkpoints import mapped, step_checkpoints, step_of
+from ..metrics import smaller_is_better
 
-__all__ = ['Run', 'cut_off', 'natural', 'read_runs', 'smaller_is_better', 'value_at']
+__all__ = ['Run', 'cut_off', 'natural', 'read_runs', 'value_at']
 
 CONFIG, METRICS, HPARAMS = 'config.yaml', 'metrics.csv', 'hparams.yaml'
 # of what kind values are, where something follows from them; a file may have been edited
@@ -30,7 +31,6 @@ KINDS: dict[str, dict[str, type]] = {
              'data.init_args': dict, 'trainer': dict},
     HPARAMS: {'network': dict, 'provenance': dict, 'provenance.data': dict},
 }
-SMALLER = ('loss', 'error', 'data_wait')  # in names of metrics of which less is better
 
 Row = dict[str, float]
 
@@ -150,11 +150,6 @@ def told_by(checkpoint: Path, *keys: str) -> int | None:
         return int(functools.reduce(operator.getitem, keys, mapped(checkpoint)))
     except Exception:  # a damaged file is of many kinds, and its number is not needed
         return None
-
-
-def smaller_is_better(metric: str) -> bool:
-    """Return whether the best value of a metric is the smallest."""
-    return any(word in metric for word in SMALLER)
 
 
 def natural(text: str) -> list[tuple[int, str]]:

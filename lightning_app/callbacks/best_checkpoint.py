@@ -1,15 +1,22 @@
 """The best checkpoints of a training."""
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, Literal
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+
+from se_timm.errors import InputError, unknown
+
+from ..metrics import smaller_is_better
 
 __all__ = ['BestCheckpoint']
 
 SCORES = ('best_k_models', 'kth_best_model_path', 'kth_value', 'best_model_score', 'best_model_path', 'current_score')
+
+PATHS = ('kth_best_model_path', 'best_model_path', 'last_model_path')
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -19,19 +26,39 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         monitor: The metric.
-        mode: `max` if more is better, `min` if less is.
-        keep: How many are kept; one is `best.ckpt`, several are `best-epoch=N.ckpt`.
+        mode: `max` if more is better, `min` if less is; by default as the metric's name says.
+        keep: How many are kept; one is `best.ckpt`, several are `best-epoch=N-step=M.ckpt`.
     """
 
-    def __init__(self, monitor: str = 'val/top1', mode: str = 'max', keep: int = 1) -> None:
+    def __init__(
+            self, monitor: str = 'val/top1', mode: Literal['max', 'min'] | None = None, keep: int = 1) -> None:
         super().__init__(
-            monitor=monitor, mode=mode, save_top_k=keep, filename='best' if keep == 1 else 'best-{epoch}',
-            enable_version_counter=False)
+            monitor=monitor, mode=mode or ('min' if smaller_is_better(monitor) else 'max'), save_top_k=keep,
+            filename='best' if keep == 1 else 'best-{epoch}-{step}', enable_version_counter=False)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise `InputError` if validations give no such metric, which Lightning says after the first epoch."""
+        given = [name for name in trainer.callback_metrics if name.startswith('val/')]
+        if given and str(self.monitor).startswith('val/') and self.monitor not in (*given, 'val/top1_best'):
+            raise InputError(unknown('BestCheckpoint: monitor', self.monitor, given))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state, the latest score included, which Lightning leaves out."""
-        super().load_state_dict(state_dict)
+        """Take over the state, the latest score included, which Lightning leaves out, also in a run that was moved."""
+        super().load_state_dict(self.moved(state_dict))
         self.current_score = state_dict['current_score']
+
+    def moved(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the state with the folder that the run has now, if all its files are there.
+
+        Lightning forgets the scores where the folder has another name, and would write over the best.
+        """
+        files = {path: os.path.join(self.dirpath or '', os.path.basename(path)) for path in (
+            '', *state['best_k_models'], *(state[name] for name in PATHS))}
+        files[''] = ''
+        if state['dirpath'] == self.dirpath or not all(map(os.path.isfile, filter(None, files.values()))):
+            return state
+        return {**state, 'dirpath': self.dirpath, **{name: files[state[name]] for name in PATHS},
+                'best_k_models': {files[path]: score for path, score in state['best_k_models'].items()}}
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         before: dict[str, Any] = {name: getattr(self, name) for name in SCORES}

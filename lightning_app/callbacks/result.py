@@ -1,8 +1,12 @@
 """The end of a training in three lines."""
 from __future__ import annotations
 
+import os
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ..logger import describe
 
 __all__ = ['ResultLine']
 
@@ -35,12 +39,19 @@ class ResultLine(Callback):
         unreadable = count_unreadable(trainer, pl_module)
         if not trainer.is_global_zero or not self.best:
             return
-        print(f'\nbest: top-1 {self.best["top1"]:.2f} %, top-5 {self.best["top5"]:.2f} %, epoch {self.best["epoch"]}')
+        path = getattr(trainer.checkpoint_callback, 'best_model_path', '')
+        best = told_by(path) or self.best
+        print(f'\nbest: top-1 {best["top1"]:.2f} %, top-5 {best["top5"]:.2f} %, epoch {best["epoch"]}')
         if unreadable:
             print(f'unreadable training images replaced, in all epochs: {unreadable} (named in the log)')
-        path = getattr(trainer.checkpoint_callback, 'best_model_path', '')
         if path:
             print(f'checkpoint: {path}\nevaluate:   python -m lightning_app validate --ckpt_path {path}')
+
+
+def told_by(path: str) -> dict[str, float]:
+    """Return the result that was written into a checkpoint, which may be the best by another metric."""
+    told = describe(path) if os.path.isfile(path) else {}
+    return {'epoch': told['epoch'], 'top1': told['val/top1'], 'top5': told['val/top5']} if 'val/top1' in told else {}
 
 
 def count_unreadable(trainer: Trainer, pl_module: LightningModule) -> int:

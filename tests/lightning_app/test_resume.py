@@ -314,10 +314,35 @@ def test_training_goes_on_from_the_best(steps, settings):
     main(arguments)
     whole, metrics = {step: state(at(step)) for step in range(1, 10)}, rows()
     for epoch in (0, 1):
-        main([*arguments, '--ckpt_path', str(FIRST / 'checkpoints' / f'best-epoch={epoch}.ckpt')])
+        main([*arguments, '--ckpt_path', str(FIRST / 'checkpoints' / f'best-epoch={epoch}-step={3 * epoch + 3}.ckpt')])
         for step in range(3 * epoch + 4, 10):
             assert_same(whole[step]['state_dict'], state(at(step))['state_dict'], f'{step} after {epoch}')
         assert rows() == metrics
+
+
+@pytest.mark.filterwarnings('ignore:.*does not have many workers')
+def test_run_that_was_copied_goes_on_from_its_last_step_and_keeps_its_best(steps, capsys):
+    main([*steps(**{'trainer.max_epochs': 2}), '--trainer.default_root_dir=runs/whole'])
+    run = Path('runs/whole/version_0')
+    best = run / 'checkpoints' / 'best.ckpt'
+    content = torch.load(best, weights_only=True)
+    key = next(key for key in content['callbacks'] if key.startswith('BestCheckpoint'))
+    for path in (best, at(5, run), at(6, run)):  # no later epoch is better
+        changed = torch.load(path, weights_only=True)
+        scores = changed['callbacks'][key]
+        scores['best_model_score'] = scores['kth_value'] = torch.tensor(101.)
+        scores['best_k_models'] = {scores['best_model_path']: torch.tensor(101.)}
+        changed['metrics']['val/top1'] = 101.
+        torch.save(changed, path)
+    shutil.copytree('runs/whole', 'runs/copy', copy_function=shutil.copy)  # without the times
+    os.utime('runs/copy/version_0/checkpoints/best.ckpt')
+    capsys.readouterr()
+    cli = main([*steps(**{'trainer.max_epochs': 3}), '--trainer.default_root_dir=runs/copy', '--ckpt_path=auto'])
+    copied = Path('runs/copy/version_0').resolve()
+    assert Path(cli.trainer.ckpt_path).resolve() == at(6, copied)
+    assert torch.load(copied / 'checkpoints' / 'best.ckpt', weights_only=True)['global_step'] == content['global_step']
+    assert cli.trainer.checkpoint_callback.best_model_path == str(copied / 'checkpoints' / 'best.ckpt')
+    assert 'best: top-1 101.00 %' in capsys.readouterr().out
 
 
 class Stop(Callback):
