@@ -23,6 +23,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from se_timm.errors import InputError, check_file, check_writable, message
@@ -41,6 +42,7 @@ from .folders import (
     launch_id,
     run_folder,
     run_of,
+    whole_run,
 )
 from .logger import WandbLogger, place_loggers
 from .loss import Loss
@@ -237,9 +239,12 @@ class AppCLI(LightningCLI):
             place_loggers(loggers, evaluation_folder(config, self.subcommand), self.subcommand)
         if self.subcommand != 'fit' or trainer.fast_dev_run:
             return self._built_trainer(**kwargs)
-        folder = run_folder(base_folder(config), config.ckpt_path)
+        folder = run_folder(config)
         logs_to_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
-        place_loggers(loggers, folder, resumed=wandb_runs(config.ckpt_path) if logs_to_wandb else [])
+        if elsewhere := whole_run(config.ckpt_path) not in (None, folder):
+            rank_zero_info(f'{config.ckpt_path} is of a run in another folder: this training goes on in {folder}')
+        place_loggers(
+            loggers, folder, resumed=wandb_runs(config.ckpt_path) if logs_to_wandb and not elsewhere else [])
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.plugins = [*filter(None, plugins), CheckpointFiles()]

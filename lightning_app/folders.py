@@ -13,6 +13,7 @@ from .checkpoints import newest_whole, of_run, of_runs
 
 __all__ = [
     'LAUNCH', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'launch_id', 'run_folder', 'run_of',
+    'whole_run',
 ]
 
 LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
@@ -29,10 +30,20 @@ def run_of(ckpt_path: str) -> Path:
     return folder if (folder / 'config.yaml').is_file() else folder.parent  # Lightning writes for SLURM beside it
 
 
-def run_folder(base: Path, ckpt_path: str | None) -> Path:
-    """Return the folder of a training: that of the run it resumes, else the next free `base/version_N`."""
-    if ckpt_path and run_of(ckpt_path).joinpath('config.yaml').is_file():
-        return run_of(ckpt_path)
+def whole_run(ckpt_path: str | None) -> Path | None:
+    """Return the folder of the run that a checkpoint lies in; None if it was taken out of it, or there is none."""
+    run = run_of(ckpt_path) if ckpt_path else None
+    return run if run and (run / 'config.yaml').is_file() else None
+
+
+def run_folder(config: Namespace) -> Path:
+    """Return the folder of a training: that of the run it resumes, else the next free `version_N` in that of the runs.
+
+    A run goes on elsewhere if its folder is not in the one that `trainer.default_root_dir` names.
+    """
+    base, run = base_folder(config), whole_run(config.ckpt_path)
+    if run and (config.trainer.default_root_dir is None or base.resolve() in run.parents):
+        return run
     if interrupted := restarted_run(base):
         return interrupted
     return next_free(base, 'version_')

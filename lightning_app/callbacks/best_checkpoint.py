@@ -48,16 +48,17 @@ class BestCheckpoint(ModelCheckpoint):
         self.current_score = state_dict['current_score']
 
     def moved(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return the state with the folder that the run has now, if all its files are there.
+        """Return the state with the folder that the run has now, or that of a new one if its files are not there.
 
         Lightning forgets the scores where the folder has another name, and would write over the best.
         """
-        files = {path: os.path.join(self.dirpath or '', os.path.basename(path)) for path in (
-            '', *state['best_k_models'], *(state[name] for name in PATHS))}
-        files[''] = ''
-        if state['dirpath'] == self.dirpath or not all(map(os.path.isfile, filter(None, files.values()))):
+        if state['dirpath'] == self.dirpath:
             return state
-        return {**state, 'dirpath': self.dirpath, **{name: files[state[name]] for name in PATHS},
+        files = {path: os.path.join(self.dirpath or '', os.path.basename(path)) for path in (
+            *state['best_k_models'], *(state[name] for name in PATHS)) if path}
+        if not all(map(os.path.isfile, files.values())):
+            return self.state_dict()
+        return {**state, 'dirpath': self.dirpath, **{name: files.get(state[name], '') for name in PATHS},
                 'best_k_models': {files[path]: score for path, score in state['best_k_models'].items()}}
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:

@@ -345,6 +345,20 @@ def test_run_that_was_copied_goes_on_from_its_last_step_and_keeps_its_best(steps
     assert 'best: top-1 101.00 %' in capsys.readouterr().out
 
 
+def test_run_goes_on_in_the_folder_that_is_given(steps, capfd):
+    main(steps(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))
+    before = {path: path.read_bytes() for path in FIRST.rglob('*') if path.is_file()}
+    args = [*steps(), '--ckpt_path', str(at(2))]
+    cli = main([*args, '--trainer.default_root_dir=runs/other'])
+    assert cli.trainer.global_step == 9
+    assert Path('runs/other/version_0/config.yaml').is_file()
+    assert cli.trainer.checkpoint_callback.best_model_path.endswith('runs/other/version_0/checkpoints/best.ckpt')
+    assert {path: path.read_bytes() for path in FIRST.rglob('*') if path.is_file()} == before
+    assert 'this training goes on in runs/other/version_0' in capfd.readouterr().err
+    main([*args, '--trainer.default_root_dir=runs/test_resnet'])  # its own
+    assert not Path('runs/test_resnet/version_1').exists()
+
+
 class Stop(Callback):
     """Ends the training as `trainer.max_time` does, after a batch, or as an early stopping does, after a validation."""
 
