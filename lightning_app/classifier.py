@@ -31,10 +31,10 @@ from .optim import (
     Schedule,
     build_optimizer,
     build_schedule,
-    check_clipping,
     check_optimizer,
     clip_gradients,
     scaled_lr,
+    with_clipping,
 )
 from .resume import (
     batches_done,
@@ -270,9 +270,8 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build timm's optimiser and schedule."""
         batch_size = getattr(getattr(self.trainer, 'datamodule', None), 'batch_size', None)
-        check_clipping(self.optim, bool(self.trainer.gradient_clip_val))
-        optimizer = build_optimizer(
-            self.net, self.optim, scaled_lr(self.optim, batch_size), scaled=self._scaled)
+        optim = with_clipping(self.optim, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
+        optimizer = build_optimizer(self.net, optim, scaled_lr(optim, batch_size), scaled=self._scaled)
         schedule = self.schedule
         if getattr(self.trainer, 'fast_dev_run', False):  # one epoch, in which no warm-up fits
             schedule = dataclasses.replace(schedule, warmup_epochs=0)

@@ -1,6 +1,7 @@
 """Optimiser and schedule by timm's factories, from settings that fit in YAML."""
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,12 +15,14 @@ from timm.utils import dispatch_clip_grad
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from se_timm.errors import InputError, message, unknown
+from se_timm.errors import InputError, check_least, message, unknown
 
 __all__ = [
-    'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_clipping', 'check_optimizer', 'check_options',
-    'check_schedule', 'clip_gradients', 'scaled_lr',
+    'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_optimizer', 'check_options', 'check_schedule',
+    'clip_gradients', 'scaled_lr', 'with_clipping',
 ]
+
+WITHOUT_END = ('step', 'multistep', 'constant')  # schedules that know no lowest learning rate
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,11 @@ class Schedule:
         name: Any of timm's schedules: `cosine`, `step`, `multistep`, `poly`, `tanh`, `wsd`, `rsqrt`, `constant`.
         warmup_epochs: Epochs of linear warm-up, part of the schedule's length.
         warmup_lr: Learning rate at the start of warm-up.
-        min_lr: Lowest learning rate.
+        min_lr: Lowest learning rate, of those that decay to one (not `step`, `multistep`, `constant`).
         decay_epochs: Epochs between two drops (`step`, which needs it), or length of the decay (`wsd`, `rsqrt`).
         decay_milestones: Epochs of the drops (`multistep`).
-        decay_rate: Factor of each drop (`step`, `multistep`); power of the polynomial (`poly`, for which 1 is usual).
+        decay_rate: Factor of each drop (`step`, `multistep`), 0.1 by default; power of the polynomial (`poly`), 1 by
+            default.
     """
 
     name: Literal['cosine', 'step', 'multistep', 'poly', 'tanh', 'wsd', 'rsqrt', 'constant'] = 'cosine'
@@ -78,7 +82,7 @@ class Schedule:
     min_lr: float = 0.0
     decay_epochs: float | None = None
     decay_milestones: list[int] = field(default_factory=lambda: [30, 60, 90])
-    decay_rate: float = 0.1
+    decay_rate: float | None = None
 
 
 def scaled_lr(optim: Optim, batch_size: int | None) -> float:
@@ -149,7 +153,7 @@ def fused_options(net: nn.Module, optim: Optim, scaled: bool) -> dict[str, Any]:
             'leave model.optim.fused out, or take momentum, sgd, adam or adamw'))
     if optim.fused and clipped_after_scaling:
         raise InputError(message(
-            'model.optim.fused: true with clip_grad and 16-mixed precision',
+            'model.optim.fused: true with clipped gradients and 16-mixed precision',
             'a fused optimiser takes the scale off the gradients itself, after they were clipped',
             'leave model.optim.fused out, or take trainer.precision: bf16-mixed'))
     if optim.fused is None:
@@ -172,6 +176,11 @@ def build_optimizer(net: nn.Module, optim: Optim, lr: float, scaled: bool = Fals
         InputError: For an optimiser timm does not have, or options it does not take.
     """
     check_optimizer(optim)
+    check_least(0, **{'model.optim.weight_decay': optim.weight_decay})
+    if not 0 <= optim.momentum < 1:
+        raise InputError(message(
+            f'model.optim.momentum: {optim.momentum}', 'older gradients would count for more than newer ones',
+            'take a number from 0 and below 1, such as 0.9'))
     try:
         check_options(optim)
         optimizer = create_optimizer_v2(
@@ -195,16 +204,29 @@ def begin_momentum(optimizer: Optimizer) -> None:
                 optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
 
 
-def check_clipping(optim: Optim, trainer_clips: bool) -> None:
-    """Raise `InputError` if gradients shall be clipped to nothing, or twice."""
-    if optim.clip_grad is not None and not optim.clip_grad > 0:
-        raise InputError(message(
-            f'model.optim.clip_grad: {optim.clip_grad}', 'gradients would be clipped to nothing',
-            'take a number above 0, or leave it out'))
-    if optim.clip_grad is not None and trainer_clips:
+def with_clipping(optim: Optim, limit: float | None = None, algorithm: Any = None) -> Optim:
+    """Return the settings with the Trainer's `gradient_clip_val` and `gradient_clip_algorithm`, where it has some.
+
+    Raises:
+        InputError: If gradients shall be clipped to nothing, twice, or in some way without a limit.
+    """
+    ours = optim.clip_grad is not None or optim.clip_mode != Optim.clip_mode
+    if ours and limit:
         raise InputError(message(
             f'model.optim.clip_grad: {optim.clip_grad} with trainer.gradient_clip_val', 'both clip the gradient',
             'leave one of them out'))
+    names = (('model.optim.clip_grad', 'model.optim.clip_mode') if ours else
+             ('trainer.gradient_clip_val', 'trainer.gradient_clip_algorithm'))
+    if not ours:  # 0 is none to Lightning
+        optim = dataclasses.replace(optim, clip_grad=limit or None, clip_mode=algorithm or Optim.clip_mode)
+    if optim.clip_grad is not None and not optim.clip_grad > 0:
+        raise InputError(message(
+            f'{names[0]}: {optim.clip_grad}', 'gradients would be clipped to nothing',
+            'take a number above 0, or leave it out'))
+    if optim.clip_grad is None and (algorithm or ours):
+        raise InputError(message(
+            f'{names[1]}: {optim.clip_mode}', 'nothing is clipped without a limit', f'give {names[0]}, too'))
+    return optim
 
 
 def clip_gradients(net: nn.Module, value: float, mode: str) -> None:
@@ -216,8 +238,19 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
     """Raise `InputError` if the schedule is none over `epochs`."""
     if epochs < 1:
         raise InputError(message(
-            'trainer.max_epochs: none', f'the schedule {schedule.name} is one of epochs',
+            'trainer.max_epochs: none, or below 1', f'the schedule {schedule.name} is one of epochs',
             'say --trainer.max_epochs, beside trainer.max_steps if that shall end the training'))
+    check_least(0, **{
+        f'model.schedule.{name}': getattr(schedule, name) for name in ('warmup_epochs', 'warmup_lr', 'min_lr')})
+    if schedule.min_lr and schedule.name in WITHOUT_END:
+        raise InputError(message(
+            f'model.schedule.min_lr: {schedule.min_lr}', f'the schedule {schedule.name} does not decay to one',
+            'leave it out, or take another schedule, such as cosine'))
+    milestones = sorted(set(schedule.decay_milestones))
+    if schedule.name == 'multistep' and milestones != schedule.decay_milestones:
+        raise InputError(message(
+            f'model.schedule.decay_milestones: {schedule.decay_milestones}', 'each must be later than the one before',
+            f'say {milestones}'))
     if schedule.warmup_epochs >= epochs:
         raise InputError(message(
             f'model.schedule.warmup_epochs: {schedule.warmup_epochs}', f'the training has {epochs} epochs',
@@ -231,6 +264,12 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
 def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Scheduler:
     """Return timm's schedule over `epochs`; its `step` takes epochs, also fractions of them."""
     check_schedule(schedule, epochs)
+    lr = max(group['lr'] for group in optimizer.param_groups)
+    if schedule.min_lr > lr:
+        raise InputError(message(
+            f'model.schedule.min_lr: {schedule.min_lr}', f'the learning rate is {lr:g}, and would rise',
+            'take a smaller one'))
+    rate = (1.0 if schedule.name == 'poly' else 0.1) if schedule.decay_rate is None else schedule.decay_rate
     # These decay over a length: it begins after the warm-up, so that lr is reached. The others count epochs from 0.
     after_warmup = schedule.name in ('cosine', 'tanh', 'poly')
     try:
@@ -239,7 +278,7 @@ def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Sch
             warmup_prefix=after_warmup, warmup_epochs=schedule.warmup_epochs,
             warmup_lr=schedule.warmup_lr, min_lr=schedule.min_lr, decay_epochs=schedule.decay_epochs,
             # timm drops at the end of the epoch before a milestone; here the milestone's epoch is the first lower one
-            decay_milestones=[epoch + 1 for epoch in schedule.decay_milestones], decay_rate=schedule.decay_rate)
+            decay_milestones=[epoch + 1 for epoch in schedule.decay_milestones], decay_rate=rate)
     except ValueError as error:
         raise InputError(message(
             f'model.schedule: {schedule}', str(error),

@@ -7,6 +7,7 @@ import timm
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -350,6 +351,20 @@ def test_mixed_precision(precision, channels_last, make_trainer, photo_data):
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     single = expected_validation(model, normalised(data))
     assert float(trainer.callback_metrics['val/loss']) == pytest.approx(single['val/loss'], rel=0.05)
+
+
+@pytest.mark.parametrize('clip', [{'optim': {'clip_grad': 0.1}}, {'trainer': {'gradient_clip_val': 0.1}}], ids=str)
+def test_what_is_clipped_are_the_gradients_and_not_their_scale(clip, make_trainer, photo_data):
+    moved = []
+    for plugins in ([], [MixedPrecision('16-mixed', 'cpu', torch.amp.GradScaler('cpu', init_scale=2.0 ** 16))]):
+        torch.manual_seed(0)
+        model = classifier(optim=Optim(lr=0.1, momentum=0.0, weight_decay=0.0, **clip.get('optim', {})))
+        before = [parameter.detach().clone() for parameter in model.net.parameters()]
+        make_trainer(plugins=plugins, limit_train_batches=1, limit_val_batches=0, **clip.get('trainer', {})).fit(
+            model, photo_data())
+        pairs = zip(before, model.net.parameters(), strict=True)
+        moved.append(float(sum((old - new.detach()).square().sum() for old, new in pairs).sqrt()))
+    assert moved == pytest.approx([0.01, 0.01], rel=1e-3)  # lr times the limit
 
 
 def test_channels_last_changes_only_the_memory_format():

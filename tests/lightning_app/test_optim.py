@@ -10,12 +10,14 @@ from torch import nn
 
 from lightning_app.classifier import COUNTERS
 from lightning_app.optim import (
+    WITHOUT_END,
     Optim,
     Schedule,
     build_optimizer,
     build_schedule,
     check_optimizer,
     scaled_lr,
+    with_clipping,
 )
 
 SCHEDULES = typing.get_args(typing.get_type_hints(Schedule)['name'])
@@ -206,7 +208,7 @@ POINTS = {
 
 @pytest.mark.parametrize('name', [name for name in SCHEDULES if name != 'rsqrt'])
 def test_every_schedule(name):
-    schedule = Schedule(name, min_lr=0.001, decay_epochs=20)
+    schedule = Schedule(name, min_lr=0 if name in WITHOUT_END else 0.001, decay_epochs=20, decay_rate=0.1)
     found = rates(schedule, 1.0, 100, [0, 50, 99.99, 100])
     assert found == pytest.approx(POINTS[name], abs=0.025 if name == 'wsd' else 0.0001)  # wsd ends by a square root
     assert found == sorted(found, reverse=True)
@@ -293,6 +295,50 @@ def test_second_derivatives_are_not_computed(refused):
 def test_learning_rate_for_no_batch(refused, batch):
     with refused(f'model.optim.lr_batch: {batch}', 'batch size', 'from 1'):
         scaled_lr(Optim(lr_scaling='linear', lr_batch=batch), 256)
+
+
+def test_polynomial_is_a_line_by_default():
+    assert rates(Schedule('poly'), 1.0, 4, [0, 1, 2, 3]) == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(('schedule', 'given', 'why'), [
+    (Schedule('step', min_lr=0.1, decay_epochs=1), 'min_lr: 0.1', 'the schedule step does not decay to one'),
+    (Schedule('cosine', min_lr=2), 'min_lr: 2', 'the learning rate is 1, and would rise'),
+    (Schedule('cosine', warmup_epochs=-1), 'warmup_epochs: -1', 'too small'),
+    (Schedule('multistep', decay_milestones=[6, 3]), 'decay_milestones: [6, 3]', 'later than the one before'),
+], ids=str)
+def test_schedules_that_make_no_sense(refused, schedule, given, why):
+    with refused(f'model.schedule.{given}', why, ''):
+        rates(schedule, 1.0, 9, [0])
+
+
+@pytest.mark.parametrize(('option', 'value'), [('weight_decay', -1), ('momentum', 1.5), ('momentum', -0.1)])
+def test_optimisers_that_make_no_sense(net, refused, option, value):
+    with refused(f'model.optim.{option}: {value}', '', 'take a number from 0'):
+        build_optimizer(net, Optim(**{option: value}), 0.1)
+
+
+# Clipping
+
+
+@pytest.mark.parametrize(('optim', 'trainer', 'clipped'), [
+    ({}, (), (None, 'norm')), ({}, (0,), (None, 'norm')), ({}, (2.0,), (2.0, 'norm')),
+    ({}, (2.0, 'value'), (2.0, 'value')), ({'clip_grad': 0.1, 'clip_mode': 'agc'}, (), (0.1, 'agc')),
+    ({'clip_grad': 1.0}, (0.0,), (1.0, 'norm'))])
+def test_clipping_is_that_of_the_settings_or_of_the_trainer(optim, trainer, clipped):
+    found = with_clipping(Optim(**optim), *trainer)
+    assert (found.clip_grad, found.clip_mode) == clipped
+
+
+@pytest.mark.parametrize(('optim', 'trainer', 'given', 'why'), [
+    ({'clip_grad': 0.0}, (), 'model.optim.clip_grad: 0.0', 'clipped to nothing'),
+    ({}, (-1.0,), 'trainer.gradient_clip_val: -1.0', 'clipped to nothing'),
+    ({'clip_grad': 1.0}, (1.0,), 'model.optim.clip_grad: 1.0 with trainer.gradient_clip_val', 'both clip'),
+    ({'clip_mode': 'agc'}, (), 'model.optim.clip_mode: agc', 'nothing is clipped'),
+    ({}, (None, 'value'), 'trainer.gradient_clip_algorithm: value', 'nothing is clipped')])
+def test_clipping_that_makes_no_sense(refused, optim, trainer, given, why):
+    with refused(given, why, ''):
+        with_clipping(Optim(**optim), *trainer)
 
 
 @pytest.mark.parametrize('length', [None, 0])
