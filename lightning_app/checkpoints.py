@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from se_timm.errors import InputError, message, nearest
 
 __all__ = [
-    'CheckpointFiles', 'damage', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run', 'of_runs',
+    'CheckpointFiles', 'damage', 'load_checkpoint', 'mapped', 'nearby', 'newest_whole', 'of_run', 'of_runs',
     'step_checkpoint', 'step_checkpoints', 'step_of',
 ]
 
@@ -118,18 +118,23 @@ def damage(path: Path) -> str | None:
 def check_whole(path: Path) -> None:
     """Raise `InputError` if the file is damaged, with the newest beside it that is not."""
     if not path.is_file():
-        beside = path.parent
-        found = [str(file) for file in beside.rglob('*.ckpt')] if beside.is_dir() else []
-        close = nearest(str(path), found) or found[:3]
         raise InputError(message(
             f'ckpt_path: {path}', 'there is no such file',
-            f'did you mean {" or ".join(close)}?' if close else 'name a checkpoint, such as runs/.../best.ckpt'))
+            nearby(path) or 'name a checkpoint, such as runs/.../best.ckpt'))
     if reason := damage(path):
         other = newest_whole(file for file in path.parent.glob('*.ckpt') if file != path)
         raise InputError(message(
             f'ckpt_path: {path}', f'it cannot be read as a checkpoint: {reason}',
             f'take another checkpoint of the run, such as {other}' if other else
             'take another checkpoint of the run; beside it there is none that is whole'))
+
+
+def nearby(path: Path) -> str:
+    """Return the question whether a file near a missing one was meant; nothing where there is none of its kind."""
+    found = [str(file) for suffix in {path.suffix, '.ckpt'} - {''} for depth in ('', '*/', '*/*/')  # not all of a disk
+             for file in path.parent.glob(f'{depth}*{suffix}')]
+    close = nearest(str(path), found) or found[:3]
+    return f'did you mean {" or ".join(close)}?' if close else ''
 
 
 def mapped(path: str | Path) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,7 +18,7 @@ from se_timm import fuse  # the import registers the SE networks
 from se_timm.errors import InputError, message, unknown
 from se_timm.residual_tail import BACKENDS
 
-from .checkpoints import mapped
+from .checkpoints import mapped, nearby
 
 __all__ = [
     'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'fuse_network',
@@ -174,7 +176,7 @@ def create_network(
     if (path := arguments.get('checkpoint_path')) and not os.path.isfile(path):
         raise InputError(message(
             f'{keys[1]}.checkpoint_path: {path}', 'there is no such file',
-            'name a file with weights of the network, or leave it out'))
+            nearby(Path(path)) or 'name a file with weights of the network, or leave it out'))
     checkpoint = own_checkpoint(path) if path else None
     weights = None if checkpoint is None else weights_of(checkpoint)
     try:
@@ -193,8 +195,12 @@ def create_network(
             struct.error) as error:
         if '\n  why: ' in str(error):  # one of our own networks: the message is complete
             raise InputError(str(error)) from error
+        trained = (checkpoint or {}).get('hyper_parameters', {})
+        why = textwrap.shorten(str(error) or type(error).__name__, 400, placeholder=' ...')  # some name every tensor
         raise InputError(message(
-            f'{keys[0].rpartition(".")[0] or keys[0]}: {name} with {arguments}', str(error) or type(error).__name__,
+            f'{keys[0].rpartition(".")[0] or keys[0]}: {name} with {arguments}', why,
+            f'the checkpoint is of {trained["name"]} with {trained.get("network") or {}}: say the same by '
+            f'{keys[0]} and {keys[1]}' if 'name' in trained and isinstance(error, RuntimeError) else
             f'give the weights as a file by {keys[1]}.checkpoint_path, or try again with a network connection'
             if isinstance(error, OSError) else
             f"correct {keys[0]} or {keys[1]}; the arguments are those of the network's class in timm")) from error

@@ -503,14 +503,16 @@ def test_checkpoint_loads_into_the_bare_network(checkpoint):
     assert torch.equal(bare.eval()(images), model.eval()(images))
 
 
-def test_checkpoint_of_a_training_gives_initial_weights(checkpoint):
+def test_checkpoint_of_a_training_gives_initial_weights(checkpoint, refused):
     path, model = checkpoint
     again = classifier(network={'checkpoint_path': str(path)}, add_se={'identity_start': True})
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(again.eval()(images), model.eval()(images))
     assert again.hparams['network'] == {}
-    with pytest.raises(InputError, match=r'model: test_convnext with .*\n  why: Error\(s\) in loading state_dict'):
+    with refused('model: test_convnext with ', 'Error(s) in loading state_dict', 'of test_resnet with {}: say the same'):
         classifier(name='test_convnext', network={'checkpoint_path': str(path)})
+    with refused('model.network.checkpoint_path: ', 'no such file', f'did you mean {path}?'):
+        classifier(network={'checkpoint_path': str(path.with_name('other.ckpt'))})
 
 
 def test_checkpoint_of_a_network_with_se_put_in_gives_initial_weights(make_trainer, photo_data, tmp_path, refused):

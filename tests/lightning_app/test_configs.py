@@ -56,6 +56,12 @@ def test_configs_are_found():
     assert {'quickstart.yaml', 'imagenette.yaml', 'overlay/plain.yaml'} <= {name(path) for path in EVERY}
 
 
+@pytest.mark.parametrize('path', RECIPES, ids=name)
+def test_options_of_the_logger_are_those_of_wandb(path):
+    """Which are the ones that are given on the command line; they reach the last of several."""
+    assert yaml.safe_load(path.read_text())['trainer']['logger'][-1]['class_path'].endswith('WandbLogger')
+
+
 @pytest.mark.parametrize('path', EVERY, ids=name)
 def test_no_key_is_set_that_follows_from_another(path):
     # in a nested file the program refuses it; here also where a file is only ever an overlay
