@@ -64,9 +64,10 @@ SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpo
 # where 1 is a batch and 1.0 all of them: Lightning's type for them takes a whole number for the latter
 STAGES = {'fit': 'train', 'validate': 'val', 'test': 'test', 'predict': 'predict'}  # what Lightning calls them
 LIMITS = [f'trainer.limit_{stage}_batches' for stage in STAGES.values()]
-# warnings of Lightning's that tell a user nothing: what it calls on torch newer than 2.12, and that a resumed training
-# goes on in its own folder
-NO_NEWS = (r'`isinstance\(treespec, LeafSpec\)` is deprecated', 'Checkpoint directory .* exists and is not empty')
+# warnings of Lightning's that tell a user nothing: what it calls on torch newer than 2.12, that a resumed training goes
+# on in its own folder, and that processes should agree on what has been summed over them
+NO_NEWS = (r'`isinstance\(treespec, LeafSpec\)` is deprecated', 'Checkpoint directory .* exists and is not empty',
+           r"It is recommended to use `self\.log\('(?:gates|val|test)/.*sync_dist=True")
 GROUPS: dict[str, dict[str, type]] = {
     'model': {'optim': Optim, 'schedule': Schedule, 'loss': Loss, 'mix': Mix}, 'data.init_args': {'augment': Augment}}
 
@@ -183,6 +184,14 @@ class AppCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Keep what is given; Lightning would replace it by what the checkpoint says."""
+
+    def _set_seed(self) -> None:
+        """Set the seed, which Lightning wants in 32 bits."""
+        seed = self._get(self.config, 'seed_everything')
+        if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2 ** 32:
+            raise InputError(message(
+                f'seed_everything: {seed}', 'it is none of 32 bits', 'take a whole number from 0 to 4294967295'))
+        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Refuse, before any work, what would fail later or be ignored."""
@@ -473,13 +482,15 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
         sys.exit(2)
     if run and isinstance(given, list) and given[0] in VERBS:
         return run_verb(given[0], given[1:])
-    usage = {name: {'usage': f'{PROG} {name} [options]', 'allow_abbrev': False} for name in SUBCOMMANDS}
+    parsers: dict[str, Any] = {
+        'epilog': f'Other commands: {", ".join(VERBS)}. {PROG} COMMAND --help tells more of each.',
+        **{name: {'usage': f'{PROG} {name} [options]', 'allow_abbrev': False} for name in SUBCOMMANDS}}
     asked = given[0] if isinstance(given, list) and given and given[0] in SUBCOMMANDS else None
     with refused_in_lines('trainer', 'fit'):
         return AppCLI(
             ImageClassifier, ImageDataModule, asked=asked, subclass_mode_data=True, args=args, run=run,
             parser_class=Parser,
-            parser_kwargs={'prog': PROG, 'allow_abbrev': False, **(usage if run else {'usage': f'{PROG} [options]'})},
+            parser_kwargs={'prog': PROG, 'allow_abbrev': False, **(parsers if run else {'usage': f'{PROG} [options]'})},
             seed_everything_default=0, auto_configure_optimizers=False, load_from_checkpoint_support=False,
             trainer_defaults={'logger': False, 'enable_model_summary': False},
             save_config_callback=RecordConfig, save_config_kwargs={'save_to_log_dir': False})

@@ -177,6 +177,10 @@ def create_network(
         raise InputError(message(
             f'{keys[1]}.checkpoint_path: {path}', 'there is no such file',
             nearby(Path(path)) or 'name a file with weights of the network, or leave it out'))
+    for rate, value in arguments.items():
+        if 'drop' in rate and rate.endswith('_rate') and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise InputError(message(
+                f'{keys[1]}.{rate}: {value}', 'it is the share of what is dropped', 'take a number from 0 and below 1'))
     checkpoint = own_checkpoint(path) if path else None
     weights = None if checkpoint is None else weights_of(checkpoint)
     try:

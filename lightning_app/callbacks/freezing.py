@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -74,13 +75,19 @@ class FreezeBatchNorm(Freeze):
         self.last_epochs, self.affine, self.from_epoch = last_epochs, affine, from_epoch
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Refuse what would freeze nothing."""
+        """Refuse what would freeze nothing, and warn of what freezes batch norm before it has seen an image."""
         end = trainer.max_epochs or 0
-        if stage == 'fit' and not getattr(trainer, 'fast_dev_run', False) and 0 < end <= (self.from_epoch or 0):
+        if stage != 'fit' or getattr(trainer, 'fast_dev_run', False):
+            return
+        if 0 < end <= (self.from_epoch or 0):
             raise InputError(message(
                 f'FreezeBatchNorm: from_epoch {self.from_epoch}',
                 f'the training has {end} epochs, counted from 0, and nothing would be frozen',
                 f'take a number up to {end - 1}, or leave the callback out'))
+        unseen = not any(norm.running_mean.any() for norm in self.norms(pl_module.net) if norm.running_mean is not None)
+        if unseen and self.frozen(trainer, 0):
+            rank_zero_warn('FreezeBatchNorm: all epochs of this training are among the last, so that the statistics of '
+                           'batch norm stay those it was built with: take fewer, or more epochs')
 
     def frozen(self, trainer: Trainer, epoch: int) -> bool:
         """Return whether `epoch` is one of the last."""

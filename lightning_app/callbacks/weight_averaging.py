@@ -63,6 +63,10 @@ class WeightEMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.9998) -> None:
+        if not 0 <= decay < 1:
+            raise InputError(message(
+                f'WeightEMA: decay {decay}', 'it is the share of the older average in the new one',
+                'take a number from 0 and below 1, such as 0.9998'))
         super().__init__()
         self.decay = decay
 

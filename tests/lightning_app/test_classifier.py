@@ -509,7 +509,7 @@ def test_checkpoint_of_a_training_gives_initial_weights(checkpoint, refused):
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(again.eval()(images), model.eval()(images))
     assert again.hparams['network'] == {}
-    with refused('model: test_convnext with ', 'Error(s) in loading state_dict', 'of test_resnet with {}: say the same'):
+    with refused('model: test_convnext with ', 'Error(s) in loading state_dict', "{'drop_rate': 0.1}: say the same"):
         classifier(name='test_convnext', network={'checkpoint_path': str(path)})
     with refused('model.network.checkpoint_path: ', 'no such file', f'did you mean {path}?'):
         classifier(network={'checkpoint_path': str(path.with_name('other.ckpt'))})

@@ -117,6 +117,11 @@ def test_network_with_two_classifiers(changes):
     assert changed == [{'head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias'}] * 3
 
 
+def test_batch_norm_that_never_sees_an_image_is_said(changes):
+    with pytest.warns(UserWarning, match='statistics of batch norm stay those it was built with'):
+        changes(FreezeBatchNorm(3))
+
+
 @pytest.mark.parametrize('make', [
     lambda: FreezeBatchNorm(0), lambda: FreezeBatchNorm(from_epoch=-1), lambda: FreezeBackbone(0)])
 def test_nothing_to_freeze(refused, make):

@@ -171,7 +171,8 @@ def test_two_processes_log_what_one_does(on_photos, in_tmp_path, program, read_c
     args = ['validate', '--ckpt_path', path, *gates, '--trainer.accelerator=cpu']
     program(*args)
     # seven images: the second process gets a padded one
-    program(*args, '--trainer.devices=2', '--trainer.strategy=ddp')
+    done = program(*args, '--trainer.devices=2', '--trainer.strategy=ddp')
+    assert 'sync_dist' not in done.stderr  # they are summed over the processes
     folders = [Path('runs/se_resnet20_cifar/version_0', name) for name in ('validate_0', 'validate_1')]
     for block in BLOCKS:
         for number in NUMBERS:

@@ -26,6 +26,7 @@ def test_help(capsys):
     for command in ('fit', 'validate', 'test', 'predict'):
         assert re.search(rf'^ +{command} +\w', text, re.MULTILINE)
     assert '__main__.py' not in text
+    assert re.search(r'Other commands: analyze, .*\bsweep\.', text, re.DOTALL)
 
 
 def test_help_of_fit_explains_every_argument_of_ours(capsys):
