@@ -183,9 +183,19 @@ def _wrong_choice(match: re.Match[str], parser: ArgumentParser) -> str:
 
 
 def _unknown_class(match: re.Match[str], parser: ArgumentParser) -> str:
+    module, names, example = (('logger', LOGGERS, 'CsvLogger') if match[1].endswith('logger') else
+                              ('callbacks', callbacks.__all__, 'Throughput'))
+    close = nearest(match[2].rpartition('.')[2], names) or [example]
     return message(f'{match[1]}: {match[2]}', 'there is no class of this name',
-                   'name a class by its import path, such as lightning_app.callbacks.'
-                   + (nearest(match[2].rpartition('.')[2], callbacks.__all__) or ['Throughput'])[0])
+                   f'name a class by its import path, such as lightning_app.{module}.{close[0]}')
+
+
+def _list(match: re.Match[str], parser: ArgumentParser) -> str:
+    count = match[2].count(',') + 1 if match[2].startswith('tuple') else 1
+    given = '[' + ', '.join([match[3].strip()] * count) + ']'
+    # an option of a data module is named without its group
+    key = next((key for key in _keys(parser) if f'.{key}'.endswith(f'.{match[1]}')), match[1])
+    return message(f'{key}: {match[3]}', 'it takes a list', f"put it in brackets, such as --{key} '{given}'")
 
 
 def _type_name(text: str) -> str:
@@ -235,7 +245,11 @@ def _missing_argument(match: re.Match[str], parser: ArgumentParser) -> str:
 
 
 # the parser's text (most telling first) -> what is said of it
+LOGGERS = ('CsvLogger', 'WandbLogger')
 _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
+    r'Parser key "([\w.]+)":\s+Does not validate[^$\[]*Subtypes: \[[^\n]*?((?:list|tuple)\[(?:str|int|float)[^\]]*)'
+    r'[^$]*?Given value: (?!\[)(\S+)': _list,
+    r'Parser key "([\w.]+)":\s+Expected a <class \'(list|tuple)\'>\. Got value: (?!\[)([^\n]*)': _list,
     r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted": _unknown_class_option,
     r"class_path '([\w.]+)':\s+unrecognized arguments: (\S+)": _unknown_class_option,
     r"does not accept option '([\w.]+)'": _unknown_key,

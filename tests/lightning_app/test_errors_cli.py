@@ -193,6 +193,18 @@ def test_unknown_key_in_yaml(refused, write_yaml, content, given, remedy):
     refused(['fit', '--config', path, '--trainer.fast_dev_run=1'], given=given, do=remedy)
 
 
+@pytest.mark.parametrize(('option', 'remedy'), [
+    ('model.loss.class_weights=1,2,3', "'[1,2,3]'"), ('model.schedule.decay_milestones=30', "'[30]'"),
+    ('data.mean=0.5', "'[0.5, 0.5, 0.5]'")])
+def test_list_without_brackets(refused, on_photos, option, remedy):
+    key, _, value = option.partition('=')
+    refused(['fit', *on_photos, f'--{option}'], f'{key}: {value}', 'it takes a list', f'--{key} {remedy}')
+
+
+def test_logger_that_there_is_not(refused, on_photos):
+    refused(['fit', *on_photos, '--trainer.logger=wandb'], 'trainer.logger: wandb', 'no class', 'logger.WandbLogger')
+
+
 @pytest.mark.parametrize('content', [
     {'model': {'name': 'test_resnet', 'num_classes': 3}},
     {'model': {'name': 'test_resnet'}, 'model.num_classes': 3},
