@@ -16,7 +16,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_least, message
 
 from .data import ImageDataModule
 from .data.samples import run_seed, set_seed
@@ -117,6 +117,7 @@ class ImageClassifier(LightningModule):
         self.loss = Loss(**loss) if isinstance(loss, dict) else loss
         self.mix = Mix(**mix) if isinstance(mix, dict) else mix
         self.distill = Distill(**distill) if isinstance(distill, dict) else distill
+        check_least(0, **{'model.max_nonfinite_steps': max_nonfinite_steps})
         check_optimizer(self.optim)
         check_mix(self.mix)
         check_loss(self.loss, self.mix.on)

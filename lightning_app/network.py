@@ -59,6 +59,15 @@ def check_arguments(network: dict[str, Any]) -> None:
             raise InputError(message(f'model.network.{name}: {value}', *REFUSED[name]))
 
 
+def check_has_plain_twin(name: str) -> None:
+    """Raise `InputError` for a network that is built with or without SE by no argument of its own."""
+    check_name(name)
+    if ':' in name or not timm.model_entrypoint(name.split('.', 1)[0]).__module__.startswith('se_timm.'):
+        raise InputError(message(
+            f'model.plain: true with model.name: {name}', 'it is none of the SE networks of se_timm, which have a '
+            'plain twin, nor is SE put into it', 'leave model.plain out, or say what is left out, by model.add_se'))
+
+
 def build_network(
         name: str, num_classes: int | None, network: dict[str, Any] | None, plain: bool,
         add_se: dict[str, Any] | None) -> tuple[Any, int | None]:
@@ -68,6 +77,8 @@ def build_network(
         InputError: If it cannot be made.
     """
     check_arguments(network or {})
+    if plain and add_se is None:
+        check_has_plain_twin(name)
     wanted = None if plain else add_se
     path = (network or {}).get('checkpoint_path')
     there = inserted_in(own_checkpoint(path)) if path else None

@@ -415,6 +415,8 @@ def test_output_that_is_a_folder(refused, on_photos, weights, photos):
     (['--model.network.checkpoint_path=nope.pth'], 'checkpoint_path: nope.pth', 'no such file'),
     (['--model.add_se={reductoin: 4}'], "model.add_se: argument of add_se: 'reductoin'", 'no such'),
     (['--model.optim.name=adahessian'], 'adahessian', 'second derivatives'),
+    (['--model.plain=true'], 'model.plain: true with model.name: test_resnet', 'none of the SE networks'),
+    (['--model.max_nonfinite_steps=-1'], 'model.max_nonfinite_steps: -1', 'too small'),
     (['--seed_everything=-1'], 'seed_everything: -1', '32 bits'),
     (['--model.network.drop_rate=1.5'], 'model.network.drop_rate: 1.5', 'share'),
     (['--trainer.gradient_clip_val=-1'], 'trainer.gradient_clip_val: -1.0', 'clipped to nothing'),
