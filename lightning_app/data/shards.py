@@ -15,7 +15,7 @@ from se_timm.errors import InputError, message
 
 from .compact import Texts
 from .index_cache import cached_arrays
-from .sources import EXTENSIONS, Source
+from .sources import EXTENSIONS, Source, below_common_folder
 from .tars import Place, TarFiles, places_in
 
 __all__ = ['ShardSource', 'is_shard', 'missing_shards']
@@ -25,11 +25,11 @@ WORDNET = re.compile(r'n\d{8}(?=_)')  # as the files of ImageNet are called
 
 
 class Sample(NamedTuple):
-    """An image in a shard, and what its class is called there: a number, or the folder of its key."""
+    """An image in a shard, and its label: a number, or the folder that is its class; None until all are known."""
 
     name: str
     place: Place
-    label: int | str
+    label: int | str | None
 
 
 class ShardSource(Source):
@@ -38,19 +38,20 @@ class ShardSource(Source):
     The positions of all members are read once, and kept in a cache (`index_cache`). Each image can be read at any time,
     so that batches, their order, and where a training resumes are those of the same images in class folders.
 
-    Classes are folders of the keys, or numbers. Numbers have their names from `classes.txt` beside the shards, a name a
-    line; or from the keys, where all of a class begin as files of ImageNet, `n01440764_10026`; or none.
+    Classes are folders of the keys, below those that hold all classes, or numbers, in all shards alike. Numbers have
+    their names from `classes.txt` beside the shards, a name a line; or from the keys, where all of a class begin as
+    files of ImageNet, `n01440764_10026`; or none.
 
     Args:
         paths: The shards.
 
     Raises:
-        InputError: If a shard cannot be read, or an image has no label.
+        InputError: If a shard cannot be read, an image has no label, or some have a number and others a folder.
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self.paths_of_shards = [str(path) for path in paths]
-        arrays = cached_arrays('shards', self.paths_of_shards, lambda: index_of(self.paths_of_shards))
+        arrays = cached_arrays('samples', self.paths_of_shards, lambda: index_of(self.paths_of_shards))
         self.paths = Texts.of(arrays['names'], arrays['name_ends'])
         numbers = list(Texts.of(arrays['classes'], arrays['class_ends']))
         self.labels, self.places, self.shards = arrays['labels'], arrays['places'], arrays['shards']
@@ -92,8 +93,9 @@ def index_of(paths: Sequence[str]) -> dict[str, Any]:
     samples = [(number, sample) for number, path in enumerate(paths) for sample in samples_in(path)]
     if not samples:
         raise InputError(message(
-            f'shards: {paths[0]}' + (f' and {len(paths) - 1} more' if len(paths) > 1 else ''),
-            'there is no image in them', f'a sample is KEY.jpg and KEY.cls, with one of {", ".join(EXTENSIONS)}'))
+            f'shards: {several(paths)}', 'there is no image in them',
+            f'a sample is KEY.jpg and KEY.cls, with one of {", ".join(EXTENSIONS)}'))
+    samples = labelled(samples, paths)
     labels = sorted({sample.label for _, sample in samples}, key=lambda label: (isinstance(label, str), label))
     number_of = {label: number for number, label in enumerate(labels)}
     samples.sort(key=lambda each: (number_of[each[1].label], each[1].name))
@@ -108,11 +110,41 @@ def index_of(paths: Sequence[str]) -> dict[str, Any]:
         'shards': np.array([number for number, _ in samples], dtype=np.int64)}
 
 
-def samples_in(path: str) -> Iterator[Sample]:
-    """Yield the images of a shard; say what has none.
+def labelled(samples: list[tuple[int, Sample]], paths: Sequence[str]) -> list[tuple[int, Sample]]:
+    """Return samples, each with the number of its shard; with the folders of their classes where they have no numbers.
 
     Raises:
-        InputError: If the shard cannot be read, or an image has no label.
+        InputError: If only some have a number, or they have no folders either.
+    """
+    numbered = [each for each in samples if each[1].label is not None]
+    if len(numbered) == len(samples):
+        return samples
+    unnumbered = [each for each in samples if each[1].label is None]
+    folders = {} if numbered else below_common_folder((sample.name for _, sample in samples), several(paths))
+    if not folders:
+        number, sample = (numbered if 0 < len(numbered) < len(unnumbered) else unnumbered)[0]
+        why = 'it has no label, neither in KEY.cls, nor as label in KEY.json, nor a folder'
+        if sample.label is not None:
+            why = f'its label is {sample.label}, and {len(unnumbered)} images have none in KEY.cls or KEY.json'
+        elif numbered:
+            why = f'it has no label in KEY.cls or KEY.json, and {len(numbered)} images have one'
+        raise InputError(message(
+            f'sample: {paths[number]}:{sample.name}', why,
+            'make the shards anew, such as by python -m lightning_app prepare'))
+    return [(number, sample._replace(label=folders[sample.name][0]))
+            for number, sample in samples if sample.name in folders]
+
+
+def several(paths: Sequence[str]) -> str:
+    """Return what messages call shards."""
+    return str(paths[0]) + (f' and {len(paths) - 1} more' if len(paths) > 1 else '')
+
+
+def samples_in(path: str) -> Iterator[Sample]:
+    """Yield the images of a shard, labelled by number if at all; say what has none.
+
+    Raises:
+        InputError: If the shard cannot be read, or a label is no number.
     """
     places = places_in(path)
     fields: dict[str, dict[str, str]] = {}  # of a key: kind of file -> name
@@ -131,7 +163,7 @@ def samples_in(path: str) -> Iterator[Sample]:
                 f'sample: {path}:{key.lstrip("/")}', f'several images have this key: {", ".join(names.values())}',
                 'a key ends at the first point: write the files without others, such as by lightning_app prepare'))
         if image := image_of(names):
-            yield Sample(image, places[image], label_of(tar, path, image, names, places))
+            yield Sample(image, places[image], label_of(tar, path, names, places))
 
 
 def image_of(names: dict[str, str]) -> str | None:
@@ -145,11 +177,11 @@ def images_among(kinds: Iterable[str]) -> list[str]:
     return [kind for kind in kinds if f'.{kind}'.endswith(EXTENSIONS)]
 
 
-def label_of(tar: TarFiles, path: str, image: str, names: dict[str, str], places: dict[str, Place]) -> int | str:
-    """Return the label of a sample: its number, or the folder of its key.
+def label_of(tar: TarFiles, path: str, names: dict[str, str], places: dict[str, Place]) -> int | None:
+    """Return the label of a sample, if it has one other than its folder.
 
     Raises:
-        InputError: If it has none.
+        InputError: If it is no number.
     """
     for kind in LABELS:
         if kind in names:
@@ -166,12 +198,7 @@ def label_of(tar: TarFiles, path: str, image: str, names: dict[str, str], places
                     f'sample: {path}:{names[kind]}', f'its label is {value!r}, and no whole number from 0',
                     'write the number of its class; a classes.txt beside the shards may name them, a name a line'))
             return value
-    parts = [part for part in PurePosixPath(image).parts[:-1] if part != '.']
-    if not parts:
-        raise InputError(message(
-            f'sample: {path}:{image}', 'it has no label, neither in KEY.cls, nor as label in KEY.json, nor a folder',
-            'make the shards anew, such as by python -m lightning_app prepare'))
-    return parts[0]
+    return None
 
 
 def wordnet_name(names: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from .compact import Texts
 from .decode import UnreadableImage, decode
 from .tars import Place, TarFiles, places_in
 
-__all__ = ['FolderSource', 'ImageFolder', 'Source', 'TarSource', 'first_files', 'nearby']
+__all__ = ['FolderSource', 'ImageFolder', 'Source', 'TarSource', 'below_common_folder', 'first_files', 'nearby']
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
 
@@ -80,10 +80,12 @@ class FolderSource(Source):
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         with os.scandir(root) as entries:
-            self.classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
+            seen = [entry for entry in entries if not entry.name.startswith('.')]
+        self.classes = sorted(entry.name for entry in seen if entry.is_dir())
         files = [(f'{name}/{file}', label) for label, name in enumerate(self.classes)
                  for file in _files_below(Path(root, name))]
         paths, labels = _only_images(self.root, files, self.classes)
+        _say_above(self.root, sorted(entry.name for entry in seen if _is_image(entry.name) and entry.is_file()))
         self.paths, self.labels = Texts(paths), np.array(labels)
 
     def name(self, index: int) -> str:
@@ -111,7 +113,7 @@ class TarSource(Source):
     def __init__(self, path: str | Path, members: dict[str, Place] | None = None) -> None:
         self.path = str(path)
         members = members or places_in(path)
-        inside = _below_common_folder(members)
+        inside = below_common_folder(members, self.path)
         self.classes = sorted({parts[0] for parts in inside.values()})
         index = {name: label for label, name in enumerate(self.classes)}
         # in the order of a folder: by class, then by the path below it
@@ -166,16 +168,37 @@ class ImageFolder(Source):
         return read_file(os.path.join(self.root, self.paths[index]))
 
 
-def _below_common_folder(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Return for each file its class, folders and name; folders that hold all classes and hidden files are left out."""
+def below_common_folder(names: Iterable[str], where: str) -> dict[str, tuple[str, ...]]:
+    """Return for each file its class, folders and name; folders that hold all classes and hidden files are left out.
+
+    Images that lie beside those folders or the class folders are of no class: they are left out, and said to be.
+
+    Args:
+        names: The paths of the files.
+        where: What messages call what holds them.
+    """
     inside = {name: PurePosixPath(name).parts for name in names}
-    inside = {name: parts for name, parts in inside.items()
-              if len(parts) > 1 and not any(part.startswith('.') for part in parts)}
-    images = [parts for name, parts in inside.items() if _is_image(name)]  # a README is no class
-    level = 0
-    while len({parts[level] for parts in images}) == 1 and min(map(len, images)) > level + 2:
-        level += 1
+    inside = {name: parts for name, parts in inside.items() if not any(part.startswith('.') for part in parts)}
+    images = {name: parts for name, parts in inside.items() if _is_image(name)}  # a README is no class
+    level = _class_level(images.values())
+    above = [name for name, parts in images.items() if len(parts) <= level + 1]
+    if len(above) < len(images):  # else there are no class folders at all, as errors say
+        _say_above(where, above)
     return {name: parts[level:] for name, parts in inside.items() if len(parts) > level + 1}
+
+
+def _class_level(images: Iterable[tuple[str, ...]]) -> int:
+    """Return which part of the paths of images is their class: the first that is not one folder around class folders.
+
+    A single folder is a class, though, if it holds images itself, and not several folders with some, nor one with more.
+    """
+    level, deeper = 0, [parts for parts in images if len(parts) > 1]
+    while len({parts[level] for parts in deeper}) == 1:
+        count, deeper = len(deeper), [parts for parts in deeper if len(parts) > level + 2]
+        if len({parts[level + 1] for parts in deeper}) <= 1 and 2 * len(deeper) <= count:
+            break
+        level += 1
+    return level
 
 
 def nearby(path: Path, remedy: str) -> str:
@@ -218,3 +241,9 @@ def _say_left_out(where: str, files: list[str]) -> None:
     """Warn of files that have no ending of an image."""
     if others := [path for path in files if not _is_image(path)]:
         rank_zero_warn(f'{where}: {len(others)} files have no image ending and are left out: {others[0]}')
+
+
+def _say_above(where: str, images: list[str]) -> None:
+    """Warn of images that lie in no class folder."""
+    if images:
+        rank_zero_warn(f'{where}: {len(images)} images lie above the class folders and are left out: {images[0]}')

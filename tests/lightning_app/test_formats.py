@@ -8,6 +8,7 @@ import signal
 import sys
 import tarfile
 import threading
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -617,6 +618,37 @@ def write_shard(path, members):
 def test_samples_that_would_be_lost_or_mistaken(tmp_path, members, what, why, refused):
     write_shard(tmp_path / 'train-0.tar', members)
     with refused(what, why, ''):
+        open_split(tmp_path, 'train')
+
+
+@pytest.mark.parametrize('stray', [{}, {'imgs/montage.jpg': b'?'}, {'montage.jpg': b'?'}])
+def test_folder_around_the_classes_is_no_class(tmp_path, stray):
+    """Though a shard holds one class alone."""
+    write_shard(tmp_path / 'train-0.tar', {'imgs/a/1.jpg': b'1', 'imgs/b/2.jpg': b'2'})
+    write_shard(tmp_path / 'train-1.tar', {'imgs/c/3.jpg': b'3', 'imgs/c/sub/4.jpg': b'4', **stray})
+    with pytest.warns(UserWarning, match='1 images lie above.*montage') if stray else nullcontext():
+        source = open_split(tmp_path, 'train')
+    assert source.classes == ['a', 'b', 'c']
+    assert [(source.labels[index], source.read(index)) for index in range(len(source.labels))] == [
+        (0, b'1'), (1, b'2'), (2, b'3'), (2, b'4')]
+
+
+@pytest.mark.parametrize('prefix', ['', 'imgs/'])
+def test_shards_of_a_single_class(tmp_path, prefix):
+    write_shard(tmp_path / 'train-0.tar', {f'{prefix}a/1.jpg': b'1', f'{prefix}a/2.jpg': b'2'})
+    assert open_split(tmp_path, 'train').classes == ['a']
+
+
+LABELLED = {f'train/{number}.{kind}': b'3' for number in range(3) for kind in ('jpg', 'cls')}
+
+
+@pytest.mark.parametrize(('members', 'what', 'why'), [
+    ({**LABELLED, 'train/9.jpg': b'9'}, 'train-0.tar:train/9.jpg', 'no label in KEY.cls or KEY.json, and 3 images'),
+    ({**LABELLED, **{f'a/{number}.jpg': b'9' for number in range(4)}}, 'train-0.tar:train/0.jpg',
+     'its label is 3, and 4 images have none')])
+def test_some_samples_with_a_number_and_others_without(tmp_path, members, what, why, refused):
+    write_shard(tmp_path / 'train-0.tar', members)
+    with refused(what, why, 'lightning_app prepare'):
         open_split(tmp_path, 'train')
 
 

@@ -108,6 +108,18 @@ def test_a_tar_file_of_a_single_class(tmp_path, write_images, pack, prefix, coun
     assert contents(TarSource(pack(folder, prefix))) == contents(FolderSource(folder))
 
 
+@pytest.mark.parametrize('prefix', ['', 'train/', './data/train/'])
+@pytest.mark.parametrize('counts', [{'cat': 5, 'dog': 4, 'eel': 3}, {'cat': 3}])
+def test_images_above_the_class_folders_are_left_out(tmp_path, write_images, noise, pack, prefix, counts):
+    """They do not make a class of the folder that they lie in."""
+    folder = write_images(tmp_path / 'train', counts)
+    expected = contents(FolderSource(folder))
+    noise(99).save(folder / 'montage.png')
+    for kind, place, name in ((FolderSource, folder, ''), (TarSource, pack(folder, prefix), prefix)):
+        with pytest.warns(UserWarning, match=f'1 images lie above the class folders .*: {name}montage.png'):
+            assert contents(kind(place)) == expected
+
+
 def test_linked_images_are_read(tmp_path, write_images):
     target = write_images(tmp_path / 'elsewhere', {'cat': 2})
     (tmp_path / 'train').mkdir()
