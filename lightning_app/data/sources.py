@@ -71,7 +71,9 @@ def first_files(source: Source, count: int = 4) -> Iterator[bytes]:
 
 
 class FolderSource(Source):
-    """Images in class folders, `root/CLASS/.../FILE`; classes and files in sorted order, as torchvision's ImageFolder.
+    """Images in class folders, `root/CLASS/.../FILE`; classes in sorted order, and files by their paths in these.
+
+    That is the order of torchvision's ImageFolder, but where class folders hold folders: it takes these one by one.
 
     Raises:
         InputError: If the folder holds no class folders, or a class folder no images.
