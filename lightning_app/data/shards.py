@@ -21,6 +21,7 @@ from .tars import Place, TarFiles, places_in
 __all__ = ['ShardSource', 'is_shard', 'missing_shards']
 
 LABELS = ('cls', 'json')  # fields with a label: a number, and a number under `label`
+A_SERIES = 100_000  # shards at most; larger numbers are dates, hashes or the like
 WORDNET = re.compile(r'n\d{8}(?=_)')  # as the files of ImageNet are called
 
 
@@ -228,14 +229,24 @@ def named(classes: list[str], file: Path) -> list[str]:
 
 def missing_shards(names: Sequence[str]) -> list[str]:
     """Return the names of shards that a series lacks: of `a-00.tar`, `a-02.tar` it is `a-01.tar`."""
-    matches = [match for name in names if (match := re.fullmatch(r'(.*?)(\d+)(-of-\d+\.tar|\D*\.tar)', name))]
-    series: dict[tuple[str, str], list[str]] = {}
+    matches = [match for name in names if (match := re.fullmatch(r'(.*?)(\d+)(-of-(\d+)\.tar|\D*\.tar)', name))]
+    series: dict[tuple[str, str, str | None], list[str]] = {}
     for match in matches:
-        series.setdefault((match[1], match[3]), []).append(match[2])
+        series.setdefault((match[1], match[3], match[4]), []).append(match[2])
     missing = []
-    for (before, after), numbers in series.items():
+    for (before, after, total), numbers in series.items():
         present = {int(number) for number in numbers}
-        if max(present) < 2 * len(present) + 2:  # else they are no numbers of a series, but dates or the like
+        if total:
+            first = int(int(total) in present)
+            end = first + int(total)
+        else:
+            first, end = min(*present, 1), max(present) + 1
+        if end <= (A_SERIES if total or is_padded(numbers) else 2 * len(present) + 2):
             missing += [f'{before}{number:0{len(numbers[0])}}{after}'
-                        for number in range(min(min(present), 1), max(present)) if number not in present]
+                        for number in range(first, end) if number not in present]
     return missing
+
+
+def is_padded(numbers: Sequence[str]) -> bool:
+    """Return whether numbers are filled up with zeros, as those of a series are, and dates, times or hashes are not."""
+    return len(set(map(len, numbers))) == 1 and any(number.startswith('0') and number != '0' for number in numbers)

@@ -347,7 +347,11 @@ def test_shards_by_a_pattern(written):
 @pytest.mark.parametrize(('names', 'missing'), [
     (['a-00.tar', 'a-02.tar', 'b-1.tar'], ['a-01.tar']), (['a-0.tar', 'a-1.tar'], []), (['train.tar'], []),
     (['a-1.tar', 'a-2.tar'], []), (['x-1715400000.tar'], []),  # numbered from one, and by a date
-    (['x-00-of-04.tar', 'x-01-of-04.tar', 'x-03-of-04.tar'], ['x-02-of-04.tar'])])
+    (['x-00-of-04.tar', 'x-01-of-04.tar', 'x-03-of-04.tar'], ['x-02-of-04.tar']),
+    (['x-00-of-04.tar', 'x-01-of-04.tar'], ['x-02-of-04.tar', 'x-03-of-04.tar']),  # its end
+    (['x-1-of-4.tar', 'x-2-of-4.tar', 'x-4-of-4.tar'], ['x-3-of-4.tar']), (['x-1-of-2.tar', 'x-2-of-2.tar'], []),
+    (['a-0000.tar', 'a-0004.tar'], ['a-0001.tar', 'a-0002.tar', 'a-0003.tar']), (['a-0.tar', 'a-9.tar'], []),
+    (['a-0049281734.tar'], [])])
 def test_shards_that_a_series_lacks(names, missing):
     assert missing_shards(names) == missing
 
