@@ -27,13 +27,13 @@ from .data.imagenet import relabel, take_names
 from .data.locking import locked
 from .data.shards import samples_in
 from .data.sources import Source
-from .data.splits import has_split, open_split
+from .data.splits import RECORD, has_split, open_split
 from .data.tars import TarFiles
 from .data.workers import cores, start_method
 
 __all__ = ['Settings', 'prepare']
 
-RECORD, CLASSES = 'prepared.json', 'classes.txt'
+CLASSES = 'classes.txt'
 # of the files of Pillow's formats that are kept as they are
 ENDINGS = {'JPEG': 'jpg', 'MPO': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'TIFF': 'tif', 'BMP': 'bmp', 'PPM': 'ppm'}
 
@@ -154,7 +154,11 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
     for split, source in sources.items():
         relabel(source, classes, split)
     names.write_text(''.join(f'{name}\n' for name in classes), 'utf-8', 'surrogateescape')
-    file.write_text(json.dumps({**before, **now}))
+    splits = {split: {'images': len(source.labels), 'shards': len(shard_paths(folder, split, source, settings))}
+              for split, source in sources.items()}  # by which half a split is not taken for all of it
+    partial = file.with_suffix('.json.partial')
+    partial.write_text(json.dumps({**before, **now, 'splits': {**before.get('splits', {}), **splits}}))
+    partial.replace(file)
 
 
 def digest(source: Source) -> int:
@@ -167,14 +171,20 @@ def digest(source: Source) -> int:
 # A split
 
 
+def shard_paths(folder: Path, split: str, source: Source, settings: Settings) -> list[Path]:
+    """Return the paths of all shards of a split."""
+    count = -(-len(source.labels) // settings.images_per_shard)
+    digits = max(4, len(str(count - 1)))
+    return [folder / f'{split}-{number:0{digits}}.tar' for number in range(count)]
+
+
 def write_split(
         folder: Path, split: str, source: Source, settings: Settings, workers: int) -> list[tuple[str, str]]:
     """Write the shards of a split that are not there; return name and reason of each image that was left out."""
     order = np.random.default_rng(settings.seed).permutation(len(source.labels))
     shards = [order[start:start + settings.images_per_shard]
               for start in range(0, len(order), settings.images_per_shard)]
-    digits = max(4, len(str(len(shards) - 1)))
-    paths = [folder / f'{split}-{number:0{digits}}.tar' for number in range(len(shards))]
+    paths = shard_paths(folder, split, source, settings)
     todo = [(path, shard) for path, shard in zip(paths, shards, strict=True) if not path.is_file()]
     with tqdm(total=len(order), initial=len(order) - sum(len(shard) for _, shard in todo), desc=split,
               unit=' images', disable=None) as bar:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import json
 import os
 import re
 from pathlib import Path
@@ -18,10 +19,11 @@ from .shards import ShardSource, is_shard, missing_shards
 from .sources import FolderSource, Source, TarSource, nearby
 from .tars import places_in
 
-__all__ = ['has_split', 'open_split']
+__all__ = ['RANGE', 'RECORD', 'has_split', 'located', 'open_split']
 
 HUB = 'hf://'
 SAVED = 'dataset_dict.json'  # in a folder that save_to_disk of Hugging Face's datasets wrote, with splits
+RECORD = 'prepared.json'  # beside shards that `prepare` makes: what they follow from, and how many there shall be
 RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
 
 
@@ -50,7 +52,7 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
             (f'did you mean {" or ".join(close)}? ' if close else '') +
             f'it holds: {", ".join(names[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
     if is_url(root):
-        root = local_copy(root, names if entries == [SAVED] else [*entries, 'classes.txt'], key)
+        root = local_copy(root, names if entries == [SAVED] else [*entries, 'classes.txt', RECORD], key)
     if entries == [SAVED]:
         return open_saved(Path(root), split)
     if any(entries[0] in places_of(each) for each in names_of(split)):
@@ -138,17 +140,31 @@ def open_place(place: Path, split: str) -> Source:
 
 
 def open_shards(folder: Path, split: str, shards: list[Path]) -> ShardSource:
-    """Return the images in shards; say which a series lacks.
+    """Return the images in shards; say which a series lacks, but for those that are named one by one.
 
     Raises:
-        InputError: If a shard that was named is not there.
+        InputError: If a shard that was named is not there, or `prepare` has not written all of them yet.
     """
     absent = [path for path in shards if not path.is_file()]
     if absent:
         raise InputError(message(
             f'shards: {split} in {folder}', f'{len(absent)} of {len(shards)} are missing: {absent[0].name}',
             nearby(absent[0], 'copy the missing ones there, or name fewer')))
-    if missing := missing_shards([path.name for path in shards]):
-        rank_zero_warn(f'{folder}: {len(missing)} shards are missing by their numbers, and with them their images: '
-                       f'{", ".join(missing[:3])}')
+    if not RANGE.search(split):
+        check_prepared(folder, shards)
+        if missing := missing_shards([path.name for path in shards]):
+            rank_zero_warn(f'{folder}: {len(missing)} shards are missing by their numbers, and with them their images: '
+                           f'{", ".join(missing[:3])}')
     return ShardSource(shards)
+
+
+def check_prepared(folder: Path, shards: list[Path]) -> None:
+    """Raise `InputError` if `prepare` has begun to write more shards into `folder` than there are."""
+    record = folder / RECORD
+    splits = json.loads(record.read_text()).get('splits', {}) if record.is_file() else {}
+    for split in {path.name.rpartition('-')[0] for path in shards} & splits.keys():
+        there, count = sum(path.name.rpartition('-')[0] == split for path in shards), splits[split]['shards']
+        if there < count:
+            raise InputError(message(
+                f'shards: {split} in {folder}', f'{there} of the {count} shards are there that prepare began to write',
+                f'give the same prepare again, which goes on, or copy all; or name some, {split}-{{0000..0001}}.tar'))

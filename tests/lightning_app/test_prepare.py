@@ -1,5 +1,6 @@
 """Shards that are written from class folders: the same images, whole or not at all, and nothing left out in silence."""
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -120,6 +121,31 @@ def test_goes_on_where_it_was_interrupted(folders, tmp_path, monkeypatch):
     prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=4, workers=1)
     assert len(done) == len(set(done)) == 8
     assert files(tmp_path / 'shards') == files(tmp_path / 'whole')
+
+
+def test_part_of_a_split_is_not_taken_for_all_of_it(folders, tmp_path, refused):
+    shards = tmp_path / 'shards'
+    prepare(str(folders), str(shards), images_per_shard=4, workers=1)
+    for number in (5, 2, 3):  # of 6; the last ones have not been written, as the names do not tell
+        (shards / f'train-000{number}.tar').unlink()
+        with refused(f'shards: train in {shards}', ' of the 6 shards are there that prepare began', 'the same prepare'):
+            open_split(shards, 'train')
+    assert len(open_split(shards, 'train-{0000..0001}.tar').labels) == 8  # as asked for
+    assert len(open_split(shards, 'val').labels) == 5
+    prepare(str(folders), str(shards), images_per_shard=4, workers=1)
+    assert len(open_split(shards, 'train').labels) == 23
+
+
+def test_record_of_an_older_version(folders, tmp_path):
+    prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=4, workers=1)
+    record = tmp_path / 'shards' / 'prepared.json'
+    older = json.loads(record.read_text())
+    del older['splits']
+    record.write_text(json.dumps(older))
+    (tmp_path / 'shards' / 'train-0005.tar').unlink()
+    assert len(open_split(tmp_path / 'shards', 'train').labels) == 20
+    prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=4, workers=1)
+    assert len(open_split(tmp_path / 'shards', 'train').labels) == 23
 
 
 def test_nothing_is_done_twice(folders, tmp_path, monkeypatch, capsys):
