@@ -5,12 +5,15 @@ import io
 import itertools
 import json
 import multiprocessing
+import secrets
 import signal
 import sys
 import tarfile
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,7 +32,7 @@ from .data.shards import samples_in
 from .data.sources import Source
 from .data.splits import RECORD, has_split, open_split
 from .data.tars import TarFiles
-from .data.workers import cores, start_method
+from .data.workers import cores, deaf, heed_the_parent, start_method
 
 __all__ = ['Settings', 'prepare']
 
@@ -80,7 +83,7 @@ def prepare(
 
     Raises:
         InputError: For splits that are not there, and if the output holds shards of other settings.
-        SystemExit: With status 130 at Ctrl-C; shards that are done stay.
+        SystemExit: With status 130 at Ctrl-C, 143 at SIGTERM; shards that are done stay.
     """
     settings = Settings(short_side, quality, images_per_shard, seed)
     check(settings)
@@ -89,15 +92,15 @@ def prepare(
     folder = Path(output)
     counts = {}
     try:
-        with locked(folder / RECORD, timeout=0):  # two would write the same files
+        with stopped_by_sigterm(), locked(folder / RECORD, timeout=0):  # two would write the same files
             begin(folder, settings, sources)
             for split, source in sources.items():
                 skipped = write_split(folder, split, source, settings, workers or cores())
                 counts[split] = len(source.labels) - len(skipped)
                 report(folder, split, counts[split], skipped)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f'interrupted; the same command goes on in {folder}', file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + (stop.args or [signal.SIGINT])[0])
     except Timeout as error:
         raise InputError(message(
             f'output: {folder}', 'another prepare is writing there', 'wait for it, or name another folder')) from error
@@ -106,6 +109,22 @@ def prepare(
             f'output: {folder}', f'it cannot be written ({error})',
             'make room there, or name another folder; the same command goes on where it was')) from error
     return counts
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers stop a job, raise `KeyboardInterrupt` with its number."""
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():  # no other one may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def name_alike(sources: dict[str, Source], root: str) -> None:
@@ -153,6 +172,8 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
         classes = names.read_text('utf-8', 'surrogateescape').splitlines()
     for split, source in sources.items():
         relabel(source, classes, split)
+    for partial in (each for split in sources for each in folder.glob(f'{split}-*.partial')):
+        partial.unlink(missing_ok=True)
     names.write_text(''.join(f'{name}\n' for name in classes), 'utf-8', 'surrogateescape')
     splits = {split: {'images': len(source.labels), 'shards': len(shard_paths(folder, split, source, settings))}
               for split, source in sources.items()}  # by which half a split is not taken for all of it
@@ -203,7 +224,8 @@ def write_shards(
         return
     context = multiprocessing.get_context(start_method(1))
     with ProcessPoolExecutor(min(workers, len(todo)), context, _keep, (source, settings)) as pool:
-        pending: dict[Future[None], Path] = {pool.submit(_write, path, shard): path for path, shard in todo}
+        with deaf():  # the workers: signals to all processes are for the one that has all shards
+            pending: dict[Future[None], Path] = {pool.submit(_write, path, shard): path for path, shard in todo}
         try:
             for future in as_completed(pending):
                 future.result()
@@ -217,9 +239,9 @@ _kept: list[Any] = []
 
 
 def _keep(*shared: Any) -> None:
-    """Keep what all shards of a process need; leave Ctrl-C to the one that has all of them."""
+    """Keep what all shards of a process need."""
     _kept[:] = shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heed_the_parent()
 
 
 def _write(path: Path, shard: Any) -> None:
@@ -231,7 +253,7 @@ def _write(path: Path, shard: Any) -> None:
 
 def write_shard(path: Path, indices: Any, source: Source, settings: Settings) -> None:
     """Write some images of a source to a shard, read them again, and only then give it its name."""
-    partial = path.with_suffix('.tar.partial')
+    partial = path.with_suffix(f'.tar.{secrets.token_hex(4)}.partial')  # one that was killed may still be writing
     written: dict[str, int] = {}
     keys: set[str] = set()
     skipped = []

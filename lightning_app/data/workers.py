@@ -13,13 +13,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-__all__ = ['STOP_SIGNALS', 'Loader', 'cores', 'start_method', 'start_server']
+__all__ = ['STOP_SIGNALS', 'Loader', 'cores', 'deaf', 'heed_the_parent', 'start_method', 'start_server']
 
 # SLURM's and others' notice (`--signal=SIGUSR1@90`), the request of an operating system or of torchrun, and Ctrl-C
 STOP_SIGNALS = ('SIGUSR1', 'SIGTERM', 'SIGINT')
 FORK_MAY_HANG = sys.version_info < (3, 10, 15) or (3, 11) <= sys.version_info < (3, 11, 10)
 
-SECONDS = 5  # after which a worker looks whether its training is still there, as torch's do
+SECONDS = 5  # after which a worker looks whether its parent is still there, as torch's do
 
 
 class Loader(DataLoader[Any]):
@@ -33,11 +33,11 @@ class Loader(DataLoader[Any]):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, 'worker_init_fn': _heed_the_training})
+        super().__init__(*args, **{**kwargs, 'worker_init_fn': heed_the_parent})
 
     def __iter__(self) -> Any:
         """Return the batches of an epoch."""
-        with _deaf():  # from their first moment, in all threads
+        with deaf():  # from their first moment, in all threads
             return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,12 +69,12 @@ def start_server() -> None:
 
     forkserver.set_forkserver_preload([str(__package__)])
     resource_tracker.ensure_running()  # which unblocks signals
-    with _deaf():
+    with deaf():
         forkserver.ensure_running()
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def deaf() -> Iterator[None]:
     """Let this thread, and what it starts, hear none of `STOP_SIGNALS`; they are delivered to it afterwards."""
     if not hasattr(signal, 'pthread_sigmask'):  # Windows
         yield
@@ -86,8 +86,11 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
-def _heed_the_training(worker: int) -> None:
-    """Let a worker end by SIGTERM from its training only; on macOS, which does not say from where, from anyone."""
+def heed_the_parent(*_: Any) -> None:
+    """Let a worker, started `deaf`, end with its parent, or by SIGTERM from it; on macOS by SIGTERM from anyone.
+
+    (macOS does not say from where a signal comes.)
+    """
     if hasattr(signal, 'sigtimedwait'):
         threading.Thread(target=_wait_for_end, daemon=True).start()
     elif hasattr(signal, 'pthread_sigmask'):
@@ -95,10 +98,10 @@ def _heed_the_training(worker: int) -> None:
 
 
 def _wait_for_end() -> None:
-    """End this worker when its training says so, or is gone: torch looks for its parent, which may be the server."""
-    training = multiprocessing.parent_process()
-    while training and training.is_alive():
+    """End this worker when its parent says so, or is gone: torch looks for a parent too, which may be the server."""
+    parent = multiprocessing.parent_process()
+    while parent and parent.is_alive():
         heard = signal.sigtimedwait([signal.SIGTERM], SECONDS)
-        if heard and heard.si_pid == training.pid:
+        if heard and heard.si_pid == parent.pid:
             break
     os._exit(0)

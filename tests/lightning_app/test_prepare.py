@@ -1,6 +1,7 @@
 """Shards that are written from class folders: the same images, whole or not at all, and nothing left out in silence."""
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from lightning_app.data.locking import locked
 from lightning_app.data.shards import ShardSource
 from lightning_app.data.sources import FolderSource
 from lightning_app.data.splits import open_split
-from lightning_app.prepare import prepare
+from lightning_app.prepare import Settings, prepare, write_shard
 
+SETTINGS = Settings(short_side=None, quality=90, images_per_shard=1000, seed=0)
 COUNTS = {'cat': 9, 'dog': 8, 'eel': 6}
 
 
@@ -234,22 +236,63 @@ def test_disk_that_keeps_something_else(folders, tmp_path, refused, monkeypatch)
     assert not list((tmp_path / 'shards').glob('*.tar'))
 
 
+def test_sigterm_ends_it_as_ctrl_c_does(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, 'write_shard', lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        prepare(str(folders), str(tmp_path / 'shards'), workers=1)
+    assert end.value.code == 143
+    assert 'the same command goes on' in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_shard_that_is_being_written_elsewhere(folders, tmp_path):
+    """By a process that outlives its own prepare for a moment."""
+    class Elsewhere(FolderSource):
+        def read(self, index):
+            if not (tmp_path / 'train-0000.tar').is_file():
+                write_shard(tmp_path / 'train-0000.tar', np.arange(3), FolderSource(self.root), SETTINGS)
+            return super().read(index)
+
+    write_shard(tmp_path / 'train-0000.tar', np.arange(4), Elsewhere(folders / 'train'), SETTINGS)
+    assert len(open_split(tmp_path, 'train').labels) == 4
+    assert not list(tmp_path.glob('*.partial'))
+
+
+@pytest.fixture
+def begun(folders, tmp_path):
+    """Return a prepare in a process group of its own, with two workers and some of 1,006 shards done."""
+    for index in range(983):
+        os.link(folders / 'train' / 'cat' / '0.of.cat.JPEG', folders / 'train' / 'cat' / f'more{index}.JPEG')
+    with subprocess.Popen(
+            [sys.executable, '-m', 'lightning_app', 'prepare', '--root', str(folders), '--output',
+             str(tmp_path / 'shards'), '--images_per_shard', '1', '--workers', '2'],
+            stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not list(tmp_path.glob('shards/*.tar')):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        yield process
+        process.kill()
+
+
 @pytest.mark.slow
-def test_ctrl_c(folders, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'lightning_app', 'prepare', '--root', str(folders), '--output', str(tmp_path / 'shards'),
-         '--images_per_shard', '1', '--workers', '2'], stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob('shards/*.tar')):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate()[1]
-    assert process.returncode in (130, 0)  # it may have been done
+@pytest.mark.parametrize(('name', 'to_all'), [('SIGINT', False), ('SIGINT', True), ('SIGTERM', True)])
+def test_ctrl_c(begun, folders, tmp_path, name, to_all):
+    number = getattr(signal, name)
+    os.killpg(begun.pid, number) if to_all else begun.send_signal(number)
+    error = begun.communicate()[1]
+    assert begun.returncode == 128 + number
     assert 'Traceback' not in error
     main(['prepare', '--root', str(folders), '--output', str(tmp_path / 'shards'), '--images_per_shard', '1',
           '--workers', '1'])
-    assert len(open_split(tmp_path / 'shards', 'train').labels) == 23
+    assert len(open_split(tmp_path / 'shards', 'train').labels) == 1006
     assert not list(tmp_path.glob('shards/*.partial'))
+
+
+@pytest.mark.slow
+def test_workers_end_when_it_is_killed(begun):
+    begun.kill()
+    begun.communicate(timeout=20)  # until nobody is left who could print
 
 
 def test_two_at_once_are_refused(folders, tmp_path, refused):
