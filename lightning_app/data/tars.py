@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from se_timm.errors import InputError, message
 
 __all__ = ['Place', 'TarFiles', 'places_in']
 
+LINKS = 40  # one after the other at most, as in Linux
 OPEN_FILES = 128  # at most, in a process: systems allow 1024, loaders need some
 
 
@@ -23,14 +26,14 @@ class Place(NamedTuple):
 
 
 def places_in(path: str | Path) -> dict[str, Place]:
-    """Return the place of each file in a tar file by its name, those of links included.
+    """Return the place of each file in a tar file by its name, those of links included; say which lead to none.
 
     Raises:
         InputError: If it is no tar file, is compressed, damaged or cut off.
     """
     try:
         with tarfile.open(path, 'r:') as tar:
-            places = _places(tar)
+            places = _places(tar, path)
             _check_end(tar)
     except tarfile.TarError as error:
         raise InputError(message(
@@ -39,7 +42,7 @@ def places_in(path: str | Path) -> dict[str, Place]:
     return places
 
 
-def _places(tar: tarfile.TarFile) -> dict[str, Place]:
+def _places(tar: tarfile.TarFile, path: str | Path) -> dict[str, Place]:
     places, links = {}, {}
     for member in tar:
         if member.isfile():
@@ -47,9 +50,27 @@ def _places(tar: tarfile.TarFile) -> dict[str, Place]:
         elif member.islnk():
             links[member.name] = member.linkname
         elif member.issym():
-            links[member.name] = os.path.normpath(os.path.join(os.path.dirname(member.name), member.linkname))
-    places.update({name: places[target] for name, target in links.items() if target in places})
-    return places
+            links[member.name] = os.path.join(os.path.dirname(member.name), member.linkname)
+    return {**places, **_linked(places, links, path)} if links else places
+
+
+def _linked(places: dict[str, Place], links: dict[str, str], path: str | Path) -> dict[str, Place]:
+    """Return the place of each link, over others where it leads to one; say which lead to no file of the tar file."""
+    normal = {os.path.normpath(name): place for name, place in places.items()}
+    targets = {os.path.normpath(name): os.path.normpath(target) for name, target in links.items()}
+    found = {}
+    for name in links:
+        end = os.path.normpath(name)
+        for _ in range(LINKS):
+            if end not in targets:
+                break
+            end = targets[end]
+        if end in normal:
+            found[name] = normal[end]
+    if lost := [name for name in links if name not in found]:
+        rank_zero_warn(f'{path}: {len(lost)} links lead to no file in it, and what they stand for is left out: '
+                       f'{lost[0]}; make it anew with tar -h to have that')
+    return found
 
 
 def _check_end(tar: tarfile.TarFile) -> None:

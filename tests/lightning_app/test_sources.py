@@ -134,6 +134,28 @@ def test_hard_links_in_a_tar_file_are_read(tmp_path, write_images, pack):
     assert contents(TarSource(pack(folder))) == contents(FolderSource(folder))
 
 
+@pytest.mark.parametrize('prefix', ['', './'])
+def test_symbolic_links_in_a_tar_file_are_read(tmp_path, write_images, prefix):
+    folder = write_images(tmp_path / 'train', {'cat': 2, 'dog': 1})
+    (folder / 'cat' / '2.png').symlink_to('../dog/0.png')
+    (folder / 'dog' / '1.png').symlink_to('../cat/2.png')  # a link to a link
+    with tarfile.open(tmp_path / 'train.tar', 'w') as tar:
+        tar.add(folder, f'{prefix}train')
+    assert contents(TarSource(tmp_path / 'train.tar')) == contents(FolderSource(folder))
+
+
+@pytest.mark.parametrize('target', ['../elsewhere/eel', '/no/where', 'cat', 'eel'])
+def test_links_that_lead_out_of_a_tar_file_are_named(tmp_path, write_images, target):
+    """Of which a whole class may be lost; or to a folder, or to themselves."""
+    folder = write_images(tmp_path / 'train', {'cat': 2, 'dog': 1})
+    write_images(tmp_path / 'elsewhere', {'eel': 1})
+    (folder / 'eel').symlink_to(target)
+    with tarfile.open(tmp_path / 'train.tar', 'w') as tar:
+        tar.add(folder, 'train')
+    with pytest.warns(UserWarning, match='1 links lead to no file in it.*: train/eel; make it anew with tar -h'):
+        assert TarSource(tmp_path / 'train.tar').classes == ['cat', 'dog']
+
+
 @pytest.mark.parametrize(('kind', 'name'), [('PNG', '0.jpg'), ('BMP', '0.JPEG'), ('WEBP', '0.jpeg'), ('JPEG', '0.png')])
 def test_the_content_counts_and_not_the_ending(tmp_path, noise, pack, kind, name):
     file = tmp_path / 'train' / 'cat' / name
