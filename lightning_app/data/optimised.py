@@ -16,7 +16,7 @@ from .index_cache import cached_arrays
 from .shards import named
 from .sources import Source
 
-__all__ = ['LitDataSource']
+__all__ = ['LitDataSource', 'is_optimised']
 
 LABELS = ('label', 'labels', 'class', 'cls', 'target', 'fine_label')  # what a class is called among other numbers
 
@@ -32,16 +32,21 @@ class LitDataSource(Source):
         root: The folder with `index.json`.
 
     Raises:
-        InputError: If litdata is not installed, or the samples are of another kind.
+        InputError: If litdata is not installed, a file or a label is missing, or the samples are of another kind.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        self.dataset = open_dataset(self.root)
         chunks = json.loads(Path(self.root, 'index.json').read_text())['chunks']
+        check_chunks(self.root, [chunk['filename'] for chunk in chunks])
+        self.dataset = open_dataset(self.root)
         self._length = sum(chunk['chunk_size'] for chunk in chunks)  # len(dataset) is one process's share
         self.image, self.label = keys_of(self.dataset[0], self.root)
         self.labels = cached_arrays('litdata-labels', [os.path.join(self.root, 'index.json')], self._labels)['labels']
+        if self.labels.min() < 0:
+            raise InputError(message(
+                f'data.root: {root}', 'some of its labels are missing', 'take a split with labels; test splits often '
+                'have none'))
         names = Path(self.root, 'classes.txt')
         numbers = [str(number) for number in range(int(self.labels.max()) + 1)]
         self.classes = named(numbers, names) if names.is_file() else numbers
@@ -65,6 +70,24 @@ class LitDataSource(Source):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, 'dataset': None}
+
+
+def is_optimised(folder: Path) -> bool:
+    """Return whether a folder is such a data set: other programs write an `index.json`, too."""
+    try:
+        index = json.loads((folder / 'index.json').read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(index, dict) and isinstance(index.get('chunks'), list) and bool(index['chunks'])
+
+
+def check_chunks(root: str, names: list[str]) -> None:
+    """Raise `InputError` if there are not all files with samples: litdata would wait for them."""
+    there = set(os.listdir(root))
+    if missing := [name for name in names if name not in there]:
+        raise InputError(message(
+            f'data.root: {root}', f'{len(missing)} of its {len(names)} files with samples are missing: {missing[0]}',
+            'copy the missing ones there'))
 
 
 def open_dataset(root: str) -> Any:

@@ -14,7 +14,7 @@ from se_timm.errors import InputError, message, nearest
 
 from .hugging_face import names_of, open_hub, open_saved
 from .object_store import is_url, local_copy, names_at
-from .optimised import LitDataSource
+from .optimised import LitDataSource, is_optimised
 from .shards import ShardSource, is_shard, missing_shards
 from .sources import FolderSource, Source, TarSource, nearby
 from .tars import places_in
@@ -131,7 +131,7 @@ def open_place(place: Path, split: str) -> Source:
         return ShardSource([place]) if is_shard(places) else TarSource(place, places)
     if (place / SAVED).is_file() or (place / 'state.json').is_file():
         return open_saved(place, split)
-    if (place / 'index.json').is_file():
+    if is_optimised(place):
         return LitDataSource(place)
     with os.scandir(place) as entries:  # class folders, beside which an archive may have been left
         folders = any(entry.is_dir() and not entry.name.startswith('.') for entry in entries)

@@ -688,6 +688,30 @@ def test_optimised_set_is_whole_in_each_process(written):
         torch.distributed.destroy_process_group()
 
 
+def unlabelled(row):
+    return {'image': row[1], 'label': -1 if row[0] == 'eel/eel_2' else row[2]}
+
+
+def test_optimised_set_without_some_labels(folders, tmp_path, refused):
+    """They are no last class."""
+    optimize(unlabelled, samples(folders, 'train'), tmp_path / 'train')
+    with refused(f'data.root: {tmp_path}/train', 'some of its labels are missing', 'test splits often have none'):
+        open_split(tmp_path, 'train')
+
+
+def test_optimised_set_that_lacks_a_file(written, refused):
+    root = written(as_optimised)
+    (root / 'train' / 'chunk-0-1.bin').unlink()
+    with refused(f'data.root: {root}/train', 'files with samples are missing: chunk-0-1.bin', 'copy'):
+        open_split(root, 'train')
+
+
+@pytest.mark.parametrize('content', ['{"files": []}', '[]', '{"chunks"', b'\xff\xfe'])
+def test_index_of_something_else_beside_class_folders(folders, content):
+    (folders / 'train' / 'index.json').write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert type(open_split(folders, 'train')) is FolderSource
+
+
 def test_class_among_other_numbers():
     assert keys_of({'index': 7, 'image': b'', 'class': 3}, '') == ('image', 'class')
 
