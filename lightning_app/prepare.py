@@ -1,6 +1,7 @@
 """Images into WebDataset shards: large files that any storage reads fast, with the short side limited if wanted."""
 from __future__ import annotations
 
+import glob
 import io
 import itertools
 import json
@@ -28,9 +29,10 @@ from se_timm.errors import InputError, message
 from .data.decode import UnreadableImage, decode
 from .data.imagenet import relabel, take_names
 from .data.locking import locked
+from .data.object_store import is_url
 from .data.shards import samples_in
 from .data.sources import Source
-from .data.splits import RECORD, has_split, open_split
+from .data.splits import RANGE, RECORD, has_split, located, open_split
 from .data.tars import TarFiles
 from .data.workers import cores, deaf, heed_the_parent, start_method
 
@@ -82,11 +84,12 @@ def prepare(
         How many images each split has in its shards.
 
     Raises:
-        InputError: For splits that are not there, and if the output holds shards of other settings.
+        InputError: For numbers, names and splits that cannot be, and if the output holds shards of other settings.
         SystemExit: With status 130 at Ctrl-C, 143 at SIGTERM; shards that are done stay.
     """
     settings = Settings(short_side, quality, images_per_shard, seed)
-    check(settings)
+    check(settings, workers)
+    check_places(root, output, splits)
     sources = {split: open_split(root, split, 'root') for split in splits}
     name_alike(sources, root)
     folder = Path(output)
@@ -138,14 +141,36 @@ def name_alike(sources: dict[str, Source], root: str) -> None:
             take_names(source, named)
 
 
-def check(settings: Settings) -> None:
+def check(settings: Settings, workers: int | None) -> None:
     """Raise `InputError` for numbers that mean nothing."""
-    for name, least, most in (('short_side', 1, None), ('quality', 1, 100), ('images_per_shard', 1, None)):
-        value = getattr(settings, name)
+    for name, least, most in (
+            ('short_side', 1, None), ('quality', 1, 100), ('images_per_shard', 1, None), ('seed', 0, None),
+            ('workers', 1, None)):
+        value = {**asdict(settings), 'workers': workers}[name]
         if value is not None and (value < least or (most is not None and value > most)):
             raise InputError(message(
                 f'{name}: {value}', f'it must be at least {least}' + (f' and at most {most}' if most else ''),
                 'correct it, or leave it out'))
+
+
+def check_places(root: str, output: str, splits: Sequence[str]) -> None:
+    """Raise `InputError` if shards cannot be written there, or not be called as the splits."""
+    if is_url(output):
+        raise InputError(message(
+            f'output: {output}', 'shards are written to a folder of this machine',
+            'name a folder, and copy it to the store when all is done'))
+    if not splits:
+        raise InputError(message('splits: []', 'there is nothing to write', 'name some, such as [train,val]'))
+    for split in splits:
+        folder, name = located(root, split)
+        if name != split:
+            raise InputError(message(
+                f'splits: {split}', 'shards are called as the split, which is no path then',
+                f'say --root {folder} --splits [{name}]'))
+        if RANGE.search(split) or glob.has_magic(split):
+            raise InputError(message(
+                f'splits: {split}', 'shards are called as the split, which is no pattern then',
+                'name the split itself, such as train; a folder with links to some shards only is a root, too'))
 
 
 def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:

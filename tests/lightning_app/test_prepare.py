@@ -212,11 +212,22 @@ def test_output_of_other_settings(folders, tmp_path, refused):
 
 @pytest.mark.parametrize(('options', 'given', 'why'), [
     ({'short_side': 0}, 'short_side: 0', 'at least 1'), ({'quality': 101}, 'quality: 101', 'at most 100'),
-    ({'images_per_shard': 0}, 'images_per_shard: 0', 'at least 1'), ({'splits': ['tain']}, 'root: ', 'neither tain/')])
+    ({'images_per_shard': 0}, 'images_per_shard: 0', 'at least 1'), ({'splits': ['tain']}, 'root: ', 'neither tain/'),
+    ({'workers': -1}, 'workers: -1', 'at least 1'), ({'seed': -1}, 'seed: -1', 'at least 0'),
+    ({'splits': []}, 'splits: []', 'nothing to write'), ({'splits': ['val', 's/val']}, 'splits: s/val', 'no path'),
+    ({'splits': ['train-{0000..0001}.tar']}, 'splits: train-{0000..0001}.tar', 'no pattern'),
+    ({'splits': ['train-*.tar']}, 'splits: train-*.tar', 'no pattern')])
 def test_what_cannot_be(folders, tmp_path, refused, options, given, why):
     with refused(given, why, ''):
         prepare(str(folders), str(tmp_path / 'shards'), **options)
     assert not (tmp_path / 'shards').exists()
+
+
+def test_output_in_an_object_store(folders, tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refused('output: s3://bucket/shards', 'to a folder of this machine', 'copy it to the store'):
+        prepare(str(folders), 's3://bucket/shards')
+    assert not (tmp_path / 's3:').exists()
 
 
 def test_disk_that_is_full(folders, tmp_path, refused, monkeypatch):
