@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,7 +32,7 @@ from .data.imagenet import relabel, take_names
 from .data.locking import locked
 from .data.object_store import is_url
 from .data.shards import samples_in
-from .data.sources import Source
+from .data.sources import Source, first_files
 from .data.splits import RANGE, RECORD, has_split, located, open_split
 from .data.tars import TarFiles
 from .data.workers import cores, deaf, heed_the_parent, start_method
@@ -185,13 +186,20 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
     if there and not before:
         raise InputError(message(
             f'output: {folder}', f'it holds {there[0]}, which was not made by prepare', 'name another folder'))
-    images = {f'images of {split}': digest(source) for split, source in sources.items()}
-    now = {**asdict(settings), **images}
-    for name, value in now.items():
+    for name, value in asdict(settings).items():
         if before.get(name, value) != value:
             raise InputError(message(
                 f'output: {folder}', f'its shards were made with {name} {before[name]}, now it is {value}',
                 'give the same to go on with them, or name another folder'))
+    splits = before.get('splits', {})
+    for split, source in sources.items():
+        now = {'images': len(source.labels), 'shards': len(shard_paths(folder, split, source, settings)),
+               'digest': digest(source)}
+        if (then := splits.get(split, now)) != now:
+            raise InputError(message(
+                f'output: {folder}', f'its shards were made of other images of {split}, {then["images"]} in number, '
+                f'not of these {now["images"]}', 'give the same root to go on with them, or name another folder'))
+        splits[split] = now  # also how part of a split is told from all of it
     classes = next(iter(sources.values())).classes
     if names.is_file():
         classes = names.read_text('utf-8', 'surrogateescape').splitlines()
@@ -200,18 +208,19 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
     for partial in (each for split in sources for each in folder.glob(f'{split}-*.partial')):
         partial.unlink(missing_ok=True)
     names.write_text(''.join(f'{name}\n' for name in classes), 'utf-8', 'surrogateescape')
-    splits = {split: {'images': len(source.labels), 'shards': len(shard_paths(folder, split, source, settings))}
-              for split, source in sources.items()}  # by which half a split is not taken for all of it
     partial = file.with_suffix('.json.partial')
-    partial.write_text(json.dumps({**before, **now, 'splits': {**before.get('splits', {}), **splits}}))
+    partial.write_text(json.dumps({**before, **asdict(settings), 'splits': splits}))
     partial.replace(file)
 
 
 def digest(source: Source) -> int:
-    """Return a number that tells the images of a source from others, by their names and classes."""
-    names = '\n'.join(source.name(index) for index in range(len(source.labels)))
-    return zlib.crc32(np.asarray(source.labels, dtype=np.int64).tobytes(), zlib.crc32(names.encode(
-        'utf-8', 'surrogateescape')))
+    """Return a number that tells the images of a source from others, wherever they lie.
+
+    It follows from their names and classes, and from a few files, as those of other sets may be called the same.
+    """
+    names = '\n'.join(getattr(source, 'paths', ())).encode('utf-8', 'surrogateescape')
+    labels = np.asarray(source.labels, dtype=np.int64).tobytes()
+    return reduce(lambda crc, content: zlib.crc32(content, crc), (names, labels, *first_files(source)), 0)
 
 
 # A split

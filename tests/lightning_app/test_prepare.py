@@ -19,7 +19,7 @@ from lightning_app.data.locking import locked
 from lightning_app.data.shards import ShardSource
 from lightning_app.data.sources import FolderSource
 from lightning_app.data.splits import open_split
-from lightning_app.prepare import Settings, prepare, write_shard
+from lightning_app.prepare import Settings, prepare, scaled_down, write_shard
 
 SETTINGS = Settings(short_side=None, quality=90, images_per_shard=1000, seed=0)
 COUNTS = {'cat': 9, 'dog': 8, 'eel': 6}
@@ -138,7 +138,7 @@ def test_part_of_a_split_is_not_taken_for_all_of_it(folders, tmp_path, refused):
     assert len(open_split(shards, 'train').labels) == 23
 
 
-def test_record_of_an_older_version(folders, tmp_path):
+def test_record_of_an_earlier_version(folders, tmp_path):
     prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=4, workers=1)
     record = tmp_path / 'shards' / 'prepared.json'
     older = json.loads(record.read_text())
@@ -206,8 +206,19 @@ def test_output_of_other_settings(folders, tmp_path, refused):
     with refused(f'output: {tmp_path}/shards', 'made with short_side None, now it is 64', 'another folder'):
         prepare(str(folders), str(tmp_path / 'shards'), short_side=64)
     (folders / 'train' / 'cat' / '0.of.cat.JPEG').unlink()
-    with refused(f'output: {tmp_path}/shards', 'made with images of train ', 'another folder'):
+    with refused(f'output: {tmp_path}/shards', 'other images of train, 23 in number, not of these 22', 'the same root'):
         prepare(str(folders), str(tmp_path / 'shards'))
+
+
+def test_root_that_is_spelled_otherwise_or_was_moved(folders, tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    prepare('folders', 'shards', workers=1)
+    prepare(str(folders), 'shards', workers=1)
+    folders.rename(tmp_path / 'moved')
+    prepare('moved/', 'shards', workers=1)
+    scaled_down(Image.open('moved/train/cat/0.of.cat.JPEG'), 20).save('moved/train/cat/0.of.cat.JPEG')  # same names
+    with refused('output: shards', 'other images of train, 23 in number, not of these 23', 'another folder'):
+        prepare('moved', 'shards', workers=1)
 
 
 @pytest.mark.parametrize(('options', 'given', 'why'), [
