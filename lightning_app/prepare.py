@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import re
 import secrets
 import signal
 import sys
@@ -31,7 +32,7 @@ from .data.decode import UnreadableImage, decode
 from .data.imagenet import relabel, take_names
 from .data.locking import locked
 from .data.object_store import is_url
-from .data.shards import samples_in
+from .data.shards import lines_of, samples_in
 from .data.sources import Source, first_files
 from .data.splits import RANGE, RECORD, has_split, located, open_split
 from .data.tars import TarFiles
@@ -202,7 +203,10 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
         splits[split] = now  # also how part of a split is told from all of it
     classes = next(iter(sources.values())).classes
     if names.is_file():
-        classes = names.read_text('utf-8', 'surrogateescape').splitlines()
+        classes = lines_of(names)
+    if unfit := [name for name in classes if re.search('[\t\r\n]', name)]:
+        raise InputError(message(
+            f'class: {unfit[0]!r}', f'{CLASSES} has a name a line, up to a tab', 'call its folder otherwise'))
     for split, source in sources.items():
         relabel(source, classes, split)
     for partial in (each for split in sources for each in folder.glob(f'{split}-*.partial')):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from .index_cache import cached_arrays
 from .sources import EXTENSIONS, Source, below_common_folder
 from .tars import Place, TarFiles, places_in
 
-__all__ = ['ShardSource', 'is_shard', 'missing_shards']
+__all__ = ['ShardSource', 'is_shard', 'lines_of', 'missing_shards', 'named', 'samples_in']
 
 LABELS = ('cls', 'json')  # fields with a label: a number, and a number under `label`
 A_SERIES = 100_000  # shards at most; larger numbers are dates, hashes or the like
@@ -186,14 +187,15 @@ def label_of(tar: TarFiles, path: str, names: dict[str, str], places: dict[str, 
     """
     for kind in LABELS:
         if kind in names:
-            content = tar.read(0, places[names[kind]])
+            text = tar.read(0, places[names[kind]]).decode('utf-8', 'replace').strip()
             try:
-                value = json.loads(content)
-                value = value['label'] if isinstance(value, dict) else value
-            except (KeyError, ValueError):
-                if kind == 'json':  # of something else
-                    continue
-                value = content.decode('utf-8', 'replace').strip()
+                value = json.loads(text)
+            except ValueError:
+                value = int(text) if re.fullmatch('[0-9]+', text) else text  # 007 is no JSON
+            if isinstance(value, dict) and 'label' in value:
+                value = value['label']
+            elif kind == 'json' and type(value) is not int:  # of something else
+                continue
             if type(value) is not int or value < 0:
                 raise InputError(message(
                     f'sample: {path}:{names[kind]}', f'its label is {value!r}, and no whole number from 0',
@@ -214,17 +216,23 @@ def named(classes: list[str], file: Path) -> list[str]:
     Raises:
         InputError: If there are not enough lines.
     """
-    lines = [line.split('\t')[0] for line in file.read_text('utf-8', 'surrogateescape').splitlines()]
+    lines = [line.split('\t')[0] for line in lines_of(file)]
     if max(map(int, classes)) >= len(lines):
         raise InputError(message(
             f'{file}: {len(lines)} lines', f'there is a class {max(map(int, classes))} in the shards beside it',
             'let it have a name a line, in the order of the numbers, or remove it'))
     names = [lines[int(number)] for number in classes]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise InputError(message(
             f'{file}: {twice[0]}', 'two classes have this name, and labels could not be told apart by it',
             f'give each a name of its own, such as {twice[0]} 2'))
     return names
+
+
+def lines_of(file: Path) -> list[str]:
+    """Return the lines of a text, as those who write it count them: other signs that may end one belong to a name."""
+    lines = file.read_text('utf-8-sig', 'surrogateescape').split('\n')
+    return lines if lines[-1] else lines[:-1]
 
 
 def missing_shards(names: Sequence[str]) -> list[str]:

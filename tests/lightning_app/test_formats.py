@@ -8,6 +8,7 @@ import signal
 import sys
 import tarfile
 import threading
+import time
 from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -29,7 +30,7 @@ from lightning_app.data import ImageNetDataModule, object_store, tars
 from lightning_app.data.decode import UnreadableImage
 from lightning_app.data.hugging_face import HuggingFaceSource, split_named
 from lightning_app.data.optimised import LitDataSource, keys_of
-from lightning_app.data.shards import ShardSource, missing_shards
+from lightning_app.data.shards import ShardSource, missing_shards, named
 from lightning_app.data.sources import FolderSource, TarSource
 from lightning_app.data.splits import expanded, has_split, open_split
 from se_timm.errors import InputError
@@ -669,6 +670,27 @@ def test_folders_with_a_stray_file_are_no_shard(tmp_path):
 def test_class_folders_beside_an_archive_are_folders(folders):
     write_shard(folders / 'train' / 'cat.tar', {'1.jpg': b''})
     assert type(open_split(folders, 'train')) is FolderSource
+
+
+def test_labels_with_zeros_in_front(tmp_path):
+    write_shard(tmp_path / 'train-0.tar', {
+        '0.jpg': b'0', '0.cls': b'00000', '1.jpg': b'1', '1.cls': b'010\n', '2.jpg': b'2', '2.json': b'{"label": 2}'})
+    assert open_split(tmp_path, 'train').classes == ['0', '2', '10']
+
+
+@pytest.mark.parametrize('content', [b'[1, 2]', b'{"class": 1}', b'"a caption"', b'null', b'no JSON'])
+def test_json_of_something_else_beside_class_folders(tmp_path, content):
+    write_shard(tmp_path / 'train-0.tar', {
+        f'{name}/1.{kind}': content for name in ('cat', 'dog') for kind in ('jpg', 'json')})
+    assert open_split(tmp_path, 'train').classes == ['cat', 'dog']
+
+
+def test_names_of_many_classes_with_a_mark_in_front(tmp_path):
+    """Which some programs write, to say that the file is UTF-8."""
+    (tmp_path / 'classes.txt').write_text('\n'.join(f'n{number}\tname' for number in range(21841)), 'utf-8-sig')
+    start = time.perf_counter()
+    assert named(['0', *map(str, range(2, 21841))], tmp_path / 'classes.txt')[:2] == ['n0', 'n2']
+    assert time.perf_counter() - start < 1  # as their square it is 13 s
 
 
 def test_two_classes_of_one_name(written, refused):

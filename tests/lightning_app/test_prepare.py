@@ -348,3 +348,17 @@ def test_class_names_that_are_no_text(folders, tmp_path):
         source = open_split(tmp_path / 'shards', split)
         assert source.classes == open_split(folders, split).classes
         assert 'ca\udcff' in source.classes
+
+
+def test_class_names_with_separators(folders, tmp_path, refused):
+    """The one of Unicode is no end of a line to others; tabs are, and classes.txt would have other names."""
+    for split in ('train', 'val'):
+        (folders / split / 'cat').rename(folders / split / 'ca\u2028t')
+    for _ in range(2):
+        prepare(str(folders), str(tmp_path / 'shards'), workers=1)
+    for split in ('train', 'val'):
+        assert open_split(tmp_path / 'shards', split).classes == open_split(folders, split).classes
+    for split in ('train', 'val'):
+        (folders / split / 'eel').rename(folders / split / 'eel\tfish')
+    with refused(r"class: 'eel\tfish'", 'a name a line, up to a tab', 'otherwise'):
+        prepare(str(folders), str(tmp_path / 'others'), workers=1)
