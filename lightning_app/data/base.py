@@ -124,8 +124,7 @@ class ImageDataModule(LightningDataModule):
         self.exact = exact
         self.decode_on_device = decode_on_device
         self.prefetch = prefetch
-        self.start = (0, 0)  # epoch and images of it that a checkpoint has behind it
-        self.size_of_epoch: Callable[[int], int] | None = None  # side of the training crops in an epoch
+        self._begin_anew()
 
     # What a data module must provide
 
@@ -168,6 +167,11 @@ class ImageDataModule(LightningDataModule):
         self.evaluation_transform = evaluation_transform(
             self.input_size[-1], cfg['crop_pct'], self.eval_views, self._exact_evaluation, **normalisation)
 
+    def _begin_anew(self) -> None:
+        """Forget what a checkpoint, or a callback, said of an earlier training."""
+        self.start = (0, 0)  # epoch and images of it that a checkpoint has behind it
+        self.size_of_epoch: Callable[[int], int] | None = None  # side of the training crops in an epoch
+
     def setup(self, stage: str) -> None:
         """Open what `stage` (fit, validate, test or predict) needs."""
         self._check_settings()
@@ -175,6 +179,7 @@ class ImageDataModule(LightningDataModule):
             start_server()
         self.prepare_transforms()
         if stage == 'fit':
+            self._begin_anew()  # before callbacks and checkpoints have their say
             self.settings()  # a checkpoint will hold them
             source = self._checked(self.open('train'))
             self.training = TrainingSamples(

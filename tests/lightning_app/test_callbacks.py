@@ -248,6 +248,18 @@ def test_a_resumed_training_goes_on_with_the_size_of_its_epoch(make_trainer, pho
     assert_same(weights(models['resumed']), weights(models['whole']), rtol=0, atol=0)
 
 
+def test_sizes_end_with_their_training(make_trainer, photo_data):
+    sizes, data = [], photo_data()
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            sizes.append(batch[0].shape[-1])
+
+    for callbacks in ([ProgressiveSize(16)], []):
+        make_trainer(limit_train_batches=1, limit_val_batches=0, callbacks=[Look(), *callbacks]).fit(classifier(), data)
+    assert sizes == [16, 32]
+
+
 @pytest.mark.parametrize('compiled', [False, True])
 def test_second_compilation_is_announced(compiled, make_trainer, photo_data, caplog):
     with caplog.at_level('INFO'):  # nothing is compiled before the first batch

@@ -11,6 +11,7 @@ import timm
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
 
+from lightning_app import ImageClassifier
 from lightning_app.analysis.runs import cut_off, read_runs
 from lightning_app.cli import AppCLI, main
 from lightning_app.data import base
@@ -522,6 +523,16 @@ def test_epoch_of_other_images_cannot_be_continued(steps, cli_error, photos):
     given, why, _ = cli_error([*steps(), '--ckpt_path', str(at(4))])
     assert given == 'data: training images: 23'
     assert 'begun with 24' in why
+
+
+def test_new_training_of_the_same_data_begins_with_the_first_image(make_trainer, photo_data):
+    data, counts = photo_data(), []
+    for start, steps in ((None, 1), ('stopped.ckpt', -1), (None, -1)):
+        trainer = make_trainer(max_steps=steps, limit_val_batches=0)
+        trainer.fit(ImageClassifier('test_resnet', 3), data, ckpt_path=start, weights_only=True)
+        counts.append(len(list(data.sampler)))
+        trainer.save_checkpoint('stopped.ckpt')
+    assert counts == [24, 16, 24]
 
 
 def test_settings_that_are_given_hold_from_the_step_on(steps, optimizer_steps):
