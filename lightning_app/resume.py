@@ -131,7 +131,7 @@ def batches_done(trainer: Trainer) -> int:
     return batches.processed if epochs.ready != epochs_done(trainer) else 0
 
 
-def position(trainer: Trainer) -> dict[str, int] | None:
+def position(trainer: Trainer) -> dict[str, int | None] | None:
     """Return where the training stands in its data, in images over all processes: batches depend on their number."""
     data = getattr(trainer, 'datamodule', None)
     if not isinstance(data, ImageDataModule):
@@ -140,7 +140,7 @@ def position(trainer: Trainer) -> dict[str, int] | None:
         'epoch': epochs_done(trainer), 'images': batches_done(trainer) * data.images_per_batch,
         'length': len(data.training), 'seed': run_seed(), 'batch_size': data.batch_size,
         'images_per_batch': data.images_per_batch, 'repeats': data.repeats, 'processes': trainer.world_size,
-        'accumulated': trainer.accumulate_grad_batches}
+        'accumulated': trainer.accumulate_grad_batches, **data.training.digests}
 
 
 def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -246,6 +246,12 @@ def check_same_epoch(data: ImageDataModule, there: dict[str, int]) -> None:
                 f'{key}: {now}', f'the checkpoint stands within an epoch that was begun with {then}, '
                 'whose other images cannot be told any more',
                 f'resume with {then}, from a checkpoint of the end of an epoch, {NEW_TRAINING}'))
+    for what, number in data.training.digests.items():
+        if None not in (number, other := there.get(what)) and number != other:
+            raise InputError(message(
+                f'data: training images with other {what}', 'the checkpoint stands within an epoch that was begun with '
+                'others, and some images would be seen twice, and some never',
+                f'resume with the same images, from a checkpoint of the end of an epoch, {NEW_TRAINING}'))
     if there['images'] % there['batch_size'] == 0 and there['images'] % data.batch_size:
         raise InputError(message(
             f'data.batch_size: {data.batch_size}',

@@ -1,7 +1,7 @@
 """Long lists in few arrays: worker processes share those, while each copies a list bit by bit as it reads it."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -46,6 +46,12 @@ class Texts(Sequence[str]):
         index = range(len(self))[index]
         start = self.ends[index - 1] if index else 0
         return bytes(self.data[start:self.ends[index]]).decode('utf-8', 'surrogateescape')
+
+    def __iter__(self) -> Iterator[str]:
+        data, start = self.data.tobytes(), 0  # by `__getitem__` all of ImageNet would take seconds
+        for end in self.ends.tolist():
+            yield data[start:end].decode('utf-8', 'surrogateescape')
+            start = end
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

@@ -209,11 +209,20 @@ class TrainingSamples(ReadSamples):
         self._sized: dict[int, Transform] = {}
 
     @cached_property
+    def digests(self) -> dict[str, int | None]:
+        """Numbers that tell these `labels`, and `names` of files, from others; None of images that are not files.
+
+        Names are without folders, endings and points: they are the same in class folders, tar files and shards.
+        """
+        paths = getattr(self.source, 'paths', ())
+        names = '\n'.join([path.rpartition('/')[2].rpartition('.')[0] for path in paths])
+        return {'labels': zlib.crc32(np.asarray(self.source.labels, dtype=np.int64).tobytes()),
+                'names': zlib.crc32(names.replace('.', '_').encode('utf-8', 'surrogateescape')) if names else None}
+
+    @property
     def digest(self) -> int:
         """A number that tells these files and labels from others."""
-        paths = '\n'.join(getattr(self.source, 'paths', ()))  # relative to their folder
-        labels = np.asarray(self.source.labels, dtype=np.int64).tobytes()
-        return zlib.crc32(labels, zlib.crc32(paths.encode('utf-8', 'surrogateescape')))
+        return zlib.crc32(repr(self.digests).encode())
 
     def transform_of(self, key: Key) -> Transform:
         """Return the transform of a sample."""

@@ -208,14 +208,16 @@ LAST = ['--trainer.callbacks=lightning_app.callbacks.LastCheckpoint', '--trainer
 def test_same_training_same_metrics_and_exact_resume(write, folders, written, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = written(write)
-    expected = trained(folders)
+    expected = trained(folders, *LAST)
+    after_two_of_folders = next(tmp_path.rglob('*step=00000002.ckpt')).rename(tmp_path / 'folders.ckpt')
     found = trained(root, *LAST)
     assert found[1] == expected[1]
     assert all(torch.equal(value, found[0][name]) for name, value in expected[0].items())
     after_two = next(path for path in sorted(tmp_path.rglob('*.ckpt')) if 'step=00000002' in path.name)
-    again = trained(root, f'--ckpt_path={after_two}')
-    assert again[1] == expected[1]
-    assert all(torch.equal(value, again[0][name]) for name, value in expected[0].items())
+    for start in (after_two, after_two_of_folders):
+        again = trained(root, f'--ckpt_path={start}')
+        assert again[1] == expected[1]
+        assert all(torch.equal(value, again[0][name]) for name, value in expected[0].items())
 
 
 # What people have

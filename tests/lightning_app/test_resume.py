@@ -525,6 +525,19 @@ def test_epoch_of_other_images_cannot_be_continued(steps, cli_error, photos):
     assert 'begun with 24' in why
 
 
+@pytest.mark.parametrize(('what', 'other'), [('names', 'bee/z.png'), ('labels', 'cat/train_01.png')])
+def test_epoch_of_as_many_other_images_cannot_be_continued(steps, cli_error, photos, what, other):
+    main(steps(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))
+    (photos / 'train' / 'bee' / 'train_01.png').rename(photos / 'train' / other)
+    given, why, _ = cli_error([*steps(), '--ckpt_path', str(at(1))])
+    assert given == f'data: training images with other {what}'
+    assert 'seen twice' in why
+    older = state(at(1))
+    del older['position']['labels'], older['position']['names']
+    torch.save(older, 'older.ckpt')
+    main([*steps(), '--ckpt_path', 'older.ckpt'])
+
+
 def test_new_training_of_the_same_data_begins_with_the_first_image(make_trainer, photo_data):
     data, counts = photo_data(), []
     for start, steps in ((None, 1), ('stopped.ckpt', -1), (None, -1)):

@@ -20,7 +20,9 @@ from lightning_app.data.collate import collate
 from lightning_app.data.jpeg import DECODERS
 from lightning_app.data.samples import IGNORE, EvaluationSamples, PadToMultiple, SeededSampler, TrainingSamples, seeded
 from lightning_app.data.sources import FolderSource, TarSource
+from lightning_app.data.splits import open_split
 from lightning_app.messages import three_lines
+from lightning_app.prepare import prepare
 from se_timm.errors import InputError
 
 LENGTH = 26
@@ -187,6 +189,14 @@ def test_another_order_has_another_digest():
 
     assert digest() == digest(rank=1)
     assert len({digest(), digest(seed=8), digest(length=LENGTH - 1)}) == 3
+
+
+def test_same_images_have_the_same_digest_in_each_form(source, tmp_path, pack):
+    (tmp_path / 'train' / 'cat' / '3.png').rename(tmp_path / 'train' / 'cat' / '3.a.png')
+    folders = FolderSource(tmp_path / 'train')
+    prepare(str(tmp_path), str(tmp_path / 'shards'), splits=['train'], workers=1)
+    for other in (TarSource(pack(tmp_path / 'train', 'below/')), open_split(tmp_path / 'shards', 'train')):
+        assert TrainingSamples(other, plain_transform()).digests == TrainingSamples(folders, plain_transform()).digests
 
 
 def test_other_files_or_labels_have_another_digest(source, tmp_path):
