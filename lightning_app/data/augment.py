@@ -20,11 +20,12 @@ from .erase import Cutout, Erase, Erased
 from .resample import FastCrop, FastResize, as_image
 
 __all__ = [
-    'Augment', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform', 'timm_settings',
-    'training_transform',
+    'INTERPOLATIONS', 'Augment', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform',
+    'timm_settings', 'training_transform',
 ]
 
 BILINEAR = InterpolationMode.BILINEAR
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # timm's
 FAST = ('bilinear', 'bicubic')  # interpolations that torch does in bytes
 VIEWS = ('center', 'flip', 'ten')
 PROBABILITIES = ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'random_erasing')
@@ -275,6 +276,18 @@ def check_ranges(augment: Augment) -> None:
         if (value := getattr(augment, name)) is not None and not 0 <= value <= 1:
             raise InputError(message(
                 f'data.augment.{name}: {value}', 'it is a probability', 'take a number from 0 to 1'))
+    if not 0 < augment.scale[0] <= augment.scale[1] <= 1:
+        raise InputError(message(
+            f'data.augment.scale: {list(augment.scale)}', "it is a range of shares of the image's area",
+            'take two numbers above 0 and up to 1, the smaller one first, such as [0.08, 1.0]'))
+    if not 0 < augment.ratio[0] <= augment.ratio[1]:
+        raise InputError(message(
+            f'data.augment.ratio: {list(augment.ratio)}', 'it is a range of widths / heights',
+            'take two numbers above 0, the smaller one first, such as [0.75, 1.3333]'))
+    if augment.padding < 0:
+        raise InputError(message(
+            f'data.augment.padding: {augment.padding}', 'it is a number of pixels on each side',
+            'take a number from 0, or as published 4 for CIFAR'))
     if not 0 <= augment.rotation <= 180:
         raise InputError(message(
             f'data.augment.rotation: {augment.rotation}', 'it is the largest angle to both sides, in degrees',

@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, message, unknown
 
-from .augment import Augment, Normalisation, evaluation_transform, training_transform
+from .augment import INTERPOLATIONS, Augment, Normalisation, evaluation_transform, training_transform
 from .collate import collate
 from .device_decoding import Encoded, check_device_decoding, decode
 from .jpeg import ACCURATE, choose_decoder, is_jpeg
@@ -58,8 +58,8 @@ class ImageDataModule(LightningDataModule):
         eval_size: Side of the centre crop in evaluation, in pixels; as `image_size` where not given.
         crop_pct: Crop side / shorter side of the resized image in evaluation: 0.875 is 224 of 256, 0.849 is 299 of
             352; where not given, as the network's configuration says.
-        interpolation: `bilinear` or `bicubic`; where not given, as the network's configuration says.
-        mean: Mean of each channel that is subtracted; where not given, as the network's configuration says.
+        interpolation: `bilinear`, `bicubic` or another of timm's; where not given, as the network's configuration says.
+        mean: Mean of each channel, of pixels from 0 to 1, that is subtracted; where not given, as the network's configuration says.
         std: Standard deviation of each channel to divide by; where not given, as the network's configuration says.
         augment: Training augmentation.
         repeats: How many times each image stands in a step, augmented anew (Hoffer et al., repeated augmentation); an
@@ -321,6 +321,17 @@ class ImageDataModule(LightningDataModule):
             raise InputError(message(
                 f'data.crop_pct: {self.crop_pct}', 'it is the side of the crop / the shorter side of the image',
                 'take a number above 0 and up to 1, such as 0.875 for a crop of 224 from 256'))
+        self._check_normalisation()
+
+    def _check_normalisation(self) -> None:
+        if self.interpolation is not None and self.interpolation not in INTERPOLATIONS:
+            raise InputError(unknown('data.interpolation', self.interpolation, INTERPOLATIONS))
+        for name, values in (('mean', self.mean or ()), ('std', self.std or ())):
+            if not all(0 <= value <= 1 for value in values) or (name == 'std' and 0 in values):
+                raise InputError(message(
+                    f'data.{name}: {list(values)}', 'it is of pixels from 0 to 1',
+                    f'take numbers {"above 0 and" if name == "std" else "from 0"} up to 1; '
+                    'divide those of pixels from 0 to 255 by 255'))
 
     def _check_training_step(self) -> None:
         self._process_batch_size  # noqa: B018  (checks divisibility before any work)

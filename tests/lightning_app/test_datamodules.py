@@ -23,6 +23,7 @@ from lightning_app import (
     ImageNetDataModule,
 )
 from lightning_app.data import Augment
+from lightning_app.data.augment import INTERPOLATIONS
 from lightning_app.data.splits import open_split
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -98,6 +99,25 @@ def test_numbers_too_small(pets, refused, stage, name, value, least):
 def test_crop_larger_than_the_image(pets, refused, crop_pct):
     with refused(f'data.crop_pct: {crop_pct}', 'shorter side', '0.875'):
         set_up(imagenet(pets, crop_pct=crop_pct), 'validate')
+
+
+@pytest.mark.parametrize(('name', 'values'), [
+    ('mean', (123.7, 116.3, 103.5)), ('mean', (-0.5, 0.5, 0.5)), ('std', (58.4, 57.1, 57.4)), ('std', (0.2, 0, 0.2)),
+    ('std', (float('nan'), 0.2, 0.2))])
+def test_normalisation_of_other_pixels(pets, refused, name, values):
+    with refused(f'data.{name}: {list(values)}', 'pixels from 0 to 1', 'by 255'):
+        set_up(imagenet(pets, **{name: values}), 'validate')
+
+
+def test_unknown_interpolation(pets, refused):
+    with refused("data.interpolation: 'cubic'", 'no such', 'did you mean bicubic?'):
+        set_up(imagenet(pets, interpolation='cubic'))
+
+
+@pytest.mark.parametrize('interpolation', INTERPOLATIONS)
+def test_interpolations(pets, interpolation):
+    datamodule = set_up(imagenet(pets, interpolation=interpolation))
+    assert datamodule.training[0][0].shape == datamodule.validation[0][0].shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize(('processes', 'accumulated', 'expected'), [(1, 1, 12), (1, 3, 4), (2, 1, 6), (2, 3, 2)])
