@@ -335,6 +335,11 @@ class ImageDataModule(LightningDataModule):
 
     def _check_training_step(self) -> None:
         self._process_batch_size  # noqa: B018  (checks divisibility before any work)
+        if self.batch_size % self.repeats:
+            raise InputError(message(
+                f'data.repeats: {self.repeats}, with data.batch_size {self.batch_size}',
+                'each image stands so many times in a step, and in some it would not',
+                f'take a batch size that is a multiple of {self.repeats}'))
         if len(self.training) < self.batch_size:
             raise InputError(message(
                 f'data.batch_size: {self.batch_size}',

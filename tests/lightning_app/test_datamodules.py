@@ -80,6 +80,11 @@ def test_batch_size_that_cannot_be_divided(pets, refused, batch_size, processes,
                strategy='ddp' if processes > 1 else 'auto')
 
 
+def test_batch_size_in_which_some_images_are_not_repeated(pets, refused):
+    with refused('data.repeats: 3, with data.batch_size 8', 'so many times in a step', 'a multiple of 3'):
+        set_up(imagenet(pets, batch_size=8, repeats=3))
+
+
 def test_batch_size_that_leaves_no_step(pets, refused):
     set_up(imagenet(pets, batch_size=12))
     with refused('data.batch_size: 13', 'with 12 training images not one step', 'at most 12'):

@@ -49,7 +49,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize('options', [{}, {'num_workers': 0}, {'augment': Augment(hflip=0.0)},
-                                     {'interpolation': 'bicubic'}, {'repeats': 3}])
+                                     {'interpolation': 'bicubic'}, {'repeats': 4}])
 def test_batches_are_those_of_workers(root, options):
     _, expected, _ = batches(root, **options)
     loaded, got, data = batches(root, decode_on_device=True, **options)
