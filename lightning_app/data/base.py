@@ -59,7 +59,8 @@ class ImageDataModule(LightningDataModule):
         crop_pct: Crop side / shorter side of the resized image in evaluation: 0.875 is 224 of 256, 0.849 is 299 of
             352; where not given, as the network's configuration says.
         interpolation: `bilinear`, `bicubic` or another of timm's; where not given, as the network's configuration says.
-        mean: Mean of each channel, of pixels from 0 to 1, that is subtracted; where not given, as the network's configuration says.
+        mean: Mean of each channel, of pixels from 0 to 1, that is subtracted; where not given, as the network's
+            configuration says.
         std: Standard deviation of each channel to divide by; where not given, as the network's configuration says.
         augment: Training augmentation.
         repeats: How many times each image stands in a step, augmented anew (Hoffer et al., repeated augmentation); an

@@ -1,6 +1,9 @@
 """Data sets of Hugging Face: on disk as `save_to_disk` leaves them, or from the hub."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from se_timm.errors import InputError, check_installed, message, nearest
 from .decode import UnreadableImage
 from .sources import Source
 
-__all__ = ['HuggingFaceSource', 'names_of', 'open_hub', 'open_saved', 'split_named']
+__all__ = ['HuggingFaceSource', 'hub_splits', 'names_of', 'open_hub', 'open_saved', 'split_named']
 
 SPLITS = {'val': ('val', 'validation', 'valid', 'dev')}  # what our names are called elsewhere, first come first
 
@@ -84,19 +87,34 @@ def open_saved(folder: Path, split: str) -> HuggingFaceSource:
 
 def open_hub(name: str, split: str) -> HuggingFaceSource:
     """Return the split of a data set of the hub, such as `ILSVRC/imagenet-1k`; it is downloaded to the hub's cache."""
+    chosen = split_named(split, hub_splits(name), f'hf://{name}')
+    with reached(name):
+        loaded = library().load_dataset(name, split=chosen)
+    return HuggingFaceSource(loaded, f'hf://{name}:{chosen}')
+
+
+@cache
+def hub_splits(name: str) -> list[str]:
+    """Return what the splits of a data set of the hub are called.
+
+    Raises:
+        InputError: If the hub does not say it.
+    """
     datasets = library()
+    with reached(name):
+        return list(datasets.get_dataset_split_names(name))
+
+
+@contextmanager
+def reached(name: str) -> Iterator[None]:
+    """Raise `InputError` for what comes in the way of a data set of the hub."""
     try:
-        names = datasets.get_dataset_split_names(name)
-        chosen = split_named(split, names, f'hf://{name}')
-        loaded = datasets.load_dataset(name, split=chosen)
-    except InputError:
-        raise
+        yield
     except Exception as error:  # of the network, the hub, the file formats
         raise InputError(message(
             f'data.root: hf://{name}', f'the hub does not give it ({type(error).__name__}: {error})',
             'see that the name is right and that there is a network; for some sets agree to their terms on its page, '
             'and say: hf auth login')) from error
-    return HuggingFaceSource(loaded, f'hf://{name}:{chosen}')
 
 
 def names_of(split: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from se_timm.errors import InputError, message, nearest
 
-from .hugging_face import names_of, open_hub, open_saved
+from .hugging_face import hub_splits, names_of, open_hub, open_saved
 from .object_store import is_url, local_copy, names_at
 from .optimised import LitDataSource, is_optimised
 from .shards import ShardSource, is_shard, missing_shards
@@ -61,11 +61,17 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
 
 
 def has_split(root: str | Path, split: str) -> bool:
-    """Return whether there may be such a split."""
+    """Return whether there is such a split, or something of its name."""
     if str(root).startswith(HUB):
-        return True
+        return any(name in hub_splits(str(root).removeprefix(HUB)) for name in names_of(split))
     root, split = located(root, split)
-    return (is_url(root) or Path(root).is_dir()) and bool(entries_of(names_in(root), split))
+    if not is_url(root) and not Path(root).is_dir():
+        return False
+    names = names_in(root)
+    entries = entries_of(names, split)
+    if entries == [SAVED]:  # beside which each split has a folder
+        return any(name in names for name in names_of(split))
+    return bool(entries)
 
 
 def located(root: str | Path, split: str) -> tuple[str, str]:

@@ -390,7 +390,7 @@ def test_same_images_from_an_object_store(folders, written, tmp_path, monkeypatc
         assert source.classes == expected.classes
         assert [source.read(index) for index in range(18)] == [expected.read(index) for index in range(18)]
         assert has_split(url, 'val')
-        assert not has_split(url, 'vala') or write is as_saved_datasets  # that says so when it is opened
+        assert not has_split(url, 'vala')
     copied = {path: path.stat().st_mtime_ns for path in (tmp_path / 'cache').rglob('copies/*/pets-*.tar')}
     assert {path.name[:10] for path in copied} == {'pets-train'}  # not what no one asked for
     open_split('memory://bucket/as_shards', 'train')
@@ -789,6 +789,19 @@ def test_validation_under_another_name(folders, tmp_path, name):
     (folders / 'val').mkdir()
     with pytest.raises(InputError, match='no folder with images'):
         open_split(folders, 'val')
+
+
+def test_validation_alone_of_another_library(folders, tmp_path):
+    """On disk, and as from the hub."""
+    rows = as_dataset(folders, 'val')
+    datasets.DatasetDict({'validation': rows}).save_to_disk(str(tmp_path / 'saved'))
+    rows.to_parquet(tmp_path / 'hub' / 'validation.parquet')
+    for root in (tmp_path / 'saved', f'hf://{tmp_path}/hub'):
+        assert not has_split(root, 'train')
+        datamodule = ImageNetDataModule(root=str(root), batch_size=2, image_size=32, num_workers=0)
+        datamodule.setup('validate')
+        assert len(datamodule.validation) == 18
+        assert datamodule.class_names == list(CLASSES)
 
 
 def test_hub_out_of_reach(refused, monkeypatch):
