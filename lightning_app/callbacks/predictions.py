@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from timm.data import ImageNetInfo
 from torch import distributed
 
+from se_timm.errors import InputError, message
+
 from ..data.samples import IGNORE, PredictionSamples
 
 __all__ = ['PredictionWriter', 'class_titles', 'titles_of']
@@ -25,6 +27,9 @@ class PredictionWriter(BasePredictionWriter):
 
     Args:
         path: The CSV file.
+
+    Raises:
+        InputError: At the end, if not one image could be read.
     """
 
     def __init__(self, path: str = 'predictions.csv') -> None:
@@ -54,8 +59,15 @@ class PredictionWriter(BasePredictionWriter):
             gathered: list[Any] = [None] * trainer.world_size
             distributed.all_gather_object(gathered, rows)
             rows = {index: row for part in gathered for index, row in part.items()}
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._write(rows, trainer, pl_module)
+        if rows and not any(rows.values()):
+            raise InputError(message(
+                f'data.images: {trainer.datamodule.images}',  # type: ignore[attr-defined]
+                f'none of {len(rows)} images could be read', 'look at the log for the reasons; they may be damaged, '
+                'or no images'))
+
+    def _write(self, rows: dict[int, list[tuple[int, float]]], trainer: Trainer, pl_module: LightningModule) -> None:
         source = trainer.datamodule.prediction.source  # type: ignore[attr-defined]
         titles = class_titles(pl_module)
         self.path.parent.mkdir(parents=True, exist_ok=True)

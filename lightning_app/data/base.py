@@ -4,9 +4,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -39,6 +41,7 @@ __all__ = ['ImageDataModule', 'evaluation_settings']
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
 LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1, 'repeats': 1,
          'prefetch': 1}
+ARCHIVES = tuple(ending for _, endings, _ in shutil.get_unpack_formats() for ending in endings)
 
 
 class ImageDataModule(LightningDataModule):
@@ -199,6 +202,10 @@ class ImageDataModule(LightningDataModule):
             if self.images is None:
                 raise InputError(message(
                     'data.images: none', 'prediction needs images', 'say --data.images FOLDER'))
+            if str(self.images).lower().endswith(ARCHIVES) and Path(self.images).is_file():
+                raise InputError(message(
+                    f'data.images: {self.images}', 'it is an archive, not an image or a folder of images',
+                    'unpack it, and name the folder'))
             folder = ImageFolder(self.images)
             self.prediction = PredictionSamples(
                 folder, self.evaluation_transform, self._decoder_of(folder, self._exact_evaluation))

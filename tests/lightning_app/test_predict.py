@@ -95,6 +95,24 @@ def test_single_image(name, checkpoint, mixed):
     assert table()[1][1] in ('ant', 'bee', 'cat')
 
 
+@pytest.mark.parametrize('name', ['mixed.tar', 'mixed.tar.gz', 'MIXED.ZIP'])
+def test_archive_in_place_of_a_folder(name, checkpoint, cli_error):
+    Path(name).write_bytes(b'')
+    given, why, do = cli_error(['predict', '--ckpt_path', checkpoint, '--data.images', name, *QUIET])
+    assert given == f'data.images: {name}'
+    assert 'an archive' in why
+    assert 'unpack it' in do
+    assert not Path('predictions.csv').exists()
+
+
+def test_not_one_image_that_can_be_read(checkpoint, mixed, cli_error):
+    images = str(mixed / 'b' / 'broken.png')
+    given, why, _ = cli_error(['predict', '--ckpt_path', checkpoint, '--data.images', images, *QUIET])
+    assert given == f'data.images: {images}'
+    assert why == 'none of 1 images could be read'
+    assert table()[1] == ['broken.png', '(unreadable)']
+
+
 def test_name_that_is_no_text(checkpoint, mixed):
     name = os.fsdecode(b'latin\xe9.png')
     (mixed / 'a.png').rename(mixed / name)
