@@ -1,17 +1,18 @@
 """How fast images are loaded here, a core, beside timm's loader and bare decoding; and how many cores a GPU needs."""
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from PIL import Image
@@ -46,6 +47,8 @@ Row = Callable[[], float]
 class Part(Source):
     """The first images of a source, with their files in memory where they are to be of another size.
 
+    Those that cannot be read are left out, as timm's loader stops at them, and counted on the standard error.
+
     Args:
         source: The images.
         count: How many of them.
@@ -53,20 +56,34 @@ class Part(Source):
     """
 
     def __init__(self, source: Source, count: int, size: Sequence[int] | None = None) -> None:
-        self.labels, self.classes, self.source = source.labels[:count], source.classes, source
-        self.files = None if size is None else [made(source.load(index), size) for index in range(len(self.labels))]
+        self.source, self.classes = source, source.classes
+        self.indices: list[int] = []
+        self.files: list[bytes] | None = None if size is None else []
+        unreadable = []
+        for index in range(min(count, len(source.labels))):
+            try:
+                image = source.load(index)
+            except (UnreadableImage, OSError):
+                unreadable.append(source.name(index))
+                continue
+            self.indices.append(index)
+            if self.files is not None and size is not None:
+                self.files.append(made(image, size))
+        self.labels = np.asarray(source.labels)[self.indices]
+        if unreadable:
+            print(f'{len(unreadable)} images cannot be read and are left out: {unreadable[0]}', file=sys.stderr)
 
     def name(self, index: int) -> str:
         """Return the name of the image."""
-        return self.source.name(index)
+        return self.source.name(self.indices[index])
 
     def file(self, index: int) -> str | None:
         """Return the file on the disk that holds it."""
-        return self.source.file(index) if self.files is None else None
+        return self.source.file(self.indices[index]) if self.files is None else None
 
     def read(self, index: int) -> bytes | Image.Image:
         """Return its file, or the image."""
-        return self.source.read(index) if self.files is None else self.files[index]
+        return self.source.read(self.indices[index]) if self.files is None else self.files[index]
 
 
 def made(image: Image.Image, size: Sequence[int]) -> bytes:
@@ -86,8 +103,7 @@ class Decoded(Dataset[int]):
         return len(self.source.labels)
 
     def __getitem__(self, index: int) -> int:
-        with contextlib.suppress(UnreadableImage):  # which a training replaces
-            Picture(self.source.read(index), self.decoder).pixels()
+        Picture(self.source.read(index), self.decoder).pixels()
         return index
 
 
@@ -295,10 +311,7 @@ def forget(source: Source) -> None:
 def describe(source: Source) -> str:
     """Return number, size and form of the images."""
     files = [content for content in map(source.read, range(len(source.labels))) if isinstance(content, bytes)]
-    sides = []
-    for content in files:
-        with contextlib.suppress(UnreadableImage):
-            sides.append(min(Picture(content).size))
+    sides = [min(Picture(content).size) for content in files]
     jpegs = sum(map(is_jpeg, files))
     return f'{len(source.labels)} images' + (
         f', {jpegs} of them JPEG files, medians {statistics.median(map(len, files)) / 1000:.0f} kB and '

@@ -63,6 +63,16 @@ def test_files_that_are_made(root, capsys):
     assert '2 workers' not in text
 
 
+@pytest.mark.parametrize('options', [[], ['--made_size=[100, 75]']])
+def test_damaged_files_are_left_out_and_named(root, capsys, options):
+    (root / 'train' / 'a' / '2.jpg').write_bytes(b'no image')
+    (root / 'train' / 'b' / '3.jpg').write_bytes((root / 'train' / 'b' / '3.jpg').read_bytes()[:500])
+    rows(root, '--workers=1', *options)
+    shown = capsys.readouterr()
+    assert '46 images, 46 of them JPEG files' in shown.out
+    assert f'2 images cannot be read and are left out: {root}/train/a/2.jpg' in shown.err
+
+
 def test_augmentation_of_a_recipe(root, monkeypatch):
     """Both sides do it."""
     policies = []
