@@ -128,6 +128,7 @@ class ImageDataModule(LightningDataModule):
         self.exact = exact
         self.decode_on_device = decode_on_device
         self.prefetch = prefetch
+        self._fastest: str | None = None  # decoder, once it was looked for
         self._begin_anew()
 
     # What a data module must provide
@@ -394,8 +395,11 @@ class ImageDataModule(LightningDataModule):
                 + (f', JPEG files decoded by {by}' if jpeg else ''))
 
     def _decoder_of(self, source: Source, accurate: bool = False) -> str:
-        """Return what decodes the JPEG files of `source`."""
-        return choose_decoder(self.decoder, first_files(source), accurate)
+        """Return what decodes the JPEG files of `source`; which one is the fastest is found by the first source."""
+        if self.decoder != 'auto':
+            return choose_decoder(self.decoder, accurate=accurate)
+        self._fastest = self._fastest or choose_decoder(examples=first_files(source))
+        return self._fastest
 
     @property
     def _exact_evaluation(self) -> bool:

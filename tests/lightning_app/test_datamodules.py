@@ -22,7 +22,7 @@ from lightning_app import (
     ImageClassifier,
     ImageNetDataModule,
 )
-from lightning_app.data import Augment
+from lightning_app.data import Augment, base
 from lightning_app.data.augment import INTERPOLATIONS
 from lightning_app.data.splits import open_split
 
@@ -654,6 +654,15 @@ def test_evaluation_has_accurate_pixels_unless_told_otherwise(pets, exact, train
     assert datamodule.validation.decoder == evaluated
     assert set_up(datamodule, 'test').testing.decoder == evaluated
     assert set_up(datamodule, 'predict').prediction.decoder == evaluated
+
+
+def test_fastest_decoder_is_looked_for_once(pets, monkeypatch):
+    looked = []
+    choose = base.choose_decoder
+    monkeypatch.setattr(base, 'choose_decoder', lambda *args, **given: looked.append(given) or choose(*args, **given))
+    datamodule = set_up(imagenet(pets))
+    assert datamodule.training.decoder == datamodule.validation.decoder
+    assert len(looked) == 1
 
 
 def test_fast_pixels_are_not_exact(pets, refused):

@@ -187,6 +187,20 @@ def test_the_fastest_is_chosen(files, monkeypatch):
     assert choose_decoder('third', [files['odd']]) == 'third'
 
 
+def test_large_files_are_decoded_few_times(files, monkeypatch):
+    decoded = []
+
+    def slow(data):
+        decoded.append(data)
+        time.sleep(0.05)
+        return DECODERS['pillow'].pixels(data)
+
+    monkeypatch.setattr(jpeg, 'SECONDS', 0.15)
+    monkeypatch.setattr(jpeg, 'DECODERS', {'slow': DECODERS['pillow']._replace(pixels=slow), **DECODERS})
+    assert jpeg.decoding_seconds(['slow', 'pillow'], [files['odd']] * 4)['slow'] > 0.05
+    assert 2 <= len(decoded) <= 3
+
+
 def test_decoders_of_parts_are_tried_with_parts(files, monkeypatch):
     """They are chosen where that is faster, and not where it fails."""
     def slow(data):
