@@ -149,10 +149,10 @@ class SeededSampler(DistributedSampler[Any]):
 
 
 class ReadSamples(Dataset[tuple[Any, int]]):
-    """Images of a source as pictures; those that are misnamed are named in the log and counted.
+    """Images of a source as pictures; those that are misnamed are named in the log, once in each process.
 
-    Counts are over all workers. An image that another library left out, or took for something else, is read as what it
-    is: ImageNet has a PNG file called JPEG.
+    An image that another library left out, or took for something else, is read as what it is: ImageNet has a PNG file
+    called JPEG.
 
     Args:
         source: The images.
@@ -163,7 +163,6 @@ class ReadSamples(Dataset[tuple[Any, int]]):
         self.source = source
         self.decoder = decoder
         self.unreadable = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.misnamed = torch.zeros((), dtype=torch.int64).share_memory_()
         self._named: set[int] = set()  # in this process
 
     def __len__(self) -> int:
@@ -175,9 +174,7 @@ class ReadSamples(Dataset[tuple[Any, int]]):
         if isinstance(content, bytes) and not is_jpeg(content) and index not in self._named:
             self._named.add(index)
             if self.source.name(index).lower().endswith(JPEG_ENDINGS):
-                self.misnamed += 1
-                _logger.warning('misnamed image %d, no JPEG file, and read as what it is: %s',
-                                self.misnamed.item(), self.source.name(index))
+                _logger.warning('misnamed image, no JPEG file, and read as what it is: %s', self.source.name(index))
         return Picture(content, self.decoder)
 
 
