@@ -9,6 +9,9 @@ from PIL import Image
 __all__ = ['UnreadableImage', 'decode']
 
 
+SIXTEEN_BITS = ('PNG', 'PPM')  # formats whose 16 bits may have Pillow's mode of 32, `I`
+
+
 class UnreadableImage(ValueError):
     """A file that is no image, or only part of one."""
 
@@ -43,11 +46,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Return a loaded Pillow image of any mode as 8-bit RGB."""
     if image.mode == 'RGB' and 'transparency' not in image.info:
         return image
-    if image.mode == 'I' or image.mode.startswith('I;16'):
+    if (image.mode == 'I' and image.format in SIXTEEN_BITS) or image.mode.startswith('I;16'):
         values = np.asarray(image).astype(np.float64)
         return Image.fromarray(np.clip(values * (255 / 65535) + 0.5, 0, 255).astype(np.uint8)).convert('RGB')
-    if image.mode == 'F':
-        raise UnreadableImage('floating-point pixels have no known range; save the image with 8 or 16 bits')
+    if image.mode in ('F', 'I'):
+        kind = 'floating-point' if image.mode == 'F' else '32-bit'
+        raise UnreadableImage(f'{kind} pixels have no known range; save the image with 8 or 16 bits')
     if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
         opaque = Image.new('RGBA', image.size, 'white')
         return Image.alpha_composite(opaque, image.convert('RGBA')).convert('RGB')
