@@ -559,6 +559,11 @@ def test_object_store_without_the_split(written, refused):
         open_split('memory://shop', 'tain')
 
 
+def test_shards_where_nothing_can_be_kept(written, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null')
+    assert len(open_split(written(as_shards), 'train').labels) == 18
+
+
 def test_a_shard_that_was_named_is_missing(written, refused):
     root = written(as_shards)
     with refused('shards: pets-train-{0002..0005}.tar', '2 of 4 are missing: pets-train-0004.tar', 'did you mean'):
