@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100, by torchvision."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class CIFAR10DataModule(ImageDataModule):
             **common: Any,
     ) -> None:
         super().__init__(augment=augment, image_size=image_size, crop_pct=crop_pct, **common)
-        self.root = root
+        self.root = os.path.expanduser(root)  # as torchvision does
         self.download = download
 
     def prepare_data(self) -> None:

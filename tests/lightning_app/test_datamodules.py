@@ -25,6 +25,7 @@ from lightning_app import (
 from lightning_app.data import Augment, base
 from lightning_app.data.augment import INTERPOLATIONS
 from lightning_app.data.splits import open_split
+from se_timm.errors import InputError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -484,6 +485,17 @@ def test_cifar_that_would_be_downloaded_to_a_file(tmp_path, refused):
     Path(tmp_path, 'a_file').touch()
     with refused('data.download: true', 'File exists', 'copy'):
         CIFAR10DataModule(root=str(tmp_path / 'a_file'), download=True).num_classes  # noqa: B018
+
+
+def test_cifar_in_the_home(fake_cifar, own_home, in_tmp_path):
+    fake_cifar.rename(own_home / 'cifar')
+    datamodule = CIFAR10DataModule(root='~/cifar', download=True)
+    assert datamodule.num_classes == 10
+    (own_home / 'cifar').rename(in_tmp_path / 'elsewhere')
+    with pytest.raises(InputError, match='cannot be had'):
+        datamodule.prepare_data()
+    assert (own_home / 'cifar').is_dir()
+    assert not Path('~').exists()
 
 
 def test_cifar_that_is_there_is_not_downloaded_again(fake_cifar):
