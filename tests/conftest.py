@@ -83,6 +83,15 @@ ONE_IN = {
     'test_every_so_many_epochs_and_after_the_last': 3, 'test_worker_goes_on_when_the_job_is_asked_to_stop': 3,
     'test_evaluation_is_a_run_of_its_own': 2, 'test_evaluation_that_is_stopped_has_the_status_of_that': 2,
     'test_script_runs_as_main_with_its_arguments_and_our_networks': 2, 'test_single_image': 3,
+    'test_recipe_builds': 2, 'test_dropout_is_senet154s_alone': 6, 'test_compiles_for_hopper': 3,
+    'test_biases_and_batch_norms_have_no_weight_decay': 4, 'test_classifier_is_reset_and_removed': 3,
+    'test_layer_decay_takes_every_parameter_once_and_grows_towards_the_head': 4,
+    'test_every_parameter_gets_a_gradient': 3, 'test_last_intermediate_is_forward_features': 3,
+    'test_what_optimisers_count_is_no_setting': 5, 'test_plain_twin_is_timms_network': 2,
+    'test_every_placement_trains_scripts_and_traces': 2, 'test_blocks_and_classes_that_are_named': 2,
+    'test_gates_are_not_lost_when_layers_are_joined': 2, 'test_every_decoder_gives_the_same_parts': 2,
+    'test_epoch_of_as_many_other_images_cannot_be_continued': 2,
+    'test_training_that_the_server_does_not_take_is_kept_offline': 2,
 }
 
 
