@@ -227,9 +227,9 @@ class ImageClassifier(LightningModule):
             self, optimizer: Optimizer, gradient_clip_val: float | None = None,
             gradient_clip_algorithm: str | None = None) -> None:
         """Clip as `optim` or the Trainer says; Lightning's own way refuses fused optimisers."""
-        if value := self.optim.clip_grad or gradient_clip_val:
-            clip_gradients(self.net, value, self.optim.clip_mode if self.optim.clip_grad else
-                           gradient_clip_algorithm or 'norm')
+        optim = with_clipping(self.optim, gradient_clip_val, gradient_clip_algorithm)
+        if optim.clip_grad:
+            clip_gradients(self.net, optim.clip_grad, optim.clip_mode)
 
     @property
     def _scaled(self) -> bool:
