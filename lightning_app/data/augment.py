@@ -1,6 +1,7 @@
 """Transforms by timm, from settings that fit in YAML."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,24 @@ INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 FAST = ('bilinear', 'bicubic')  # interpolations that torch does in bytes
 VIEWS = ('center', 'flip', 'ten')
 PROBABILITIES = ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'random_erasing')
+RANGES: dict[str, tuple[Callable[[Any], bool], str, str]] = {  # what fits, what it is, and what to take
+    'scale': (lambda value: 0 < value[0] <= value[1] <= 1, "it is a range of shares of the image's area",
+              'take two numbers above 0 and up to 1, the smaller one first, such as [0.08, 1.0]'),
+    'ratio': (lambda value: 0 < value[0] <= value[1], 'it is a range of widths / heights',
+              'take two numbers above 0, the smaller one first, such as [0.75, 1.3333]'),
+    'padding': (lambda value: value >= 0, 'it is a number of pixels on each side',
+                'take a number from 0, or as published 4 for CIFAR'),
+    'rotation': (lambda value: 0 <= value <= 180, 'it is the largest angle to both sides, in degrees',
+                 "take 0 for none, or the authors' 10"),
+    'erasing_count': (lambda value: value >= 1, 'it is the largest number of rectangles',
+                      'take a number from 1; random_erasing 0 erases none'),
+    'cutout': (lambda value: value >= 0, 'it is the side of a square, in pixels',
+               'take 0 for none, or as published 16 for CIFAR-10 and 8 for CIFAR-100'),
+    'pixel_jitter': (lambda value: 0 <= value <= 255, 'it is added to values from 0 to 255',
+                     "take 0 for none, or the authors' 20"),
+    'splits': (lambda value: not value or value >= 2, 'one version of an image can be compared with no other',
+               'take 0 for none, or 3 as published'),
+}
 CHANGES = ('color_jitter', 'grayscale_prob', 'gaussian_blur_prob', 'pixel_jitter', 'auto_augment', 'random_erasing',
            'cutout')  # what tells the versions of an image apart
 OWN = ('padding', 'rotation', 'pixel_jitter', 'cutout', 'splits')  # settings that timm has not, beside the crop `pad`
@@ -276,38 +295,11 @@ def check_ranges(augment: Augment) -> None:
         if (value := getattr(augment, name)) is not None and not 0 <= value <= 1:
             raise InputError(message(
                 f'data.augment.{name}: {value}', 'it is a probability', 'take a number from 0 to 1'))
-    if not 0 < augment.scale[0] <= augment.scale[1] <= 1:
-        raise InputError(message(
-            f'data.augment.scale: {list(augment.scale)}', "it is a range of shares of the image's area",
-            'take two numbers above 0 and up to 1, the smaller one first, such as [0.08, 1.0]'))
-    if not 0 < augment.ratio[0] <= augment.ratio[1]:
-        raise InputError(message(
-            f'data.augment.ratio: {list(augment.ratio)}', 'it is a range of widths / heights',
-            'take two numbers above 0, the smaller one first, such as [0.75, 1.3333]'))
-    if augment.padding < 0:
-        raise InputError(message(
-            f'data.augment.padding: {augment.padding}', 'it is a number of pixels on each side',
-            'take a number from 0, or as published 4 for CIFAR'))
-    if not 0 <= augment.rotation <= 180:
-        raise InputError(message(
-            f'data.augment.rotation: {augment.rotation}', 'it is the largest angle to both sides, in degrees',
-            "take 0 for none, or the authors' 10"))
-    if augment.erasing_count < 1:
-        raise InputError(message(
-            f'data.augment.erasing_count: {augment.erasing_count}', 'it is the largest number of rectangles',
-            'take a number from 1; random_erasing 0 erases none'))
-    if augment.cutout < 0:
-        raise InputError(message(
-            f'data.augment.cutout: {augment.cutout}', 'it is the side of a square, in pixels',
-            'take 0 for none, or as published 16 for CIFAR-10 and 8 for CIFAR-100'))
-    if not 0 <= augment.pixel_jitter <= 255:
-        raise InputError(message(
-            f'data.augment.pixel_jitter: {augment.pixel_jitter}', 'it is added to values from 0 to 255',
-            "take 0 for none, or the authors' 20"))
-    if augment.splits and augment.splits < 2:
-        raise InputError(message(
-            f'data.augment.splits: {augment.splits}', 'one version of an image can be compared with no other',
-            'take 0 for none, or 3 as published'))
+    for name, (fits, reason, remedy) in RANGES.items():
+        value = getattr(augment, name)
+        if not fits(value):
+            raise InputError(message(
+                f'data.augment.{name}: {list(value) if isinstance(value, tuple) else value}', reason, remedy))
 
 
 def check_policy(augment: Augment) -> None:
