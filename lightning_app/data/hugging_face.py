@@ -13,7 +13,7 @@ from PIL import Image
 from se_timm.errors import InputError, check_installed, message, nearest
 
 from .decode import UnreadableImage
-from .sources import Source
+from .sources import Source, check_labels
 
 __all__ = ['HuggingFaceSource', 'hub_splits', 'names_of', 'open_hub', 'open_saved', 'split_named']
 
@@ -40,10 +40,7 @@ class HuggingFaceSource(Source):
         self.classes: list[str] = list(dataset.features[label].names)
         column = dataset.select_columns([label]).with_format('arrow')[:][label]
         self.labels = column.to_numpy().astype(np.int64)
-        if len(self.labels) == 0 or self.labels.min() < 0:
-            raise InputError(message(
-                f'data set: {title}', 'some of its labels are missing' if len(self.labels) else 'it is empty',
-                'take a split with labels; test splits often have none'))
+        check_labels(f'data set: {title}', self.labels)
         self.dataset = dataset.select_columns([self.image]).cast_column(self.image, datasets.Image(decode=False))
 
     def name(self, index: int) -> str:

@@ -14,9 +14,9 @@ from se_timm.errors import InputError, check_installed, message
 
 from .index_cache import cached_arrays
 from .shards import named
-from .sources import Source
+from .sources import Source, check_labels
 
-__all__ = ['LitDataSource', 'is_optimised']
+__all__ = ['LitDataSource', 'chunks_of']
 
 LABELS = ('label', 'labels', 'class', 'cls', 'target', 'fine_label')  # what a class is called among other numbers
 
@@ -37,16 +37,13 @@ class LitDataSource(Source):
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        chunks = json.loads(Path(self.root, 'index.json').read_text())['chunks']
+        chunks = chunks_of(Path(self.root))
         check_chunks(self.root, [chunk['filename'] for chunk in chunks])
         self.dataset = open_dataset(self.root)
         self._length = sum(chunk['chunk_size'] for chunk in chunks)  # len(dataset) is one process's share
         self.image, self.label = keys_of(self.dataset[0], self.root)
         self.labels = cached_arrays('litdata-labels', [os.path.join(self.root, 'index.json')], self._labels)['labels']
-        if self.labels.min() < 0:
-            raise InputError(message(
-                f'data.root: {root}', 'some of its labels are missing', 'take a split with labels; test splits often '
-                'have none'))
+        check_labels(f'data.root: {root}', self.labels)
         names = Path(self.root, 'classes.txt')
         numbers = [str(number) for number in range(int(self.labels.max()) + 1)]
         self.classes = named(numbers, names) if names.is_file() else numbers
@@ -72,13 +69,14 @@ class LitDataSource(Source):
         return {**self.__dict__, 'dataset': None}
 
 
-def is_optimised(folder: Path) -> bool:
-    """Return whether a folder is such a data set: other programs write an `index.json`, too."""
+def chunks_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what such a data set tells of its files; nothing of other folders, with an `index.json` or not."""
     try:
         index = json.loads((folder / 'index.json').read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(index, dict) and isinstance(index.get('chunks'), list) and bool(index['chunks'])
+        return []
+    chunks = index.get('chunks') if isinstance(index, dict) else None
+    return chunks if isinstance(chunks, list) else []
 
 
 def check_chunks(root: str, names: list[str]) -> None:

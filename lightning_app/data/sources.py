@@ -17,7 +17,10 @@ from .compact import Texts
 from .decode import UnreadableImage, decode
 from .tars import Place, TarFiles, places_in
 
-__all__ = ['FolderSource', 'ImageFolder', 'Source', 'TarSource', 'below_common_folder', 'first_files', 'nearby']
+__all__ = [
+    'FolderSource', 'ImageFolder', 'Source', 'TarSource', 'below_common_folder', 'check_labels', 'first_files',
+    'nearby',
+]
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
 
@@ -168,6 +171,14 @@ class ImageFolder(Source):
     def read(self, index: int) -> bytes:
         """Return the file of image `index`."""
         return read_file(os.path.join(self.root, self.paths[index]))
+
+
+def check_labels(given: str, labels: Any) -> None:
+    """Raise `InputError` for a set without images, or with labels below 0, which say that there is none."""
+    if len(labels) == 0 or labels.min() < 0:
+        raise InputError(message(
+            given, 'some of its labels are missing' if len(labels) else 'it is empty',
+            'take a split with labels; test splits often have none'))
 
 
 def below_common_folder(names: Iterable[str], where: str) -> dict[str, tuple[str, ...]]:

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -14,7 +15,7 @@ from se_timm.errors import InputError, message, nearest
 
 from .hugging_face import hub_splits, names_of, open_hub, open_saved
 from .object_store import is_url, local_copy, names_at
-from .optimised import LitDataSource, is_optimised
+from .optimised import LitDataSource, chunks_of
 from .shards import ShardSource, is_shard, missing_shards
 from .sources import FolderSource, Source, TarSource, nearby
 from .tars import places_in
@@ -137,7 +138,7 @@ def open_place(place: Path, split: str) -> Source:
         return ShardSource([place]) if is_shard(places) else TarSource(place, places)
     if (place / SAVED).is_file() or (place / 'state.json').is_file():
         return open_saved(place, split)
-    if is_optimised(place):
+    if chunks_of(place):
         return LitDataSource(place)
     with os.scandir(place) as entries:  # class folders, beside which an archive may have been left
         folders = any(entry.is_dir() and not entry.name.startswith('.') for entry in entries)
@@ -168,8 +169,8 @@ def check_prepared(folder: Path, shards: list[Path]) -> None:
     """Raise `InputError` if `prepare` has begun to write more shards into `folder` than there are."""
     record = folder / RECORD
     splits = json.loads(record.read_text()).get('splits', {}) if record.is_file() else {}
-    for split in {path.name.rpartition('-')[0] for path in shards} & splits.keys():
-        there, count = sum(path.name.rpartition('-')[0] == split for path in shards), splits[split]['shards']
+    for split, there in Counter(path.name.rpartition('-')[0] for path in shards).items():
+        count = splits.get(split, {}).get('shards', 0)
         if there < count:
             raise InputError(message(
                 f'shards: {split} in {folder}', f'{there} of the {count} shards are there that prepare began to write',
