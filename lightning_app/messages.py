@@ -244,8 +244,8 @@ def _missing_argument(match: re.Match[str], parser: ArgumentParser) -> str:
     return message(f'no {name}', 'the command needs it', f'give it; see {parser.prog} --help')
 
 
-# the parser's text (most telling first) -> what is said of it
 LOGGERS = ('CsvLogger', 'WandbLogger')
+# the parser's text (most telling first) -> what is said of it
 _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'Parser key "([\w.]+)":\s+Does not validate[^$\[]*Subtypes: \[[^\n]*?((?:list|tuple)\[(?:str|int|float)[^\]]*)'
     r'[^$]*?Given value: (?!\[)(\S+)': _list,

@@ -59,6 +59,14 @@ def check_arguments(network: dict[str, Any]) -> None:
             raise InputError(message(f'model.network.{name}: {value}', *REFUSED[name]))
 
 
+def check_rates(arguments: dict[str, Any], key: str) -> None:
+    """Raise `InputError` for a share of what is dropped that is none."""
+    for name, value in arguments.items():
+        if 'drop' in name and name.endswith('_rate') and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise InputError(message(
+                f'{key}.{name}: {value}', 'it is the share of what is dropped', 'take a number from 0 and below 1'))
+
+
 def check_has_plain_twin(name: str) -> None:
     """Raise `InputError` for a network that is built with or without SE by no argument of its own."""
     check_name(name)
@@ -188,10 +196,7 @@ def create_network(
         raise InputError(message(
             f'{keys[1]}.checkpoint_path: {path}', 'there is no such file',
             nearby(Path(path)) or 'name a file with weights of the network, or leave it out'))
-    for rate, value in arguments.items():
-        if 'drop' in rate and rate.endswith('_rate') and isinstance(value, (int, float)) and not 0 <= value < 1:
-            raise InputError(message(
-                f'{keys[1]}.{rate}: {value}', 'it is the share of what is dropped', 'take a number from 0 and below 1'))
+    check_rates(arguments, keys[1])
     checkpoint = own_checkpoint(path) if path else None
     weights = None if checkpoint is None else weights_of(checkpoint)
     try:
@@ -210,12 +215,18 @@ def create_network(
             struct.error) as error:
         if '\n  why: ' in str(error):  # one of our own networks: the message is complete
             raise InputError(str(error)) from error
-        trained = (checkpoint or {}).get('hyper_parameters', {})
         why = textwrap.shorten(str(error) or type(error).__name__, 400, placeholder=' ...')  # some name every tensor
         raise InputError(message(
             f'{keys[0].rpartition(".")[0] or keys[0]}: {name} with {arguments}', why,
-            f'the checkpoint is of {trained["name"]} with {trained.get("network") or {}}: say the same by '
-            f'{keys[0]} and {keys[1]}' if 'name' in trained and isinstance(error, RuntimeError) else
-            f'give the weights as a file by {keys[1]}.checkpoint_path, or try again with a network connection'
-            if isinstance(error, OSError) else
-            f"correct {keys[0]} or {keys[1]}; the arguments are those of the network's class in timm")) from error
+            remedy_of(error, keys, checkpoint))) from error
+
+
+def remedy_of(error: Exception, keys: tuple[str, str], checkpoint: dict[str, Any] | None) -> str:
+    """Return what to do where timm cannot build a network, or load its weights."""
+    trained = (checkpoint or {}).get('hyper_parameters', {})
+    if 'name' in trained and isinstance(error, RuntimeError):
+        return (f'the checkpoint is of {trained["name"]} with {trained.get("network") or {}}: say the same by '
+                f'{keys[0]} and {keys[1]}')
+    if isinstance(error, OSError):
+        return f'give the weights as a file by {keys[1]}.checkpoint_path, or try again with a network connection'
+    return f"correct {keys[0]} or {keys[1]}; the arguments are those of the network's class in timm"

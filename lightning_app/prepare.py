@@ -145,10 +145,11 @@ def name_alike(sources: dict[str, Source], root: str) -> None:
 
 def check(settings: Settings, workers: int | None) -> None:
     """Raise `InputError` for numbers that mean nothing."""
+    given = {**asdict(settings), 'workers': workers}
     for name, least, most in (
             ('short_side', 1, None), ('quality', 1, 100), ('images_per_shard', 1, None), ('seed', 0, None),
             ('workers', 1, None)):
-        value = {**asdict(settings), 'workers': workers}[name]
+        value = given[name]
         if value is not None and (value < least or (most is not None and value > most)):
             raise InputError(message(
                 f'{name}: {value}', f'it must be at least {least}' + (f' and at most {most}' if most else ''),

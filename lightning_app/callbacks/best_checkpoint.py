@@ -15,7 +15,6 @@ from ..metrics import smaller_is_better
 __all__ = ['BestCheckpoint']
 
 SCORES = ('best_k_models', 'kth_best_model_path', 'kth_value', 'best_model_score', 'best_model_path', 'current_score')
-
 PATHS = ('kth_best_model_path', 'best_model_path', 'last_model_path')
 
 

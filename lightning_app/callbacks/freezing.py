@@ -84,8 +84,8 @@ class FreezeBatchNorm(Freeze):
                 f'FreezeBatchNorm: from_epoch {self.from_epoch}',
                 f'the training has {end} epochs, counted from 0, and nothing would be frozen',
                 f'take a number up to {end - 1}, or leave the callback out'))
-        unseen = not any(norm.running_mean.any() for norm in self.norms(pl_module.net) if norm.running_mean is not None)
-        if unseen and self.frozen(trainer, 0):
+        if self.frozen(trainer, 0) and not any(
+                norm.running_mean.any() for norm in self.norms(pl_module.net) if norm.running_mean is not None):
             rank_zero_warn('FreezeBatchNorm: all epochs of this training are among the last, so that the statistics of '
                            'batch norm stay those it was built with: take fewer, or more epochs')
 
