@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 __all__ = ['UnreadableImage', 'decode']
 
@@ -19,9 +20,9 @@ class UnreadableImage(ValueError):
 def decode(data: bytes, shrink: int = 1) -> Image.Image:
     """Return the image in `data` (a JPEG, PNG, ... file) as 8-bit RGB.
 
-    Greyscale is repeated over the channels, CMYK and palettes are converted, transparent pixels lie on white, and
-    16-bit values are scaled by 255 / 65535 (Pillow alone would clip them). EXIF orientation is not applied, as in
-    timm and torchvision, so that accuracies stay comparable.
+    Greyscale is repeated over the channels, CMYK and palettes are converted, transparent pixels lie on white, 16-bit
+    values are scaled by 255 / 65535 (Pillow alone would clip them), and 12-bit ones by 255 / 4095. EXIF orientation is
+    not applied, as in timm and torchvision, so that accuracies stay comparable.
 
     Args:
         data: The file.
@@ -47,8 +48,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == 'RGB' and 'transparency' not in image.info:
         return image
     if (image.mode == 'I' and image.format in SIXTEEN_BITS) or image.mode.startswith('I;16'):
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.clip(values * (255 / 65535) + 0.5, 0, 255).astype(np.uint8)).convert('RGB')
+        bits, = getattr(image, 'tag_v2', {}).get(BITSPERSAMPLE, (16,))
+        values = np.asarray(image) * (255 / (2 ** bits - 1))
+        return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8)).convert('RGB')
     if image.mode in ('F', 'I'):
         kind = 'floating-point' if image.mode == 'F' else '32-bit'
         raise UnreadableImage(f'{kind} pixels have no known range; save the image with 8 or 16 bits')

@@ -55,6 +55,11 @@ def grey(*values):
 SIXTEEN = (0, 128, 129, 257, 32768, 65278, 65535)
 EIGHT = grey(0, 0, 1, 1, 128, 254, 255)
 SIXTEEN_GREY = Image.fromarray(np.array([SIXTEEN], dtype=np.uint16))
+# 0, 1024, 2048 and 4095 in 12 bits each, which Pillow does not write; then the tags: width, height, bits, no
+# compression, black is 0, and where how many rows and bytes lie
+TWELVE_GREY = b'II*\0' + struct.pack('<I', 14) + bytes.fromhex('000400800fff') + struct.pack('<H', 8) + b''.join(
+    struct.pack('<HHII', tag, 3, 1, value) for tag, value in (
+        (256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (278, 1), (279, 6))) + bytes(4)
 
 CASES = {
     'grey': (encode(row('L', 0, 7, 255)), grey(0, 7, 255)),
@@ -87,6 +92,7 @@ CASES = {
     '16-bit grey tiff': (encode(SIXTEEN_GREY, 'TIFF'), EIGHT),
     '16-bit grey tiff, big endian': (
         encode(Image.frombytes('I;16B', (len(SIXTEEN), 1), big_endian(*SIXTEEN)), 'TIFF'), EIGHT),
+    '12-bit grey tiff': (TWELVE_GREY, grey(0, 64, 128, 255)),
     '16-bit grey pgm': (b'P5 7 1 65535\n' + big_endian(*SIXTEEN), EIGHT),
     '16-bit grey with alpha': (png(4, 16, [big_endian(32768, 65535, 0, 0)]), grey(128, 255)),
     # colour is cut to its upper 8 bits, by Pillow
