@@ -34,7 +34,7 @@ from .data.locking import locked
 from .data.object_store import is_url
 from .data.shards import lines_of, samples_in
 from .data.sources import Source, first_files
-from .data.splits import RANGE, RECORD, has_split, located, open_split
+from .data.splits import RANGE, RECORD, has_split, located, open_split, read_record
 from .data.tars import TarFiles
 from .data.workers import cores, deaf, heed_the_parent, start_method
 
@@ -183,7 +183,7 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
         InputError: If there are such that follow from something else, or a split has a class that the first has not.
     """
     file, names = folder / RECORD, folder / CLASSES
-    before = json.loads(file.read_text()) if file.is_file() else {}
+    before = read_record(folder)
     there = sorted(path.name for split in sources for path in folder.glob(f'{split}-*.tar'))
     if there and not before:
         raise InputError(message(

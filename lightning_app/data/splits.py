@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -20,7 +21,7 @@ from .shards import ShardSource, is_shard, missing_shards
 from .sources import FolderSource, Source, TarSource, nearby
 from .tars import places_in
 
-__all__ = ['RANGE', 'RECORD', 'has_split', 'located', 'open_split']
+__all__ = ['RANGE', 'RECORD', 'has_split', 'located', 'open_split', 'read_record']
 
 HUB = 'hf://'
 SAVED = 'dataset_dict.json'  # in a folder that save_to_disk of Hugging Face's datasets wrote, with splits
@@ -165,10 +166,24 @@ def open_shards(folder: Path, split: str, shards: list[Path]) -> ShardSource:
     return ShardSource(shards)
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what `prepare` wrote down beside its shards; nothing where it made none.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    file = folder / RECORD
+    try:
+        return dict(json.loads(file.read_bytes())) if file.is_file() else {}
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(message(
+            f'shards: {file}', f'it cannot be read ({error})',
+            'copy it again, or remove it and the shards, and prepare them anew')) from error
+
+
 def check_prepared(folder: Path, shards: list[Path]) -> None:
     """Raise `InputError` if `prepare` has begun to write more shards into `folder` than there are."""
-    record = folder / RECORD
-    splits = json.loads(record.read_text()).get('splits', {}) if record.is_file() else {}
+    splits = read_record(folder).get('splits', {})
     for split, there in Counter(path.name.rpartition('-')[0] for path in shards).items():
         count = splits.get(split, {}).get('shards', 0)
         if there < count:

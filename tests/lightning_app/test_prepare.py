@@ -150,6 +150,17 @@ def test_record_of_an_earlier_version(folders, tmp_path):
     assert len(open_split(tmp_path / 'shards', 'train').labels) == 23
 
 
+@pytest.mark.parametrize('content', ['', '{"seed": 0, "spl', '[3]'])
+def test_record_that_cannot_be_read(folders, tmp_path, refused, content):
+    prepare(str(folders), str(tmp_path / 'shards'), workers=1)
+    record = tmp_path / 'shards' / 'prepared.json'
+    record.write_text(content)
+    for read in (lambda: open_split(tmp_path / 'shards', 'train'),
+                 lambda: prepare(str(folders), str(tmp_path / 'shards'), workers=1)):
+        with refused(f'shards: {record}', 'it cannot be read', 'copy it again, or remove it and the shards'):
+            read()
+
+
 def test_nothing_is_done_twice(folders, tmp_path, monkeypatch, capsys):
     prepare(str(folders), str(tmp_path / 'shards'), workers=1)
     monkeypatch.setattr(module, 'write_shard', lambda *args: pytest.fail('it is there'))
