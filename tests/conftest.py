@@ -97,12 +97,18 @@ ONE_IN = {
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves the slow tests out
 def pytest_collection_modifyitems(items):
-    """Mark as slow what `ONE_IN` leaves out; tests that are slow by themselves are not counted."""
+    """Mark as slow what `ONE_IN` leaves out, and run it last: something like it runs by default.
+
+    Tests that are slow by themselves are not counted.
+    """
     quick = (item for item in items if item.get_closest_marker('slow') is None)
+    left_out = set()
     for _, same in itertools.groupby(quick, key=lambda item: (item.path, item.originalname)):
         for number, item in enumerate(same):
             if number % ONE_IN.get(item.originalname, 1):
                 item.add_marker(pytest.mark.slow)
+                left_out.add(item)
+    items.sort(key=left_out.__contains__)
 
 
 def pytest_runtest_setup(item):
