@@ -31,7 +31,9 @@ REFUSED = {  # others of them: why, and what to do instead
     'num_classes': ('the images say how many classes there are', 'leave it out, or say --data.num_classes'),
     'features_only': ('features are no classes', 'leave it out'),
     'in_chans': ('images have three channels here', 'leave it out'),
+    'aux_logits': ('no loss is taken of a second classifier', 'leave it out'),
 }
+DEFAULTS = {'features_only': False, 'in_chans': 3, 'aux_logits': False}  # of these: to give them is no error
 
 
 def architecture(network: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -55,7 +57,7 @@ def arguments_of(
 def check_arguments(network: dict[str, Any]) -> None:
     """Raise `InputError` for an argument of `timm.create_model` that a classifier of images in colour cannot have."""
     for name, value in network.items():
-        if name in REFUSED and not (name == 'in_chans' and value == 3):
+        if name in REFUSED and not (name in DEFAULTS and value == DEFAULTS[name]):
             raise InputError(message(f'model.network.{name}: {value}', *REFUSED[name]))
 
 

@@ -437,6 +437,7 @@ def test_output_that_is_a_folder(refused, on_photos, weights, photos):
     (['--model.network.num_classes=5'], 'model.network.num_classes: 5', 'the images say'),
     (['--model.network.features_only=true'], 'model.network.features_only: True', 'no classes'),
     (['--model.network.in_chans=1'], 'model.network.in_chans: 1', 'three channels'),
+    (['--model.name=se_inception_v3', '--model.network.aux_logits=true'], 'model.network.aux_logits: True', 'no loss'),
     (['--trainer.accumulate_grad_batches=0'], 'trainer.accumulate_grad_batches: 0', 'number of batches'),
     (['--trainer.check_val_every_n_epoch=0'], 'trainer.check_val_every_n_epoch: 0', 'number of epochs'),
     (['--trainer.accelerator=gpuu'], 'trainer', 'gpuu'),
@@ -451,7 +452,8 @@ def test_settings_that_cannot_be_used(refused, on_photos, options, given, why):
 def test_groups_with_nothing_below_them_are_the_defaults(on_photos, write_yaml):
     groups = dict.fromkeys(('optim', 'schedule', 'loss', 'mix'))
     config = write_yaml('empty.yaml', {'model': groups, 'data': {'augment': None}})
-    main(['fit', *on_photos, '--config', config, '--trainer.fast_dev_run=1', '--model.network.in_chans=3'])
+    main(['fit', *on_photos, '--config', config, '--trainer.fast_dev_run=1', '--model.network.in_chans=3',
+          '--model.network.features_only=false'])
 
 
 def test_pretrained_weights_that_cannot_be_downloaded(refused, on_photos, monkeypatch):
