@@ -4,10 +4,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from timm.layers import ConvNormAct
 from timm.models import regnet, resnet, senet
 from torch import Tensor, nn
 
-__all__ = ['BLOCKS', 'Block', 'OwnBlock', 'Step', 'Tail', 'block_of', 'is_hooked', 'is_identity']
+__all__ = ['BLOCKS', 'HOOKED', 'Block', 'OwnBlock', 'Step', 'Tail', 'block_of', 'is_hooked', 'is_identity', 'present']
+
+HOOKED = 'one of its modules has hooks, which the fused function would not call'
 
 
 class Tail(NamedTuple):
@@ -47,18 +50,34 @@ class Block(NamedTuple):
 
 
 class OwnBlock:
-    """A class of blocks that has `body`, `tail` and `steps` itself: this package's, and timm's with the fused tail."""
+    """A class of blocks that has `body`, `tail` and `steps` itself: this package's, and timm's with the fused tail.
 
+    Attributes:
+        own_forward: Whether a subclass from elsewhere has a `forward` of its own.
+        untold: A method of such a subclass which may do what its `tail`, inherited, does not tell; else an empty text.
+    """
 
-def is_identity(module: nn.Module | None) -> bool:
-    """Return whether `module` gives back what it gets: it is not there, or an `nn.Identity`."""
-    return module is None or type(module) is nn.Identity
+    own_forward = False
+    untold = ''
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__module__.startswith(f'{__package__}.'):
+            methods = vars(cls)
+            cls.own_forward |= 'forward' in methods
+            if 'tail' not in methods:
+                cls.untold = next((name for name in ('reference', 'body', 'steps') if name in methods), cls.untold)
 
 
 def is_hooked(module: nn.Module) -> bool:
     """Return whether something outside of its class takes part in the call of `module`."""
     return 'forward' in vars(module) or bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def is_identity(module: nn.Module | None) -> bool:
+    """Return whether `module` gives back what it gets: it is not there, or an `nn.Identity` without hooks."""
+    return module is None or (type(module) is nn.Identity and not is_hooked(module))
 
 
 def present(module: nn.Module | None) -> nn.Module | None:
@@ -77,7 +96,7 @@ def _basic_steps(block: Any) -> list[Step] | str:
 
 
 def _basic_tail(block: Any) -> Tail | str:
-    return Tail(block.conv2, block.bn2, present(block.se), block.drop_path, block.downsample, block.act2)
+    return Tail(block.conv2, block.bn2, present(block.se), present(block.drop_path), block.downsample, block.act2)
 
 
 def _bottleneck_body(block: Any, x: Tensor) -> Tensor:
@@ -91,7 +110,7 @@ def _bottleneck_steps(block: Any) -> list[Step] | str:
 
 
 def _bottleneck_tail(block: Any) -> Tail | str:
-    return Tail(block.conv3, block.bn3, present(block.se), block.drop_path, block.downsample, block.act3)
+    return Tail(block.conv3, block.bn3, present(block.se), present(block.drop_path), block.downsample, block.act3)
 
 
 def _legacy_body(block: Any, x: Tensor) -> Tensor:
@@ -124,6 +143,10 @@ def _regnet_tail(block: Any) -> Tail | str:
     if block.downsample is None:
         return 'it has no shortcut'
     last = block.conv3
+    if type(last) is not ConvNormAct:  # a subclass, or the gate after it, may do anything else in `forward`
+        return f'its last convolution is a {type(last).__name__}'
+    if is_hooked(last):
+        return HOOKED
     if not is_identity(getattr(last, 'aa', None)):
         return 'its last convolution is followed by anti-aliasing'
     return Tail(last.conv, last.bn, None, present(block.drop_path), present(block.downsample), present(block.act3))
@@ -146,5 +169,5 @@ def block_of(module: nn.Module) -> Block | None:
     """Return how to read `module` as a residual block, or None if it is not one that is known."""
     cls: Any = type(module)
     if issubclass(cls, OwnBlock):
-        return Block(cls.body, cls.tail, cls.steps)
+        return None if cls.own_forward or cls.untold else Block(cls.body, cls.tail, cls.steps)
     return BLOCKS.get(cls)

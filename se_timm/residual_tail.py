@@ -17,7 +17,7 @@ from .fused.operators import OPERATORS, TRITON, backend_passes
 from .fused.recompute import Convolution, norm_relu_conv
 from .fused.vector_kernels import VECTORS, track
 from .fused.vectors import PLAIN, Vectors
-from .residual_blocks import OwnBlock, Step, Tail, is_hooked, is_identity
+from .residual_blocks import HOOKED, OwnBlock, Step, Tail, is_hooked, is_identity
 from .squeeze_excite import EXCITATIONS, IdentityGate, SqueezeExcite
 
 __all__ = ['BACKENDS', 'Choice', 'ResidualTail', 'choose', 'explain', 'residual_tail']
@@ -68,12 +68,17 @@ class ResidualTail(OwnBlock):
     def fused(self, x: Tensor) -> Optional[Tensor]:  # noqa: UP045  (TorchScript reads it)
         """Return the output by way of the fused tail, or None where the modules are to compute it."""
         block: Any = self
-        tail = block.tail()
+        tail = tail_of(block)
         if not choose(tail, x, self.backend, block.training).fused:
             return None
         if self.recompute and not recompute_problem(steps := block.steps(), tail.conv):
             return residual_tail(tail, recomputed_body(steps, tail.conv, x), x)
         return residual_tail(tail, tail.conv(block.body(x)), x)
+
+
+def tail_of(block: Any) -> Tail | str:
+    """Return the tail of a block of this package, or in words why it has none."""
+    return f'its class {type(block).__name__} has another {block.untold}' if block.untold else block.tail()
 
 
 def choose(
@@ -141,6 +146,8 @@ def is_recorded(x: Tensor) -> str:
 
 def structure_problem(tail: Tail) -> str:
     """Return in words which module of `tail` the fused function cannot stand for, or an empty text."""
+    if is_any_hooked(tail):
+        return HOOKED
     if type(tail.norm) not in BATCH_NORMS or not is_plain(tail.norm):
         return f'its norm is a {type(tail.norm).__name__}'
     if tail.act is not None and type(tail.act) is not nn.ReLU:
@@ -149,13 +156,16 @@ def structure_problem(tail: Tail) -> str:
         return f'its drop path is {type(tail.drop_path).__name__}'
     if is_synchronised(tail.norm) and torch.compiler.is_compiling():
         return 'its batch norm is synchronised between processes within torch.compile'
-    if problem := gate_problem(tail.se):
-        return problem
+    return gate_problem(tail.se)
+
+
+def is_any_hooked(tail: Tail) -> bool:
+    """Return whether something would be called with a module that the fused function stands for."""
+    norm: Any = tail.norm
     gate = [] if tail.se is None else list(tail.se.modules())
-    if torch_module._has_any_global_hook() or any(
-            is_hooked(module) for module in (tail.norm, tail.act, tail.drop_path, *gate) if module is not None):
-        return 'one of its modules has hooks, which the fused function would not call'
-    return ''
+    within = (getattr(norm, 'act', None), getattr(norm, 'drop', None))  # identities of timm's batch norms
+    return torch_module._has_any_global_hook() or any(
+        is_hooked(module) for module in (norm, *within, tail.act, tail.drop_path, *gate) if module is not None)
 
 
 def is_plain(norm: nn.Module) -> bool:
@@ -289,7 +299,7 @@ def vectors_for(passes: Passes) -> Vectors:
 
 def projected(downsample: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
     """Return the shortcut, and the batch norm that it is still to pass if there is one at its end."""
-    if isinstance(downsample, nn.Sequential) and len(downsample) and not is_hooked(downsample):
+    if type(downsample) is nn.Sequential and len(downsample) and not is_hooked(downsample):
         last = downsample[-1]
         if type(last) in BATCH_NORMS and is_plain(last) and not is_hooked(last) and not (
                 is_synchronised(last) and torch.compiler.is_compiling()):
@@ -378,7 +388,7 @@ def explain(net: nn.Module, compiled: bool = False) -> Choices:
     choices = Choices()
     for name, block in net.named_modules():
         if isinstance(block, ResidualTail):
-            tail: Tail | str = block.tail()  # type: ignore[attr-defined]
+            tail = tail_of(block)
             x = next(block.parameters()).new_empty(0)  # type: ignore[attr-defined]
             choices[name] = choose(tail, x, block.backend, compiled=compiled)
     return choices

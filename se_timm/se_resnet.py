@@ -24,7 +24,7 @@ from torch import nn
 from .entry_points import check_keywords, check_weights_exist, imagenet_cfg
 from .errors import message, unknown
 from .placement import PLACEMENTS, PlacedSE, check_se_arguments
-from .residual_blocks import BLOCKS, Step, Tail
+from .residual_blocks import BLOCKS, Step, Tail, present
 from .residual_tail import ResidualTail
 from .squeeze_excite import SqueezeExcite, se_maker
 from .weights import checkpoint_filter_fn
@@ -75,7 +75,7 @@ class SEBasicBlock(ResidualTail, PlacedSE, BasicBlock):
         se, problem = self.tail_se()
         if self.relu_before_se:  # also where the SE behind it was taken out
             problem = 'a further ReLU stands after its last batch norm'
-        return problem or Tail(self.conv2, self.bn2, se, self.drop_path, self.downsample, self.act2)
+        return problem or Tail(self.conv2, self.bn2, se, present(self.drop_path), self.downsample, self.act2)
 
     @torch.jit.unused
     def steps(self) -> list[Step] | str:
@@ -130,7 +130,7 @@ class SEBottleneck(ResidualTail, PlacedSE, Bottleneck):
     def tail(self) -> Tail | str:
         """Return the modules that follow, or in words why they are no `Tail`."""
         se, problem = self.tail_se()
-        return problem or Tail(self.conv3, self.bn3, se, self.drop_path, self.downsample, self.act3)
+        return problem or Tail(self.conv3, self.bn3, se, present(self.drop_path), self.downsample, self.act3)
 
     @torch.jit.unused
     def steps(self) -> list[Step] | str:

@@ -9,7 +9,7 @@ from .errors import check_module, message, unknown
 from .fused_blocks import FUSED
 from .gates import find_se
 from .residual_blocks import BLOCKS
-from .residual_tail import BACKENDS, ResidualTail, recompute_problem, structure_problem
+from .residual_tail import BACKENDS, ResidualTail, recompute_problem, structure_problem, tail_of
 
 __all__ = ['Fusion', 'fuse']
 
@@ -95,7 +95,7 @@ def set_backend(block: nn.Module, backend: str) -> str:
         assert isinstance(tail, str)
         return tail
     block.backend = backend
-    tail = cast(Any, block).tail()
+    tail = tail_of(block)
     return tail if isinstance(tail, str) else structure_problem(tail)
 
 

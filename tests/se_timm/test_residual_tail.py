@@ -15,7 +15,7 @@ import se_timm
 from se_timm import SqueezeExcite, explain, fuse, prune_se, residual_tail
 from se_timm.fused import operators
 from se_timm.residual_blocks import Tail
-from se_timm.se_resnet import PLACEMENTS, SEBottleneck
+from se_timm.se_resnet import PLACEMENTS, SEBasicBlock, SEBottleneck
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
 NAMES = timm.list_models(module=['se_resnet', 'se_cifar'])
@@ -214,6 +214,16 @@ class Doubled(nn.BatchNorm2d):
         return super().forward(2 * x)
 
 
+class OtherReference(SEBasicBlock):
+    def reference(self, x):
+        return 2 * super().reference(x)
+
+
+class OtherBody(SEBasicBlock):
+    def body(self, x):
+        return 2 * super().body(x)
+
+
 CHANGES = {
     'norm': lambda block: setattr(block, 'bn2', nn.GroupNorm(2, 16)),
     'subclass of batch norm': lambda block: setattr(block, 'bn2', Doubled(16)),
@@ -225,6 +235,10 @@ CHANGES = {
     'other layer of the gate': lambda block: setattr(block.se, 'fc2', nn.Sequential(block.se.fc2, nn.Tanh())),
     'parametrised gate': lambda block: nn.utils.parametrizations.weight_norm(block.se.fc1),
     'gradient hook': lambda block: block.bn2.register_full_backward_hook(lambda *_: None),
+    'hook of an identity': lambda block: setattr(block, 'se', nn.Identity()) or block.se.register_forward_hook(
+        lambda module, inputs, output: 2 * output),
+    'another reference': lambda block: setattr(block, '__class__', OtherReference),
+    'another body': lambda block: setattr(block, '__class__', OtherBody),
 }
 
 
@@ -237,6 +251,20 @@ def test_changed_block_is_computed_by_its_modules(change, calls, uncompiled):
     x = torch.randn(2, 16, 8, 8, requires_grad=True)
     assert torch.equal(copy.deepcopy(block)(x), copy.deepcopy(block).reference(x))
     assert not calls
+
+
+def test_shortcut_with_a_forward_of_its_own(calls, uncompiled):
+    class Half(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    block = build('se_resnet20_cifar', 'fused').layer2[0]
+    block.downsample = Half(*block.downsample)
+    other = copy.deepcopy(block)
+    other.backend = 'reference'
+    x = torch.randn(2, 16, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(block(x), other(x))
+    assert calls  # the branch is fused all the same
 
 
 def test_hooks_are_called(uncompiled):

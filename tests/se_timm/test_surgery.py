@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
 
-from se_timm import explain, fuse
+from se_timm import add_se, explain, fuse
 from se_timm.fused import operators
 
 # timm's network -> residual blocks that are fused, and a word of the reason for what is left
@@ -44,6 +44,29 @@ def step(net):
     y = net(x)
     F.cross_entropy(y, torch.arange(3)).backward()
     return y.detach(), {name: p.grad for name, p in net.named_parameters()}, dict(net.named_buffers())
+
+
+@pytest.mark.parametrize(('name', 'part', 'arguments'), [
+    ('se_resnet50', 'layer1', {'se': False, 'layers': (1, 1, 1, 1)}), ('legacy_seresnet50', 'layer1', {}),
+    ('regnetx_002', 's1', {'zero_init_last': False}), ('regnety_002', 's1', {'zero_init_last': False}),
+    ('seresnet50', 'layer1', {'layers': (1, 1, 1, 1), 'zero_init_last': False})])
+def test_hooks_of_all_modules_are_called_and_have_their_effect(name, part, arguments):
+    stage = timm.create_model(name, **arguments).double().train().get_submodule(part)
+    x = torch.randn(2, next(stage.parameters()).shape[1], 16, 16, dtype=torch.float64)
+    for path, _ in stage.named_modules():
+        by_modules, fused = copy.deepcopy(stage), copy.deepcopy(stage)
+        for net in (by_modules, fused):
+            net.get_submodule(path).register_forward_hook(lambda module, args, output: output * 2)
+        fuse(fused, 'fused', recompute=True)
+        torch.testing.assert_close(fused(x), by_modules(x), rtol=1e-9, atol=1e-9, msg=path)
+
+
+def test_gate_at_the_last_convolution_stays_there():
+    net = timm.create_model('regnetx_002', zero_init_last=False).s1.train()
+    add_se(net, at='b1.conv3', input_size=(32, 8, 8))
+    other, x = copy.deepcopy(net), torch.randn(4, 32, 8, 8)
+    assert fuse(other, 'fused').left == {'b1': 'its last convolution is a Gated'}
+    assert torch.equal(other(x), net(x))
 
 
 @pytest.mark.parametrize('name', NETWORKS)
