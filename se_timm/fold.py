@@ -11,6 +11,7 @@ import torch
 from timm.layers import Conv2dSame, DropPath
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNorm2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_module
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .errors import check_module, message
@@ -54,7 +55,21 @@ class FoldedBlock(nn.Module):
         """Return the block's output."""
         out = self.conv(self.body(x))
         gate = self.gate(out.mean((2, 3), keepdim=True))
-        return self.act(scale_and_add(self.downsample(x), out, gate))
+        return self.act(self.scale_and_add(self.downsample(x), out, gate))
+
+    def scale_and_add(self, shortcut: Tensor, out: Tensor, gate: Tensor) -> Tensor:
+        """Return `shortcut + gate * out` in one pass; `out` may be overwritten."""
+        if torch.jit.is_scripting() or not self.is_free(shortcut, out, gate):
+            return torch.addcmul(shortcut, out, gate)
+        return torch.addcmul(shortcut, out, gate, out=out)  # fresh memory costs half as much again on the CPU
+
+    @torch.jit.unused
+    def is_free(self, shortcut: Tensor, out: Tensor, gate: Tensor) -> bool:
+        """Return whether nothing but the sum needs `out`: no gradient, graph or hook, no other dtype by autocast."""
+        return (not torch.is_grad_enabled() and type(out) is Tensor and shortcut.dtype == out.dtype == gate.dtype
+                and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+                and torch._C._functorch.peek_interpreter_stack() is None
+                and not is_hooked(self.conv) and not torch_module._has_any_global_hook())
 
 
 class FoldedBottleneck(FoldedBlock):
@@ -68,22 +83,7 @@ class FoldedBottleneck(FoldedBlock):
         """Return the block's output."""
         h = self.body(x)
         gate = self.gate(h.mean((2, 3), keepdim=True))
-        return self.act(scale_and_add(self.downsample(x), self.conv(h), gate))
-
-
-def scale_and_add(shortcut: Tensor, out: Tensor, gate: Tensor) -> Tensor:
-    """Return `shortcut + gate * out` in one pass; `out` may be overwritten."""
-    if torch.jit.is_scripting() or not is_free(shortcut, out, gate):
-        return torch.addcmul(shortcut, out, gate)
-    return torch.addcmul(shortcut, out, gate, out=out)  # fresh memory costs half as much again on the CPU
-
-
-@torch.jit.unused
-def is_free(shortcut: Tensor, out: Tensor, gate: Tensor) -> bool:
-    """Return whether nothing but the sum needs `out`: no gradient, no graph, no other dtype by autocast."""
-    return (not torch.is_grad_enabled() and type(out) is Tensor and shortcut.dtype == out.dtype == gate.dtype
-            and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-            and torch._C._functorch.peek_interpreter_stack() is None)
+        return self.act(self.scale_and_add(self.downsample(x), self.conv(h), gate))
 
 
 FOLDED = (FoldedBlock, FoldedBottleneck)

@@ -694,6 +694,28 @@ def test_block_with_a_hook_is_kept_and_calls_it(place, randomise):
     assert_same(folded, net, images(net))
 
 
+def test_block_with_a_forward_of_its_own_is_kept(randomise):
+    class Half(SEBottleneck):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    net = randomise(tiny())
+    net.layer1[1].__class__ = Half
+    folded = fold(net)
+    assert type(folded.layer1[1]) is Half
+    assert len(of(folded, FoldedBottleneck)) == 7
+    assert_same(folded, net, images(net))
+
+
+@pytest.mark.parametrize('block', BLOCKS)
+def test_hook_sees_what_the_last_convolution_gives(block):
+    folded, seen = fold(tiny(block)), []
+    folded.layer1[0].conv.register_forward_hook(lambda module, args, output: seen.append((output, output.clone())))
+    with torch.inference_mode():
+        folded(images(folded))
+    assert torch.equal(*seen[0])
+
+
 def test_block_in_two_places_is_kept(randomise):
     net = randomise(tiny())
     net.layer1.append(net.layer1[1])
