@@ -10,7 +10,6 @@ from torch.utils.hooks import RemovableHandle
 
 from .errors import message, nearest
 from .insertion_points import path_of
-from .squeeze_excite import IdentityGate
 
 __all__ = ['GateReader', 'SEBlock', 'choose_blocks', 'find_se']
 
@@ -25,6 +24,10 @@ GATE_OF = {
     'timm.models._efficientnet_blocks.SqueezeExcite': 'gate',
     'torchvision.ops.misc.SqueezeExcitation': 'scale_activation',
 }
+# class of a gate, its name in small letters -> between which values it lies, 2 standing for no upper bound
+RANGES = {
+    **dict.fromkeys(('sigmoid', 'hardsigmoid', 'hardsigmoidme'), (0., 1.)), 'tanh': (-1., 1.), 'relu': (0., 2.),
+    'relu6': (0., 6.), 'identitygate': (0., 2.)}
 # names that a block gives to its SE; the rest of the path names the block
 CHILDREN = ('se', 'se_module', 'attn', 'attn_last')
 STAGES = {'layer1': 2, 'layer2': 3, 'layer3': 4, 'layer4': 5}  # as the paper numbers those of ResNets for ImageNet
@@ -37,8 +40,8 @@ class SEBlock(NamedTuple):
         name: Of the residual block, or whatever module it belongs to, such as `layer1.0`.
         module: The path of the SE module itself, such as `layer1.0.se`.
         title: As the paper would call it, `SE_2_1`; the name where stages and blocks are not those of a ResNet.
-        low: Least value of the gate.
-        high: Largest value of the gate; 2 where there is none.
+        low: Least value of the gate; -2 where there is none, or it is not known.
+        high: Largest value of the gate; 2 where there is none, or it is not known.
         parameters: Of the SE module.
     """
 
@@ -78,10 +81,7 @@ def title_of(net: nn.Module, name: str) -> str:
 
 def range_of(gate: nn.Module) -> tuple[float, float]:
     """Return between which values a gate lies, for the last non-linearity of an SE block."""
-    if isinstance(gate, IdentityGate):
-        return 0., 2.
-    kind = type(gate).__name__.lower()
-    return (-1., 1.) if 'tanh' in kind else (0., 2.) if kind == 'relu' else (0., 1.)
+    return RANGES.get(type(gate).__name__.lower(), (-2., 2.))
 
 
 class GateReader:

@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 import se_timm
-from se_timm.gates import GateReader, choose_blocks, find_se
+from se_timm.gates import GateReader, choose_blocks, find_se, gate_of
 
 # a network of each kind of SE block, and how many it has
 KINDS = {
@@ -81,10 +81,14 @@ def test_gates_of_se_that_was_added():
 
 @pytest.mark.parametrize(('arguments', 'low', 'high'), [
     ({'excitation': 'tanh'}, -1., 1.), ({'excitation': 'relu'}, 0., 2.), ({'excitation': 'hard_sigmoid'}, 0., 1.),
+    ({'excitation': 'relu6'}, 0., 6.), ({'excitation': 'gelu_tanh'}, -2., 2.), ({'excitation': 'silu'}, -2., 2.),
     ({'squeeze': 'max'}, 0., 1.)])
 def test_range_follows_from_the_excitation(arguments, low, high):
     net = network('se_resnet20_cifar', **arguments)
     assert {(block.low, block.high) for block in find_se(net)} == {(low, high)}
+    values = gate_of(net.layer1[0].se)(torch.linspace(-9, 9, 99))
+    assert low <= values.min()
+    assert values.max() <= high or high == 2
 
 
 def test_gates_of_each_position_are_averaged():
