@@ -11,9 +11,13 @@ from __future__ import annotations
 import re
 
 import torch
+from timm.models.resnet import Bottleneck
 from torch import nn
 
 from .errors import message
+from .placement import PlacedSE
+from .residual_blocks import is_identity
+from .squeeze_excite import SqueezeExcite
 
 __all__ = ['checkpoint_filter_fn', 'from_cadene', 'from_moskomule', 'to_cadene', 'to_moskomule']
 
@@ -36,7 +40,11 @@ def from_cadene(state_dict: StateDict) -> StateDict:
 
 
 def to_cadene(state_dict: StateDict) -> StateDict:
-    """Return our weights under Cadene's keys, which timm's `legacy_se*` networks load."""
+    """Return our weights under Cadene's keys, which timm's `legacy_se*` networks load.
+
+    They compute the same if ours was built as they are: in the paper's topology, SE-ResNet-18 and -34 with
+    `relu_before_se=True`.
+    """
     stem = _DEEP_STEM if 'conv1.6.weight' in state_dict else _STEM
     back = tuple((ours, theirs) for theirs, ours in stem + _BODY)
     return {_rename(key, back): value for key, value in state_dict.items()}
@@ -77,9 +85,11 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     if any(key.startswith('layer0.') for key in state_dict):
         _check_relu(state_dict, model)
         _check_topology(model, 'paper', "weights in Cadene's layout")
+        _check_se(model, "weights in Cadene's layout")
         return from_cadene(state_dict)
     if any('.se.fc.' in key for key in state_dict):
         _check_topology(model, 'v1.5', 'weights in the layout of moskomule/senet.pytorch')
+        _check_se(model, 'weights in the layout of moskomule/senet.pytorch')
         _check_bias(model)
         return from_moskomule(state_dict)
     return state_dict
@@ -96,10 +106,27 @@ def _rename(key: str, pairs: tuple[tuple[str, str], ...]) -> str:
 def _check_topology(model: nn.Module, topology: str, weights: str) -> None:
     """Refuse weights whose shapes fit, but which were trained in another topology than that of `model`."""
     own = getattr(model, 'topology', topology)  # the CIFAR networks have but one
-    if own != topology:
+    _check_equal(weights, 'topology', own, topology)
+    blocks = [module for module in model.modules() if isinstance(module, Bottleneck)] if topology == 'paper' else []
+    strides = any(block.conv1.stride != (1, 1) for block in blocks)
+    _check_equal(weights, 'stride_in_1x1', strides, any(block.conv2.groups == 1 for block in blocks))
+
+
+def _check_se(model: nn.Module, weights: str) -> None:
+    """Refuse weights of networks whose SE is the paper's for a network with another one."""
+    for module in model.modules():
+        if isinstance(module, PlacedSE) and not is_identity(module.se):
+            _check_equal(weights, 'placement', module.placement, 'standard')
+        if isinstance(module, SqueezeExcite):
+            _check_equal(weights, 'squeeze', module.squeeze, 'avg')
+            _check_equal(weights, 'excitation', type(module.gate).__name__.lower(), 'sigmoid')
+
+
+def _check_equal(weights: str, name: str, own: object, trained: object) -> None:
+    if own != trained:
         raise ValueError(message(
-            weights, f'they were trained in the topology {topology!r}, and this network has {own!r}',
-            f'build the network with topology={topology!r}'))
+            weights, f'they were trained with {name}={trained!r}, and this network has {own!r}',
+            f'build the network with {name}={trained!r}'))
 
 
 def _check_relu(state_dict: StateDict, model: nn.Module) -> None:

@@ -102,9 +102,24 @@ def test_weights_with_the_further_relu_are_refused_without_it(name):
 @pytest.mark.parametrize(('legacy', 'name'), [
     ('legacy_seresnext50_32x4d', 'se_resnext50_32x4d.v1_5'), ('legacy_seresnet50', 'se_resnet50.v1_5')])
 def test_weights_of_the_papers_topology_are_refused_by_the_other(legacy, name):
-    with pytest.raises(ValueError, match="trained in the topology 'paper'") as error:
+    with pytest.raises(ValueError, match="trained with topology='paper'") as error:
         load(name, timm.create_model(legacy).state_dict())
     assert "topology='paper'" in str(error.value).splitlines()[-1]
+
+
+@pytest.mark.parametrize(('name', 'legacy', 'argument', 'trained'), [
+    ('se_resnet50', 'legacy_seresnet50', {'squeeze': 'max'}, "squeeze='avg'"),
+    ('se_resnet50', 'legacy_seresnet50', {'excitation': 'tanh'}, "excitation='sigmoid'"),
+    ('se_resnet50', 'legacy_seresnet50', {'placement': 'post'}, "placement='standard'"),
+    ('se_resnet50', 'legacy_seresnet50', {'stride_in_1x1': False}, 'stride_in_1x1=True'),
+    ('se_resnext50_32x4d', 'legacy_seresnext50_32x4d', {'stride_in_1x1': True}, 'stride_in_1x1=False'),
+])
+def test_weights_of_a_network_that_computes_something_else_are_refused(name, legacy, argument, trained):
+    state_dict = timm.create_model(legacy).state_dict()
+    load(name, state_dict)
+    with pytest.raises(ValueError, match=trained) as error:
+        load(name, state_dict, **argument)
+    assert trained in str(error.value).splitlines()[-1]
 
 
 def test_unfitting_file_is_an_error_and_not_a_silent_partial_load():
@@ -285,7 +300,7 @@ def test_moskomules_weights_load_by_the_factory(moskomule):
 def test_moskomules_weights_are_refused_by_the_papers_topology(moskomule):
     name, theirs = moskomule
     if name.endswith('.v1_5'):  # those of ImageNet
-        with pytest.raises(ValueError, match=r"trained in the topology 'v1\.5'"):
+        with pytest.raises(ValueError, match=r"trained with topology='v1\.5'"):
             load(name.removesuffix('.v1_5'), theirs.state_dict(), bias=False)
 
 
