@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .errors import message, nearest
+from .errors import check_module, message, nearest
 from .insertion_points import path_of
 
 __all__ = ['GateReader', 'SEBlock', 'choose_blocks', 'find_se']
@@ -54,7 +54,12 @@ class SEBlock(NamedTuple):
 
 
 def find_se(net: nn.Module) -> list[SEBlock]:
-    """Return the SE blocks of `net`, in its order: of this package, timm (legacy, effective SE, ECA) or torchvision."""
+    """Return the SE blocks of `net`, in its order: of this package, timm (legacy, effective SE, ECA) or torchvision.
+
+    Raises:
+        ValueError: If `net` is no network.
+    """
+    check_module('find_se', net)
     found = {name: module for name, module in net.named_modules() if path_of(type(module)) in GATE_OF}
     names = {name: name.rpartition('.')[0] if name.rpartition('.')[2] in CHILDREN else name for name in found}
     shared = {name for name in names.values() if list(names.values()).count(name) > 1}

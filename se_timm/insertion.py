@@ -151,6 +151,7 @@ def remove_se(net: nn.Module) -> list[str]:
     Raises:
         ValueError: If there is none. SE that a network was made with stays.
     """
+    check_module('remove_se', net)
     gates = added(net)
     if not gates:
         raise ValueError(message(

@@ -10,7 +10,7 @@ from torch import nn
 from .errors import message, unknown
 from .residual_blocks import is_identity
 
-__all__ = ['PLACEMENTS', 'PlacedSE', 'check_se_arguments']
+__all__ = ['PLACEMENTS', 'PlacedSE', 'check_each_stage', 'check_se_arguments']
 
 PLACEMENTS = ('standard', 'pre', 'post', 'identity', '3x3')
 
@@ -55,4 +55,12 @@ def check_se_arguments(se: bool, placement: str, stages: Sequence[int], valid_st
             f'name some of {list(valid_stages)}, as in stages=({valid_stages[0]}, {valid_stages[1]}); '
             'for none at all say se=False',
         ))
-    return stages
+    return sorted({int(stage) for stage in stages})
+
+
+def check_each_stage(valid_stages: tuple[int, ...], **values: Sequence[int]) -> None:
+    """Raise `ValueError` for an argument that has not one number for each stage."""
+    for name, value in values.items():
+        if len(value) != len(valid_stages):
+            raise ValueError(message(
+                f'{name}: {value!r}', f'the network has {len(valid_stages)} stages', 'give as many numbers'))

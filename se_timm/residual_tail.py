@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
+from .errors import check_module
 from .fused import launch
 from .fused.function import REFERENCE, Gate, Moments, Norm, Passes, fused_tail
 from .fused.inductor import COMPILED, compiled
@@ -68,7 +69,7 @@ class ResidualTail(OwnBlock):
     def fused(self, x: Tensor) -> Optional[Tensor]:  # noqa: UP045  (TorchScript reads it)
         """Return the output by way of the fused tail, or None where the modules are to compute it."""
         block: Any = self
-        tail = tail_of(block)
+        tail: Any = tail_of(block)
         if not choose(tail, x, self.backend, block.training).fused:
             return None
         if self.recompute and not recompute_problem(steps := block.steps(), tail.conv):
@@ -384,7 +385,11 @@ def explain(net: nn.Module, compiled: bool = False) -> Choices:
     Args:
         net: A network of this package, or one of timm's after `fuse`.
         compiled: Ask for a training within `torch.compile`.
+
+    Raises:
+        ValueError: If `net` is no network.
     """
+    check_module('explain', net)
     choices = Choices()
     for name, block in net.named_modules():
         if isinstance(block, ResidualTail):

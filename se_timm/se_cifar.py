@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from .entry_points import create
-from .errors import message, unknown
-from .placement import check_se_arguments
+from .errors import unknown
+from .placement import check_each_stage, check_se_arguments
 from .se_resnet import SEBasicBlock
 from .squeeze_excite import se_maker
 from .staged_network import STAGES, StagedNetwork
@@ -84,9 +84,7 @@ class SEResNetCifar(StagedNetwork):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
         stages = check_se_arguments(se, placement, stages, STAGES)
-        if len(layers) != len(STAGES):
-            raise ValueError(message(
-                f'layers: {layers!r}', f'the network has {len(STAGES)} stages', 'give as many numbers of blocks'))
+        check_each_stage(STAGES, layers=layers)
         if shortcut not in SHORTCUTS:
             raise ValueError(unknown('shortcut', shortcut, SHORTCUTS))
         dd = {'device': device, 'dtype': dtype}

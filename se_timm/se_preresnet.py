@@ -19,7 +19,7 @@ from torch import nn
 
 from .entry_points import create
 from .errors import message
-from .placement import PlacedSE, check_se_arguments
+from .placement import PlacedSE, check_each_stage, check_se_arguments
 from .se_cifar import cifar_cfg
 from .squeeze_excite import SqueezeExcite, se_maker
 from .staged_network import STAGES, StagedNetwork
@@ -165,6 +165,7 @@ class SEPreResNetCifar(StagedNetwork):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
         stages = check_se_arguments(se, placement, stages, STAGES)
+        check_each_stage(STAGES, layers=layers)
         dd = {'device': device, 'dtype': dtype}
         self.conv1 = nn.Conv2d(in_chans, STEM_WIDTH, 3, padding=1, bias=False, **dd)
         self.add_stem(STEM_WIDTH, 'conv1')

@@ -11,7 +11,7 @@ Two topologies, chosen by the tag of the model's name:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -292,7 +292,8 @@ def check_weights_fit(variant: str, given: dict[str, Any], trained_with: dict[st
     """Raise `ValueError` if an argument contradicts what the weights of `variant` were trained with."""
     for name, trained in trained_with.items():
         value = given.get(name, trained)
-        if (tuple(sorted(value)) if isinstance(value, (list, tuple)) else value) != trained:
+        several = isinstance(trained, tuple) and isinstance(value, Iterable)
+        if (tuple(sorted(set(value))) if several else value) != trained:
             raise ValueError(message(
                 f'{name}={value!r} with pretrained=True for {variant}',
                 f'its weights were trained with {name}={trained!r}',

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .entry_points import create
 from .errors import message, unknown
-from .placement import PLACEMENTS, PlacedSE, check_se_arguments
+from .placement import PLACEMENTS, PlacedSE, check_each_stage, check_se_arguments
 from .se_cifar import cifar_cfg
 from .squeeze_excite import SqueezeExcite, se_maker
 from .staged_network import STAGES, StagedNetwork
@@ -197,6 +197,7 @@ class SEShakeShakeCifar(StagedNetwork):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
         stages = check_se_arguments(se, placement, stages, STAGES)
+        check_each_stage(STAGES, layers=layers)
         if shake not in SHAKES:
             raise ValueError(unknown('shake', shake, SHAKES))
         dd = {'device': device, 'dtype': dtype}

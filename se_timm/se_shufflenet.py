@@ -24,7 +24,7 @@ from torch import nn
 
 from .entry_points import create, imagenet_cfg
 from .errors import message
-from .placement import PlacedSE, check_se_arguments
+from .placement import PlacedSE, check_each_stage, check_se_arguments
 from .squeeze_excite import SqueezeExcite, se_maker
 from .staged_network import STAGES, StagedNetwork
 
@@ -140,6 +140,7 @@ class SEShuffleNetV1(StagedNetwork):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
         stages = check_se_arguments(se, placement, stages, STAGES)
+        check_each_stage(STAGES, channels=channels)
         dd = {'device': device, 'dtype': dtype}
         self.conv1 = nn.Conv2d(in_chans, STEM_WIDTH, 3, stride=2, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH, **dd)

@@ -90,7 +90,7 @@ class SqueezeExcite(nn.Module):
         self.fc1 = nn.Conv2d(channels, channels // reduction, kernel_size=1, bias=bias, **dd)
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(channels // reduction, channels, kernel_size=1, bias=bias, **dd)
-        self.gate: nn.Module = get_act_layer(excitation)()
+        self.gate: nn.Module = get_act_layer(excitation)().to(**dd)  # some have a parameter
         for layer in (self.fc1, self.fc2):
             nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu')
         if identity_start:
@@ -132,7 +132,7 @@ def check_arguments(channels: int, reduction: int, squeeze: str, excitation: str
     if isinstance(reduction, bool) or not isinstance(reduction, int) or not 1 <= reduction <= channels:
         raise ValueError(message(
             f'reduction: {reduction!r}',
-            f'a block of {channels} channels needs a hidden width channels // reduction of at least 1',
+            f'a block of {channels} channels needs an int by which its hidden width channels // reduction is 1 or more',
             f'take a whole number from 1 to {channels}; the paper uses 2, 4, 8, 16 and 32',
         ))
     if squeeze not in SQUEEZES:

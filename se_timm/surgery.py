@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import nn
 
-from .errors import check_module, message, unknown
+from .errors import check_module, check_switches, message, unknown
 from .fused_blocks import FUSED
 from .gates import find_se
 from .residual_blocks import BLOCKS
@@ -57,6 +57,7 @@ def fuse(net: nn.Module, backend: str = 'auto', recompute: bool = False) -> Fusi
             block that is known.
     """
     check_module('fuse', net)
+    check_switches(recompute=recompute)
     if backend not in BACKENDS:
         raise ValueError(unknown('backend', backend, BACKENDS))
     if recompute and backend != 'fused':

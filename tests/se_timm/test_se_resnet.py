@@ -552,6 +552,20 @@ def test_arguments_that_would_have_no_effect_are_refused(name, arguments, given)
         timm.create_model(name, device='meta', **arguments)
 
 
+@pytest.mark.parametrize('stages', [(3, 3), {3}, range(3, 4), 3, (3.0,)])
+def test_stages_in_any_form_are_the_same_network(stages):
+    for name in ('se_mobilenetv1_100', 'se_resnet50', 'se_vgg16_bn'):
+        net = timm.create_model(name, device='meta', stages=stages)
+        assert net.state_dict().keys() == timm.create_model(name, device='meta', stages=(3,)).state_dict().keys()
+
+
+def test_stages_that_weights_were_trained_with_may_have_any_form():
+    for stages in ((2, 3, 4, 5), [5, 4, 3, 2], range(2, 6), {2, 3, 4, 5}):
+        check_weights_fit('se_resnet50', {'stages': stages})
+    with pytest.raises(ValueError, match='trained with stages'):
+        check_weights_fit('se_resnet50', {'stages': range(2, 5)})
+
+
 def test_further_relu_is_for_the_standard_placement_alone():
     blocks = {place: timm.create_model('se_resnet18.in1k', device='meta', placement=place).layer1[0]
               for place in ('standard', 'pre')}
@@ -561,6 +575,9 @@ def test_further_relu_is_for_the_standard_placement_alone():
 @pytest.mark.parametrize(('name', 'arguments', 'given'), [
     ('se_resnet50', {'stages': 2.5}, r'stages: \[2.5\]'), ('se_vgg16_bn', {'stages': True}, r'stages: \[True\]'),
     ('se_resnet20_cifar', {'layers': (3, 3)}, r'layers: \(3, 3\)'),
+    ('se_preresnet164_cifar', {'layers': (1, 1)}, r'layers: \(1, 1\)'),
+    ('se_shakeshake26_2x96d_cifar', {'layers': (1, 1)}, r'layers: \(1, 1\)'),
+    ('se_shufflenetv1_g3', {'channels': (240, 480)}, r'channels: \(240, 480\)'),
 ])
 def test_numbers_that_mean_no_stage_are_refused(name, arguments, given):
     with pytest.raises(ValueError, match=rf'^{given}\n  why: '):

@@ -110,14 +110,16 @@ def test_memory_format_is_kept(squeeze, memory_format):
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_dtype_argument_reaches_every_parameter_and_the_output(dtype):
-    se = SqueezeExcite(32, dtype=dtype)
+@pytest.mark.parametrize('excitation', ['sigmoid', 'prelu'])
+def test_dtype_argument_reaches_every_parameter_and_the_output(dtype, excitation):
+    se = SqueezeExcite(32, excitation=excitation, dtype=dtype)
     assert {parameter.dtype for parameter in se.parameters()} == {dtype}
     assert se(images(32, dtype=dtype)).dtype == dtype
 
 
-def test_device_argument_reaches_every_parameter():
-    se = SqueezeExcite(32, device='meta')
+@pytest.mark.parametrize('excitation', ['sigmoid', 'prelu'])
+def test_device_argument_reaches_every_parameter(excitation):
+    se = SqueezeExcite(32, excitation=excitation, device='meta')
     assert {parameter.device.type for parameter in se.parameters()} == {'meta'}
     assert se(torch.empty(2, 32, 5, 7, device='meta')).shape == (2, 32, 5, 7)
 

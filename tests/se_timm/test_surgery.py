@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
 
-from se_timm import add_se, explain, fuse
+from se_timm import add_se, explain, find_se, fuse, remove_se
 from se_timm.fused import operators
 
 # timm's network -> residual blocks that are fused, and a word of the reason for what is left
@@ -59,6 +59,17 @@ def test_hooks_of_all_modules_are_called_and_have_their_effect(name, part, argum
             net.get_submodule(path).register_forward_hook(lambda module, args, output: output * 2)
         fuse(fused, 'fused', recompute=True)
         torch.testing.assert_close(fused(x), by_modules(x), rtol=1e-9, atol=1e-9, msg=path)
+
+
+@pytest.mark.parametrize('function', [fuse, explain, find_se, remove_se])
+def test_what_is_no_network_is_refused(function):
+    with pytest.raises(ValueError, match=rf"^{function.__name__}\('abc'\)\n  why: it is a str, not an nn.Module"):
+        function('abc')
+
+
+def test_recomputation_is_a_switch():
+    with pytest.raises(ValueError, match="recompute: 'no'\n  why: it is a switch"):
+        fuse(build('resnet18'), 'fused', recompute='no')
 
 
 def test_gate_at_the_last_convolution_stays_there():
