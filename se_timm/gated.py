@@ -19,7 +19,8 @@ class Gated(nn.Module):
     It stands in the place of `inner`, and reads and writes state dicts under the keys that `inner` had there; only the
     gate's, `se.*`, are new. In `named_modules` and `named_parameters` both are what they are: `inner` and `se`. (A gate
     by a forward hook, or by a subclass of the module's class, would be lost without a word where the module is replaced
-    by one of another class, as by `convert_sync_batchnorm`.) Other attributes are those of `inner`.
+    by one of another class, as by `convert_sync_batchnorm`.) Other attributes are those of `inner`. So
+    `torch.func.functional_call` takes the names of `named_parameters`, and not those of the state dict.
 
     Shapes: those of `inner`, whose input or output is gated by `se`, which sees `(N, C, H, W)`.
 
