@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from timm.loss import create_classification_loss
+from timm.loss import BinaryCrossEntropy, create_classification_loss
 from timm.loss.class_weights import compute_class_weights
 from torch import nn
 
@@ -26,8 +26,8 @@ class Loss:
         smoothing: Label smoothing.
         bce_sum: Sum the binary cross-entropies over the classes, in place of their mean.
         bce_threshold: Make mixed targets 1 above it and 0 below (`bce`).
-        class_weights: A weight for each class (`ce`, `bce`), or `balanced`: inverse to the number of its training
-            images. Their scale is of no consequence: it becomes 1 on average over the training images.
+        class_weights: A weight for the images of each class (`ce`, `bce`), or `balanced`: inverse to the number of its
+            training images. Their scale is of no consequence: it becomes 1 on average over the training images.
     """
 
     name: Literal['ce', 'bce', 'asl', 'poly', 'jsd'] = 'ce'
@@ -78,13 +78,29 @@ def build_loss(
             f'model.loss.name: {loss.name} with data.augment.splits: {splits}',
             'jsd compares versions of images, of which there must be two or more, and no other loss knows them',
             'take both, with splits 3 and auto_augment augmix-m3-w3 as published, or neither'))
+    check_threshold(loss, num_classes)
     weight = class_weights(loss, num_classes, labels)
-    if loss.name == 'ce' and weight is not None:  # timm's factory has no weights for it
+    # timm's factory has no weights for `ce`, and for `bce` those of outputs, not of images
+    if weight is not None and loss.name == 'ce':
         return WeightedCrossEntropy(weight, reduction='none', label_smoothing=0.0 if mixed else loss.smoothing)
+    if weight is not None:
+        return WeightedBinaryCrossEntropy(
+            weight, loss.bce_sum, smoothing=loss.smoothing, target_threshold=loss.bce_threshold)
     options: dict[str, Any] = {'jsd_splits': splits} if splits else {}
     return create_classification_loss(
-        loss.name, smoothing=loss.smoothing, soft_targets=mixed, class_weight=weight, bce_sum=loss.bce_sum,
+        loss.name, smoothing=loss.smoothing, soft_targets=mixed, bce_sum=loss.bce_sum,
         bce_target_thresh=loss.bce_threshold, **options)
+
+
+def check_threshold(loss: Loss, num_classes: int) -> None:
+    """Raise `InputError` for a threshold which the targets of all classes are above, or those of none."""
+    least = loss.smoothing / num_classes
+    most = 1 - loss.smoothing + least
+    if loss.bce_threshold is not None and not least <= loss.bce_threshold < most:
+        raise InputError(message(
+            f'model.loss.bce_threshold: {loss.bce_threshold}',
+            f'with a smoothing of {loss.smoothing:g}, targets are {least:g} and {most:g}: all would become the same',
+            f'take a number from {least:g} and below {most:g}, such as 0.2'))
 
 
 class WeightedCrossEntropy(nn.CrossEntropyLoss):
@@ -96,6 +112,24 @@ class WeightedCrossEntropy(nn.CrossEntropyLoss):
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the loss of a batch."""
         return super().forward(logits, target).mean()
+
+
+class WeightedBinaryCrossEntropy(nn.Module):
+    """The mean over the images of their binary cross-entropies, each times the weight of its class, or classes."""
+
+    weight: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, sum_classes: bool, **options: Any) -> None:
+        super().__init__()
+        self.register_buffer('weight', weight)
+        self.sum_classes = sum_classes
+        self.entropies = BinaryCrossEntropy(reduction='none', **options)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a batch."""
+        entropies = self.entropies(logits, target)
+        weight = self.weight[target] if target.ndim == 1 else (target * self.weight).sum(-1)
+        return (weight * (entropies.sum(-1) if self.sum_classes else entropies.mean(-1))).mean()
 
 
 def class_weights(loss: Loss, num_classes: int, labels: Sequence[int] | None) -> torch.Tensor | None:

@@ -57,17 +57,22 @@ def test_divergence_of_versions():
     torch.testing.assert_close(found, F.cross_entropy(logits[:8], LABELS) + 12 * divergence)
 
 
-@pytest.mark.parametrize(('name', 'smoothing'), [('ce', 0.0), ('ce', 0.1), ('bce', 0.0)])
-def test_weights_of_classes(name, smoothing):
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_weights_of_classes(smoothing):
     weights = [1.0, 2.0, 0.0, 1.0, 0.5]
-    found = build_loss(Loss(name, smoothing, class_weights=weights), 5)(LOGITS, LABELS)
-    if name == 'ce':
-        expected = F.cross_entropy(
-            LOGITS, LABELS, torch.tensor(weights), reduction='none', label_smoothing=smoothing).mean()
-    else:
-        each = F.binary_cross_entropy_with_logits(LOGITS, F.one_hot(LABELS, 5).float(), reduction='none')
-        expected = (each * torch.tensor(weights)).mean()
-    torch.testing.assert_close(found, expected)
+    found = build_loss(Loss('ce', smoothing, class_weights=weights), 5)(LOGITS, LABELS)
+    torch.testing.assert_close(found, F.cross_entropy(
+        LOGITS, LABELS, torch.tensor(weights), reduction='none', label_smoothing=smoothing).mean())
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'smoothing': 0.1}, {'bce_sum': True}, {'smoothing': 0.1, 'bce_threshold': 0.2}])
+def test_weights_of_classes_are_those_of_their_images(options):
+    weights = [1.0, 2.0, 0.0, 1.0, 0.5]
+    alone = build_loss(Loss('bce', **options), 5)
+    each = torch.stack([alone(LOGITS[i:i + 1], LABELS[i:i + 1]) for i in range(len(LABELS))])
+    weighted = build_loss(Loss('bce', class_weights=weights, **options), 5)
+    torch.testing.assert_close(weighted(LOGITS, LABELS), (each * torch.tensor(weights)[LABELS]).mean())
 
 
 def test_balanced_weights_are_inverse_to_the_number_of_images():
@@ -76,17 +81,19 @@ def test_balanced_weights_are_inverse_to_the_number_of_images():
     torch.testing.assert_close(loss.weight, weights * 11 / 3)  # of 11 images the mean is 1
 
 
+@pytest.mark.parametrize('name', ['ce', 'bce'])
 @pytest.mark.parametrize('weights', ['balanced', [3.0, 1.0, 5.0]])
-def test_weights_change_the_scale_neither_with_mixed_labels_nor_with_the_division_of_a_step(weights):
+def test_weights_change_the_scale_neither_with_mixed_labels_nor_with_the_division_of_a_step(weights, name):
     labels = torch.tensor([0] * 12 + [1] * 3 + [2])
     logits = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
-    loss = build_loss(Loss(class_weights=weights), 3, labels=labels.tolist())
+    loss = build_loss(Loss(name, class_weights=weights), 3, labels=labels.tolist())
     whole = loss(logits, labels)
     torch.testing.assert_close(torch.stack([loss(logits[i::4], labels[i::4]) for i in range(4)]).mean(), whole)
-    mixed = build_loss(Loss(class_weights=weights), 3, mixed=True, labels=labels.tolist())
+    mixed = build_loss(Loss(name, class_weights=weights), 3, mixed=True, labels=labels.tolist())
     torch.testing.assert_close(mixed(logits, F.one_hot(labels, 3).float()), whole)
-    torch.testing.assert_close(loss(torch.zeros(16, 3), labels), torch.tensor(3.0).log())
-    again = build_loss(Loss(class_weights=[10 * each for each in loss.weight.tolist()]), 3, labels=labels.tolist())
+    torch.testing.assert_close(loss(torch.zeros(16, 3), labels), torch.tensor({'ce': 3.0, 'bce': 2.0}[name]).log())
+    tenfold = Loss(name, class_weights=[10 * each for each in loss.weight.tolist()])
+    again = build_loss(tenfold, 3, labels=labels.tolist())
     torch.testing.assert_close(again.weight, loss.weight)
 
 
@@ -114,6 +121,9 @@ def test_settings_that_contradict_each_other(refused, loss, mixed, given, why, d
 
 @pytest.mark.parametrize(('loss', 'options', 'given', 'do'), [
     (Loss('jsd'), {}, 'jsd with data.augment.splits: 0', 'splits 3'), (Loss(), {'splits': 3}, 'ce with', 'or neither'),
+    (Loss('bce', bce_threshold=1.5), {}, 'bce_threshold: 1.5', 'from 0 and below 1'),
+    (Loss('bce', bce_threshold=-0.5), {}, 'bce_threshold: -0.5', 'from 0 and below 1'),
+    (Loss('bce', smoothing=0.1, bce_threshold=0.01), {}, 'bce_threshold: 0.01', 'from 0.02 and below 0.92'),
     (Loss(class_weights=[1.0]), {}, 'class_weights: 1 numbers', 'or say balanced'),
     (Loss(class_weights=[1.0, 1.0, 1.0, 1.0, -2.0]), {}, 'class_weights: -2.0', 'from 0'),
     (Loss(class_weights=[0.0] * 5), {}, 'class_weights: all 0', 'not all of them 0'),
