@@ -225,6 +225,7 @@ def runs_of(file: str, folder: str | None, options: list[str]) -> list[Run]:
     base = Path(folder or f'runs/sweep/{study}')
     check_writable('folder:', base)
     chosen = combinations(content['parameters'])
+    check_options(options, varying_in(chosen))
     runs = []
     for values, name in zip(chosen, folders(chosen), strict=True):
         args, variables = expanded(content, values)
@@ -235,9 +236,24 @@ def runs_of(file: str, folder: str | None, options: list[str]) -> list[Run]:
     return runs
 
 
+def varying_in(chosen: list[dict[str, str]]) -> list[str]:
+    """Return the parameters in which the combinations differ."""
+    return [name for name in chosen[0] if len({values[name] for values in chosen}) > 1]
+
+
+def check_options(options: list[str], varying: list[str]) -> None:
+    """Raise `InputError` for an option which would make the trainings of a sweep the same."""
+    for option in options:
+        name = option.partition('=')[0].removeprefix('--')
+        if same := [each for each in varying if option.startswith('--') and f'{each}.'.startswith(f'{name}.')]:
+            raise InputError(message(
+                f'--{name} with sweep', f'it would win over {same[0]}, which differs from training to training',
+                'leave it out, or say it in the sweep file'))
+
+
 def folders(chosen: list[dict[str, str]]) -> list[str]:
     """Return a name for the folder of each combination, of the parameters that vary."""
-    varying = [name for name in chosen[0] if len({values[name] for values in chosen}) > 1] or list(chosen[0])
+    varying = varying_in(chosen) or list(chosen[0])
     names: list[str] = []
     for values in chosen:
         parts = [f'{name}={plain(values[name])}' for name in varying]

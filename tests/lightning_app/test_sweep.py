@@ -198,11 +198,18 @@ def test_what_it_cannot_honour_is_refused(changes, given, why, do, sweep_file, c
     ('--ckpt_path=last', '--ckpt_path=last with sweep', 'leave it out'),
     ('--print_config', '--print_config with sweep', 'say --dry_run for'),
     ('--dry_run=perhaps', 'dry_run', 'correct'),
+    ("--model.network={'reduction': 8}", '--model.network with sweep', 'say it in the sweep file'),
+    ('--model=small.yaml', '--model with sweep', 'say it in the sweep file'),
 ])
 def test_options_are_checked(option, given, do, sweep_file, cli_error):
     lines = cli_error(['sweep', sweep_file(), option])
     assert given in lines[0]
     assert do in lines[2]
+
+
+def test_options_below_a_parameter_are_taken(sweep_file, capsys, in_tmp_path):
+    main(['sweep', sweep_file(), '--dry_run', '--model.network.drop_rate', '0.1'])
+    assert capsys.readouterr().out.count('--model.network.drop_rate 0.1') == 2
 
 
 def test_file_that_is_not_there(cli_error):
