@@ -24,7 +24,7 @@ from .distillation import Distill, Teacher, check_distill
 from .loss import Loss, build_loss, check_loss
 from .metrics import ClassificationMetrics
 from .mix import Mix, build_mixup, check_mix
-from .network import architecture, build_network, fuse_network
+from .network import architecture, build_network, fuse_network, renew_classifier, trained_classes
 from .nonfinite import NonfiniteSteps
 from .optim import (
     Optim,
@@ -45,6 +45,7 @@ from .resume import (
     check_not_past,
     continue_in_epoch,
     drop_elapsed_time,
+    first_other_class,
     position,
     reopen_epoch,
     take_weights_without_average,
@@ -153,7 +154,12 @@ class ImageClassifier(LightningModule):
         """Take the names of the classes from the data, and compile the network for a training."""
         self.class_names = self._classes_of_data() or self.class_names
         tell_of_slow_precision(self.trainer)
-        if stage == 'fit':
+        if stage != 'fit':
+            check_classes(trained_classes(self.net), self._classes_of_data())
+        else:
+            if first_other_class(trained_classes(self.net), self._classes_of_data()):
+                rank_zero_info('initial weights: of classes with other names; the classifier begins anew')
+                renew_classifier(self.net)
             self._build_loss()
         if self.compile_network and stage == 'fit':
             self.net.compile()  # in place: the keys of the state dict stay those of the bare network

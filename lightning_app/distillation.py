@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from se_timm.errors import InputError, message
 
 from .data.base import evaluation_settings
-from .network import INITIAL_WEIGHTS, create_network, own_checkpoint
+from .network import INITIAL_WEIGHTS, create_network, own_checkpoint, trained_classes
 from .resume import first_other_class
 
 __all__ = ['Distill', 'Teacher', 'check_distill']
@@ -98,9 +98,10 @@ class Teacher:
         """Return `mean` and `std` of the images that the teacher was trained on, which had these classes."""
         path = self.distill.network.get('checkpoint_path')
         recorded = (own_checkpoint(path) if path else None) or {}
-        if other := first_other_class(recorded.get('class_names'), class_names):
+        if other := first_other_class(trained_classes(net), class_names):
+            key, value = ('network.checkpoint_path', path) if path else ('teacher', self.distill.teacher)
             raise InputError(message(
-                f'model.distill.network.checkpoint_path: {path}',
+                f'model.distill.{key}: {value}',
                 'class {} was {} when it was trained, and is {} here'.format(*other),
                 'take a teacher that was trained on the same classes, by the same names'))
         given = (recorded.get('data') or {}).get('init_args') or {}

@@ -1,6 +1,7 @@
 """The network of a training: timm's by name, its initial weights, SE put into it, and its fused tails."""
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import struct
@@ -22,7 +23,7 @@ from .checkpoints import mapped, nearby
 
 __all__ = [
     'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'fuse_network',
-    'own_checkpoint',
+    'own_checkpoint', 'renew_classifier', 'trained_classes',
 ]
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
@@ -171,6 +172,29 @@ def load_weights(net: Any, weights: dict[str, Tensor]) -> int | None:
     return max((len(weights[key]) for key in other), default=None)
 
 
+def take_class_names(
+        net: Any, checkpoint: dict[str, Any] | None, arguments: dict[str, Any], other: int | None) -> None:
+    """Keep the names of the classes that a classifier was trained on in timm's `label_names`, and no others."""
+    pretrained = net.pretrained_cfg.get('label_names') if arguments.get('pretrained') else None
+    names = pretrained if checkpoint is None else checkpoint.get('class_names')
+    net.pretrained_cfg = {**net.pretrained_cfg, 'label_names': names if other is None else None}
+
+
+def trained_classes(net: Any) -> list[str] | None:
+    """Return the names of the classes that the initial weights of `net` are of, None where they are not known.
+
+    Not those of Hugging Face's hub, which may call the same classes otherwise than their folders are called.
+    """
+    return None if net.pretrained_cfg.get('source') == 'hf-hub' else net.pretrained_cfg.get('label_names')
+
+
+def renew_classifier(net: Any) -> None:
+    """Let the classifier begin anew, its parameters being the same objects."""
+    fresh = copy.deepcopy(net)
+    fresh.reset_classifier(net.num_classes)
+    net.load_state_dict(fresh.state_dict())
+
+
 def other_classes(net: Any, arguments: dict[str, Any]) -> int | None:
     """Return the number of classes of timm's pretrained weights if it is another: the classifier got none of them."""
     classes = net.pretrained_cfg.get('num_classes')
@@ -212,6 +236,7 @@ def create_network(
             classes = load_weights(net, load_state_dict(path) if weights is None else weights)
         if classes is not None:
             rank_zero_info(f'initial weights: of {classes} classes; the classifier of {net.num_classes} begins anew')
+        take_class_names(net, checkpoint, arguments, classes)
         return net, classes
     except (AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
             struct.error) as error:

@@ -22,7 +22,7 @@ from ..data.base import evaluation_settings
 from ..data.samples import IGNORE, EvaluationSamples
 from ..export import read
 from ..metrics import ClassificationMetrics
-from ..network import create_network
+from ..network import create_network, trained_classes
 from .gate_statistics import BlockGates, GateStatistics
 
 __all__ = ['Subject', 'Survey', 'open_subject', 'survey']
@@ -75,7 +75,8 @@ def open_subject(
         source = read(checkpoint, None, True, None)
         net, title, trained_on = source.net, source.name, source.classes
     else:
-        net, title, trained_on = trained_network(name, network), str(name), None
+        net, title = trained_network(name, network), str(name)
+        trained_on = trained_classes(net)
     saved = checkpoint.get('data') if checkpoint is not None else None
     data = data_module(saved, root)
     if root is None and trained_on:

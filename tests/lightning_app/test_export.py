@@ -1,4 +1,5 @@
 """What is exported computes what the checkpoint does, and knows how its images are made."""
+import copy
 import csv
 import json
 import sys
@@ -10,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from lightning_app import ImageClassifier
+from lightning_app import ImageClassifier, classifier
 from lightning_app.cli import main
 from lightning_app.export import compare
 from se_timm.errors import InputError
@@ -52,6 +53,16 @@ def altered(path, alter, to='altered.ckpt'):
     return to
 
 
+@pytest.fixture(params=['file', 'folder'])
+def initial(in_tmp_path, checkpoint, request):
+    """Return the arguments that build the network with its weights, from the checkpoint or from its export."""
+    path = checkpoint()
+    if request.param == 'file':
+        return ['--model.name=se_resnet20_cifar', f'--model.network={{checkpoint_path: {path}}}']
+    main(['export', '--ckpt_path', path, '--output', 'exported'])
+    return ['--model.name=local-dir:exported', '--model.network={pretrained: true}']
+
+
 def timm_network(folder):
     return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
 
@@ -76,12 +87,49 @@ def test_folder_for_timm(checkpoint, images, options, blocks, capsys):
     assert f"timm.create_model('local-dir:{folder}', pretrained=True)" in capsys.readouterr().out
 
 
-def test_predictions_by_the_folder_have_the_names_of_the_classes(checkpoint, photos):
-    folder, = main(['export', '--ckpt_path', checkpoint()])
-    main(['predict', f'--model.name=local-dir:{folder}', '--model.network={pretrained: true}', '--data.num_workers=0',
-          '--data=ImageNetDataModule', f'--data.images={photos}/val/ant', '--trainer.accelerator=cpu'])
+@pytest.fixture
+def other_photos(initial, photos):
+    """After the training, the photos with classes of other names, though as many, and in the order of the former."""
+    for name, other in (('ant', 'dog'), ('bee', 'eel'), ('cat', 'fox')):
+        for split in ('train', 'val'):
+            (photos / split / name).rename(photos / split / other)
+    return photos
+
+
+def test_initial_weights_know_their_classes(initial, photos):
+    main(['predict', *initial, '--data=ImageNetDataModule', f'--data.images={photos}/val/ant', '--data.num_workers=0',
+          '--data.num_classes=3', '--trainer.accelerator=cpu'])
     with open('predictions.csv', newline='') as file:
         assert {row['class1'] for row in csv.DictReader(file)} <= {'ant', 'bee', 'cat'}
+    main(['validate', *initial, '--data=ImageNetDataModule', f'--data.root={photos}', '--trainer.accelerator=cpu'])
+
+
+def test_weights_of_other_classes_of_the_same_number_are_not_evaluated(initial, other_photos, cli_error, capfd):
+    given, why, _ = cli_error(['validate', *initial, '--data=ImageNetDataModule', f'--data.root={other_photos}',
+                               '--trainer.accelerator=cpu'])
+    assert given == 'data: 3 classes, of which number 0 is dog'
+    assert 'it is ant' in why
+    name, network = (each.partition('=')[2] for each in initial)
+    main(['analyze', '--name', name, '--network', network.replace('{', '{num_classes: 3, '), '--output', 'gates',
+          '--root', str(other_photos)])
+    assert 'accuracy: not known' in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures('other_photos')
+def test_classifier_begins_anew_for_other_classes_of_the_same_number(initial, on_photos, caplog, monkeypatch):
+    renew, changed = classifier.renew_classifier, []
+
+    def watched(net):
+        before = copy.deepcopy(net.state_dict()), list(net.parameters())
+        renew(net)
+        assert all(one is other for one, other in zip(before[1], net.parameters(), strict=True))
+        changed.extend(key for key, value in net.state_dict().items() if not torch.equal(before[0][key], value))
+
+    monkeypatch.setattr(classifier, 'renew_classifier', watched)
+    with caplog.at_level('INFO'):
+        main(['fit', *on_photos, *initial, '--trainer.fast_dev_run=1'])
+    assert 'of classes with other names; the classifier begins anew' in caplog.text
+    assert changed == ['fc.weight', 'fc.bias']
 
 
 def test_either_weights_of_a_training_with_an_average(checkpoint, images, capsys):
