@@ -9,18 +9,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from se_timm.errors import InputError, check_installed, check_least, message
+from se_timm.errors import InputError, check_installed, check_least, check_writable, message
 from se_timm.gates import SEBlock, choose_blocks
 from se_timm.pruning import prune_se
 
 from ..checkpoints import load_checkpoint
 from ..export import check_checkpoint
 from . import gate_figures
-from .channels import default_blocks, default_classes, find_classes, short
+from .channels import default_blocks, default_classes, find_classes
 from .findings import described, removable, variation
 from .gate_media import COLUMNS
 from .gate_statistics import BlockGates
-from .grad_cam import draw_grad_cam
+from .grad_cam import check_known, draw_grad_cam
 from .subject import Subject, Survey, open_subject, survey
 
 __all__ = ['analyze']
@@ -77,17 +77,42 @@ def analyze(
     subject = open_subject(
         checkpoint_of(ckpt_path), name, network or {}, root, split, images_per_class, allow_unreadable)
     every, shown, pruned = choose(subject.net, blocks, prune)
-    lines = default_classes(subject.names) if classes is None else find_classes(subject.names, subject.titles, classes)
-    folder = prepared(output)
+    named = None if classes is None else classes_with_images(subject, classes)
+    if grad_cam:
+        check_known(subject)
+    folder = Path(output)
+    check_writable('output:', folder)
     see = partial(survey, subject, batch_size=batch_size, num_workers=num_workers)
     found = see(every)
+    counts = found.results[0].counts.tolist()
+    lines = [label for label in named or () if counts[label]] or default_classes(subject.names, counts)
     removed = [each for each in found.results if each.block in pruned] if prune else removable(found.results)
     parts = summary(subject, see, found, removed, images_per_class)
-    written = draw(folder, subject, [each for each in found.results if each.block in shown], lines)
-    written += draw_seen(folder, subject, every[-1].name, lines) if grad_cam else []
-    written += write_findings(folder, found.results, parts)
-    print('\n\n'.join(parts), '', *written, sep='\n')
+    print('\n\n'.join(parts), end='\n\n')
+    try:  # first what costs the time
+        written = write_findings(folder, found.results, parts)
+        written += draw(folder, subject, [each for each in found.results if each.block in shown], lines)
+        written += draw_seen(folder, subject, every[-1].name, lines) if grad_cam else []
+    except OSError as error:
+        raise InputError(message(
+            f'output: {folder}', f'it cannot be written ({error})',
+            'make room there, or name another folder')) from error
+    print(*written, sep='\n')
     return written
+
+
+def classes_with_images(subject: Subject, given: Sequence[str | int]) -> list[int]:
+    """Return the labels of the classes that are named.
+
+    Raises:
+        InputError: If there is no such class, or no image of it.
+    """
+    labels = find_classes(subject.names, subject.titles, given)
+    there = set(subject.labels.tolist())
+    if without := [subject.short_titles[label] for label in labels if label not in there]:
+        raise InputError(message(
+            f'classes: {without[0]}', 'there is no image of it', 'name others, or other images by root and split'))
+    return labels
 
 
 def check_numbers(images_per_class: int, batch_size: int, num_workers: int) -> None:
@@ -128,16 +153,6 @@ def choose(
         raise InputError(str(error)) from error
 
 
-def prepared(output: str) -> Path:
-    """Return the folder to write to, made before any work is done."""
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(message(f'output: {output}', str(error), 'name a folder that can be written to')) from error
-    return folder
-
-
 def summary(
         subject: Subject, see: Callable[..., Survey], found: Survey, removed: Sequence[BlockGates],
         images_per_class: int) -> list[str]:
@@ -154,7 +169,7 @@ def heading(subject: Subject, counts: np.ndarray, images_per_class: int) -> str:
     if (fewer := counts < images_per_class).any():
         least = int(counts.argmin())
         text += (f'\nfewer than {images_per_class} images: {fewer.sum()} of {len(counts)} classes, the fewest '
-                 f'{short(subject.titles[least])} with {counts[least]}; means of few images are uncertain')
+                 f'{subject.short_titles[least]} with {counts[least]}; means of few images are uncertain')
     return text
 
 
@@ -176,7 +191,7 @@ def pruning(subject: Subject, see: Callable[..., Survey], before: Survey, remove
 def draw(folder: Path, subject: Subject, shown: Sequence[BlockGates], lines: list[int]) -> list[Path]:
     """Draw the figures and write their numbers; return where."""
     within = lines[::2][:WITHIN] if len(lines) > WITHIN else lines
-    titles = [short(title) for title in subject.titles]
+    titles = subject.short_titles
     images = f'{subject.title}, {shown[0].counts.sum()} images'
     by_class = gate_figures.draw_by_class(shown, lines, titles, f'Mean gates by class: {images}')
     within_class = gate_figures.draw_within_class(
@@ -195,6 +210,7 @@ def draw_seen(folder: Path, subject: Subject, layer: str, lines: list[int]) -> l
 
 def write_findings(folder: Path, results: Sequence[BlockGates], parts: Sequence[str]) -> list[Path]:
     """Write the statistics of all blocks and the words; return where."""
+    folder.mkdir(parents=True, exist_ok=True)
     table, words = folder / 'blocks.csv', folder / 'findings.txt'
     gate_figures.write(table, ('block', 'module', 'channels', 'parameters', *COLUMNS, 'variation'), (
         (result.block.title, result.block.module, len(result.means), result.block.parameters,

@@ -1,12 +1,15 @@
 """Which channels, classes and blocks the paper's figures of the gates show, and which stand for them elsewhere."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from se_timm.errors import InputError, unknown
 from se_timm.gates import SEBlock
 
-__all__ = ['PAPER_BLOCKS', 'PAPER_CLASSES', 'default_blocks', 'default_classes', 'find_classes', 'sampled', 'short']
+__all__ = [
+    'PAPER_BLOCKS', 'PAPER_CLASSES', 'default_blocks', 'default_classes', 'find_classes', 'sampled', 'short_titles',
+]
 
 PAPER_BLOCKS = ('SE_2_3', 'SE_3_4', 'SE_4_6', 'SE_5_1', 'SE_5_2', 'SE_5_3')
 # WordNet ids of goldfish, pug, plane and cliff. "Plane" is the carpenter's tool: Fig. 8 shows it
@@ -40,17 +43,29 @@ def stage_of(name: str) -> str:
     return '.'.join(parts[:numbers[-1]]) if numbers else ''
 
 
-def default_classes(names: Sequence[str]) -> list[int]:
-    """Return the labels of the paper's four classes if they are there, else of four spread over all."""
-    if all(name in names for name in PAPER_CLASSES):
-        return [names.index(name) for name in PAPER_CLASSES]
-    count = min(FEW, len(names))
-    return [index * (len(names) - 1) // max(count - 1, 1) for index in range(count)]
+def default_classes(names: Sequence[str], counts: Sequence[int]) -> list[int]:
+    """Return the labels of the paper's four classes if they have images, else of four spread over those that have."""
+    there = [label for label, count in enumerate(counts) if count]
+    paper = [label for name in PAPER_CLASSES for label in there if names[label] == name]
+    if len(paper) == len(PAPER_CLASSES):
+        return paper
+    few = min(FEW, len(there))
+    return [there[index * (len(there) - 1) // max(few - 1, 1)] for index in range(few)]
 
 
-def short(title: str) -> str:
-    """Return the first of the words for a class: `goldfish` of `goldfish, Carassius auratus`."""
-    return title.split(', ')[0]
+def short_titles(names: Sequence[str], titles: Sequence[str]) -> list[str]:
+    """Return what figures call the classes: of ImageNet's words the first, `goldfish` of `goldfish, Carassius auratus`.
+
+    With its name where another class has the same word, as the cranes have, and as text where the name is none.
+    """
+    words = [title if title == name else title.split(', ')[0] for name, title in zip(names, titles, strict=True)]
+    times = Counter(words)
+    return [as_text(word if times[word] == 1 else f'{word} ({name})') for name, word in zip(names, words, strict=True)]
+
+
+def as_text(name: str) -> str:
+    """Return the name of a folder with signs for bytes that are no text, which neither files nor figures take."""
+    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
 
 def find_classes(names: Sequence[str], titles: Sequence[str], given: Sequence[str | int]) -> list[int]:
@@ -67,6 +82,6 @@ def find_classes(names: Sequence[str], titles: Sequence[str], given: Sequence[st
     found = []
     for given_name in map(str, given):
         if given_name.lower() not in labels:
-            raise InputError(unknown('class', given_name, dict.fromkeys([*map(short, titles), *names])))
+            raise InputError(unknown('class', given_name, dict.fromkeys([*short_titles(names, titles), *names])))
         found.append(labels[given_name.lower()])
     return list(dict.fromkeys(found))

@@ -11,7 +11,7 @@ import numpy as np
 from se_timm.errors import InputError, check_installed, message
 
 from ..metrics import smaller_is_better
-from .drawing import COLOURS
+from .drawing import COLOURS, literal
 from .runs import Run
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def add_legend(figure: Figure, styles: Sequence[Style], columns: int, title: str
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=style.colour, linestyle=style.line, linewidth=1.8) for style in styles]
-    figure.legend(lines, [str(style.label) for style in styles], loc='outside lower left', ncols=columns,
+    figure.legend(lines, [literal(str(style.label)) for style in styles], loc='outside lower left', ncols=columns,
                   frameon=False, fontsize='small', title=title, title_fontsize='small', alignment='left')
 
 

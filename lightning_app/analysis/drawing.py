@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['COLOURS', 'write_figure']
+__all__ = ['COLOURS', 'literal', 'write_figure']
 
 # Okabe and Ito's, which the colour-blind tell apart, without the yellow, which is faint on white, and black
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00')
+
+
+def literal(label: str) -> str:
+    """Return a label in which matplotlib sees no formula between dollar signs."""
+    return label.replace('$', r'\$')
 
 
 def write_figure(figure: Figure, files: Sequence[Path]) -> None:

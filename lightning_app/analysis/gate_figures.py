@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .channels import sampled
-from .drawing import COLOURS, write_figure
+from .drawing import COLOURS, literal, write_figure
 from .gate_statistics import BlockGates
 
 __all__ = ['draw_by_class', 'draw_within_class', 'save', 'write_by_class', 'write_within_class']
@@ -28,13 +28,14 @@ def draw_by_class(results: Sequence[BlockGates], classes: Sequence[int], titles:
         channels = sampled(len(result.means))
         for position, label in enumerate(classes):
             axes.plot(channels, result.class_means[label, channels], lw=1, marker='.', ms=3,
-                      color=COLOURS[position % len(COLOURS)], label=titles[label])
-        axes.plot(channels, result.means[channels], lw=1.4, color='black', label='all')
+                      color=COLOURS[position % len(COLOURS)])
+        axes.plot(channels, result.means[channels], lw=1.4, color='black')
         finish(axes, result)
     for axes in figure.axes[len(results):]:
         axes.remove()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 6), frameon=False)
+    labels = [*(literal(titles[label]) for label in classes), 'all']
+    # not by the labels of the lines, among which matplotlib leaves out those that begin with _
+    figure.legend(figure.axes[0].lines, labels, loc='outside lower center', ncols=min(len(labels), 6), frameon=False)
     figure.suptitle(heading)
     return figure
 
@@ -54,7 +55,7 @@ def draw_within_class(
             axes.fill_between(channels, mean - std, mean + std, color=colour, alpha=0.3, lw=0)
             axes.plot(channels, mean, lw=1, color=colour)
             finish(axes, result)
-            axes.set_title(f'{result.block.title}: {titles[label]}', fontsize=10)
+            axes.set_title(literal(f'{result.block.title}: {titles[label]}'), fontsize=10)
     figure.suptitle(heading)
     return figure
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .channels import sampled, short
+from .channels import sampled
 from .gate_statistics import BlockGates
 
 __all__ = ['COLUMNS', 'curves', 'histograms', 'pictures', 'scalars', 'table']
@@ -48,7 +48,7 @@ def curves(results: Sequence[BlockGates], classes: Sequence[int], titles: Sequen
     for result in results:
         channels = sampled(len(result.means))
         lines = [*(result.class_means[label, channels] for label in classes), result.means[channels]]
-        names = [*(short(titles[label]) for label in classes), 'all']
+        names = [*(titles[label] for label in classes), 'all']
         charts[f'gates_by_class/{result.key}'] = wandb.plot.line_series(
             xs=list(channels), ys=[line.tolist() for line in lines], keys=names, title=result.block.title,
             xname='channel')

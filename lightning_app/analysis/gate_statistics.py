@@ -130,14 +130,17 @@ class GateStatistics:
         counts = self.sums['counts'].cpu().numpy()
         parts = {name: self.sums[name].cpu().split(list(self.channels.values()), 1)
                  for name in ('sums', 'squares', 'below', 'near')}
-        return [block_gates(block, counts, *(parts[name][index].numpy() for name in parts))
+        return [block_gates(block, counts, self.within, *(parts[name][index].numpy() for name in parts))
                 for index, block in enumerate(self.blocks)]
 
 
 def block_gates(
-        block: SEBlock, counts: np.ndarray, sums: np.ndarray, squares: np.ndarray, below: np.ndarray,
+        block: SEBlock, counts: np.ndarray, within: bool, sums: np.ndarray, squares: np.ndarray, below: np.ndarray,
         near: np.ndarray) -> BlockGates:
-    """Return the statistics of one block from its sums: `(K,)`, `(K, C)`, `(K or 1, C)`, `(BINS - 1, C)`, `(2, C)`."""
+    """Return the statistics of one block from its sums: `(K,)`, `(K, C)`, `(K or 1, C)`, `(BINS - 1, C)`, `(2, C)`.
+
+    With `within`, squares are of each class.
+    """
     images, gates = counts.sum(), counts.sum() * sums.shape[1]
     with np.errstate(invalid='ignore', divide='ignore'):
         class_means = sums / counts[:, None] / UNIT
@@ -146,7 +149,7 @@ def block_gates(
     variances[variances < RESOLUTION] = 0
     cumulative = np.concatenate([[0], below.sum(1), [gates]])
     return BlockGates(
-        block, counts, class_means, within_class(counts, class_means, squares) if len(squares) > 1 else None,
+        block, counts, class_means, within_class(counts, class_means, squares) if within else None,
         means, np.sqrt(variances), float(near[0].sum() / gates), float(near[1].sum() / gates),
         between_classes(counts, class_means, means, variances),
         np.diff(cumulative), np.linspace(block.low, block.high, BINS + 1))

@@ -10,25 +10,29 @@ import torch
 from se_timm.errors import InputError, message
 
 from ..data.samples import IGNORE
-from .channels import short
+from .drawing import literal
 from .subject import Subject
 
-__all__ = ['draw_grad_cam']
+__all__ = ['check_known', 'draw_grad_cam']
+
+
+def check_known(subject: Subject) -> None:
+    """Raise `InputError` if the network does not know the classes of the images."""
+    if subject.net_labels is None:
+        raise InputError(message(
+            'grad_cam: true', 'the network was trained on other classes than those of the images',
+            'leave it out, or give images of its classes by root'))
 
 
 def draw_grad_cam(subject: Subject, layer: str, classes: Sequence[int]) -> Any:
     """Return a figure: the first image of each class, and over it what speaks for the class at the module `layer`.
 
-    Raises:
-        InputError: If the network does not know the classes of the images.
+    The classes must have images that can be read, and the network must know them, see `check_known`.
     """
     from captum.attr import LayerAttribution, LayerGradCam
     from matplotlib.figure import Figure
 
-    if subject.net_labels is None:
-        raise InputError(message(
-            'grad_cam: true', 'the network was trained on other classes than those of the images',
-            'leave it out, or give images of its classes by root'))
+    assert subject.net_labels is not None
     device = next(subject.net.parameters()).device
     explain = LayerGradCam(subject.net, subject.net.get_submodule(layer))
     figure = Figure(figsize=(2.4 * len(classes), 5.2), layout='constrained')
@@ -42,7 +46,7 @@ def draw_grad_cam(subject: Subject, layer: str, classes: Sequence[int]) -> Any:
         for axes in panels[:, column]:
             axes.imshow(pixels.permute(1, 2, 0).cpu().numpy())
             axes.axis('off')
-        panels[0, column].set_title(short(subject.titles[label]), fontsize=10)
+        panels[0, column].set_title(literal(subject.short_titles[label]), fontsize=10)
         panels[1, column].imshow(torch.as_tensor(heat).detach().cpu().numpy(), cmap='inferno', alpha=0.55)
     figure.suptitle(f'{subject.title}: Grad-CAM at {layer}')
     return figure

@@ -23,6 +23,7 @@ from ..data.samples import IGNORE, EvaluationSamples
 from ..export import read
 from ..metrics import ClassificationMetrics
 from ..network import create_network, trained_classes
+from .channels import short_titles
 from .gate_statistics import BlockGates, GateStatistics
 
 __all__ = ['Subject', 'Survey', 'open_subject', 'survey']
@@ -37,6 +38,7 @@ class Subject:
         title: Its name, for headings.
         names: Names of the classes of the images.
         titles: The same in words.
+        short_titles: What figures call the classes.
         samples: The images that count: pairs of uint8 `(3, H, W)` and label of the images' classes.
         labels: Label of each sample.
         net_labels: The network's label of each of the images' classes; None if it was trained on others.
@@ -48,6 +50,7 @@ class Subject:
     title: str
     names: list[str]
     titles: list[str]
+    short_titles: list[str]
     samples: Subset[Any]
     labels: np.ndarray
     net_labels: list[int] | None
@@ -88,8 +91,10 @@ def open_subject(
     labels = np.asarray(images.labels, dtype=np.int64)
     chosen = first_of_each_class(labels, images_per_class)
     samples = EvaluationSamples(images, transform, allow_unreadable or data.allow_unreadable)
+    names = list(images.classes)
+    titles = titles_of(names, len(names))
     return Subject(
-        net.eval(), title, list(images.classes), titles_of(list(images.classes), len(images.classes)),
+        net.eval(), title, names, titles, short_titles(names, titles),
         Subset(samples, chosen.tolist()), labels[chosen],
         labels_of(net.num_classes, trained_on, images.classes),
         Normalisation(settings['mean'], settings['std']), settings['input_size'][-1])

@@ -1,6 +1,7 @@
 """What the SE gates do, over the validation images."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from se_timm.errors import InputError, message
 from se_timm.gates import GateReader, SEBlock, choose_blocks, find_se
 
 from ..analysis import gate_media
-from ..analysis.channels import default_blocks, default_classes, find_classes
+from ..analysis.channels import default_blocks, default_classes, find_classes, short_titles
 from ..analysis.gate_statistics import BlockGates, GateStatistics
 from ..logger import WandbLogger
 from ..metrics import sum_dtype
@@ -77,11 +78,13 @@ class Gates(Callback):
         if self.classes is not None:
             self._curves_of(pl_module)
 
-    def _curves_of(self, pl_module: Any) -> tuple[list[int], list[str]]:
-        """Return the labels of the classes with curves, and the titles of all classes."""
+    def _curves_of(self, pl_module: Any, counts: Sequence[int] | None = None) -> tuple[list[int], list[str]]:
+        """Return the labels of the classes with curves, by default some that have images, and what to call all."""
         titles = class_titles(pl_module)
         names = pl_module.class_names or titles
-        return default_classes(names) if self.classes is None else find_classes(names, titles, self.classes), titles
+        shown = (default_classes(names, [1] * len(names) if counts is None else counts) if self.classes is None
+                 else find_classes(names, titles, self.classes))
+        return shown, short_titles(names, titles)
 
     def _chosen(self, pl_module: Any, blocks: list[SEBlock]) -> list[SEBlock]:
         if self.blocks is None:
@@ -142,7 +145,8 @@ class Gates(Callback):
         if not self.by_class:
             return media
         shown = [result for result in results if result.block in self.shown]
-        return {**media, **gate_media.curves(shown, *self._curves_of(pl_module)), **gate_media.pictures(shown)}
+        classes, titles = self._curves_of(pl_module, results[0].counts.tolist())
+        return {**media, **gate_media.curves(shown, classes, titles), **gate_media.pictures(shown)}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read no more."""

@@ -143,6 +143,44 @@ def test_accuracy_before_and_after(trained, capsys):
     assert trained.top1 == pytest.approx(top1(trained.net))
 
 
+def test_class_without_images_is_drawn_by_no_default(trained, photos, cli_error):
+    shutil.rmtree(photos / 'val' / 'cat')
+    arguments = ['analyze', '--ckpt_path', trained.path, '--root', str(photos), '--output', 'out', '--grad_cam=true']
+    main(arguments)
+    assert {row['class'] for row in rows('out/figure6.csv')} == {'ant', 'bee', 'all'}
+    given, why, _ = cli_error([*arguments, '--classes=[bee,cat]'])
+    assert (given, why) == ('classes: cat', 'there is no image of it')
+
+
+def test_images_of_one_class(trained, photos):
+    for name in ('ant', 'bee'):
+        shutil.rmtree(photos / 'val' / name)
+    main(['analyze', '--ckpt_path', trained.path, '--root', str(photos), '--output', 'out'])
+    assert {row['class'] for row in rows('out/figure7.csv')} == {'cat'}
+
+
+def test_classes_with_names_of_any_kind(constant, tmp_path, photos, capsys):
+    images = sorted((photos / 'val').rglob('*.png'))
+    names = ['a$x^$b', 'K\udce4tze', '_none', 'cat, black', 'cat, white']
+    for name, image in zip(names, images, strict=False):
+        (tmp_path / 'odd' / 'val' / name).mkdir(parents=True)
+        shutil.copy(image, tmp_path / 'odd' / 'val' / name)
+    main(['analyze', '--name=se_resnet20_cifar', '--network', '{checkpoint_path: constant.pth, num_classes: 3}',
+          f'--root={tmp_path / "odd"}', '--output=out', '--classes', str([0, 1, 2, 3, 4])])
+    legend = Path('out/figure6.svg').read_text()
+    for name in ('_none', 'cat, black', 'cat, white', 'K\ufffdtze'):
+        assert f'<!-- {name} -->' in legend
+    assert {row['class'] for row in rows('out/figure6.csv')} == {
+        'a$x^$b', 'K\ufffdtze', '_none', 'cat, black', 'cat, white', 'all'}
+
+
+def test_folder_that_cannot_be_written_is_found_before_the_work(trained, cli_error, monkeypatch):
+    monkeypatch.setattr('lightning_app.analysis.analyze.survey', lambda *_, **__: pytest.fail('it has begun'))
+    given, _, do = cli_error(['analyze', '--ckpt_path', trained.path, '--output', '/proc'])
+    assert given == 'output: /proc'
+    assert 'name a folder' in do
+
+
 def test_steady_blocks_are_taken_out_without_loss(constant, photos, capsys):
     main(['analyze', '--name=se_resnet20_cifar', '--network', '{checkpoint_path: constant.pth, num_classes: 3}',
           f'--root={photos}', '--output=out'])
@@ -211,7 +249,7 @@ def test_first_images_of_each_class():
     (['--ckpt_path=PATH', '--images_per_class=0'], ('images_per_class: 0', 'it is too small', 'from 1')),
     (['--ckpt_path=PATH', '--root=nowhere'], ('nowhere', '', '')),
     (['--ckpt_path=none.ckpt'], ('ckpt_path: none.ckpt', 'there is no such file', '')),
-    (['--ckpt_path=PATH', '--output=a_file'], ('output: a_file', 'exists', 'name a folder')),
+    (['--ckpt_path=PATH', '--output=a_file'], ('output: a_file', 'is a file', 'name a folder')),
     (['--name=se_resnet20_cifar', '--network={checkpoint_path: WEIGHTS, num_classes: 3}'],
      ('root: none', 'there are no images', '--root DIR')),
     (['--name=se_resnet20_cifar', '--root=PHOTOS', '--network={checkpoint_path: WEIGHTS, num_classes: 10}'],

@@ -9,6 +9,7 @@ from lightning_app.analysis.channels import (
     default_classes,
     find_classes,
     sampled,
+    short_titles,
 )
 from lightning_app.analysis.gate_statistics import BINS, GateStatistics
 from lightning_app.data.samples import IGNORE
@@ -185,10 +186,19 @@ def test_classes_of_the_figures():
     from timm.data import ImageNetInfo
 
     names = ImageNetInfo().label_names()
-    assert default_classes(names) == [1, 254, 726, 972]  # goldfish, pug, plane (the tool), cliff
-    assert default_classes(['a', 'b', 'c', 'd', 'e', 'f', 'g']) == [0, 2, 4, 6]
-    assert default_classes(['a', 'b']) == [0, 1]
-    assert default_classes(['a']) == [0]
+    assert default_classes(names, [1] * 1000) == [1, 254, 726, 972]  # goldfish, pug, plane (the tool), cliff
+    assert default_classes(names, [label != 254 for label in range(1000)]) == [0, 333, 666, 999]  # no image of a pug
+    assert default_classes('abcdefg', [1] * 7) == [0, 2, 4, 6]
+    assert default_classes('abcdefg', [0, 3, 0, 0, 1, 1, 0]) == [1, 4, 5]
+    assert default_classes('ab', [1, 1]) == [0, 1]
+    assert default_classes('a', [1]) == [0]
+
+
+def test_short_titles_tell_the_classes_apart():
+    names = ['n01443537', 'n02012849', 'n03126707', 'cat, black', 'cat, white']
+    titles = ['goldfish, Carassius auratus', 'crane', 'crane', 'cat, black', 'cat, white']
+    assert short_titles(names, titles) == [
+        'goldfish', 'crane (n02012849)', 'crane (n03126707)', 'cat, black', 'cat, white']
 
 
 def test_classes_by_name_title_and_number():
