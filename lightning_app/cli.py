@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,7 +21,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -89,7 +90,7 @@ class RecordConfig(SaveConfigCallback):
 
     The loggers also get where the run comes from, those of an evaluation too, and checkpoints the id of the W&B run.
     All this once it is known that there is something to record: a training that is refused, for its data or as it
-    cannot go on from a checkpoint, leaves the folder as it was.
+    cannot go on from a checkpoint, writes nothing into its folder.
     """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -238,6 +239,7 @@ class AppCLI(LightningCLI):
         callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
         refused = tuple(kind for switch, kind in SWITCHES.items() if trainer[switch] is False)
         trainer.callbacks = [callback for callback in callbacks if callback and not isinstance(callback, refused)]
+        check_callbacks(trainer.callbacks)
         if self.subcommand in EVALUATIONS:
             trainer.callbacks.append(EndAtOnce())
         if self.subcommand == 'predict':
@@ -271,6 +273,16 @@ class AppCLI(LightningCLI):
             if three_lines(str(error)):
                 raise
             raise MisconfigurationException(str(error)) from error  # as the rest of what Lightning refuses
+
+
+def check_callbacks(callbacks: list[Callback]) -> None:
+    """Raise `InputError` if one is there twice: Lightning takes that only of those without a state, for both to act."""
+    times = Counter(callback.state_key for callback in callbacks)
+    if twice := [callback for callback in callbacks if times[callback.state_key] > 1]:
+        name = type(twice[0]).__name__
+        raise InputError(message(
+            f'trainer.callbacks: {name}, {len(twice)} times', 'each would do what the other does',
+            f'leave one out; where the config has {name} already, change it there'))
 
 
 def let_switches_stand_alone(parser: LightningArgumentParser) -> None:

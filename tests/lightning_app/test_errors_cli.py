@@ -444,6 +444,11 @@ def test_output_that_is_a_folder(refused, on_photos, weights, photos):
     (['--trainer.strategy=fsdp'], 'trainer', 'FSDP'),
     (['--trainer.precision=bf16-true', '--trainer.callbacks=lightning_app.callbacks.WeightEMA'],
      'trainer.precision: bf16-true, with WeightEMA', 'would not move'),
+    (['--trainer.callbacks=lightning_app.callbacks.WeightEMA',
+      '--trainer.callbacks+=lightning_app.callbacks.WeightEMA', '--trainer.callbacks.decay=0.5'],
+     'trainer.callbacks: WeightEMA, 2 times', 'what the other does'),
+    (['--trainer.callbacks=lightning_app.callbacks.Gates', '--trainer.callbacks+=lightning_app.callbacks.Gates'],
+     'trainer.callbacks: Gates, 2 times', 'what the other does'),
 ], ids=lambda value: '' if isinstance(value, str) else value[0].removeprefix('--'))
 def test_settings_that_cannot_be_used(refused, on_photos, options, given, why):
     refused(['fit', *on_photos, *options], given, why)
