@@ -205,15 +205,16 @@ def recipe(found: Sequence[Network], assumed: Assumptions) -> str:
         batch = gpus * assumed.images_per_gpu
         rates = [f'{net.recipe["lr"] * batch / net.recipe["batch"]:.3g}' if batch <= LARGEST else '-' for net in found]
         shown = next((by for largest, by in SHOWN.items() if batch <= largest), '-')
+        steps = f'{IMAGES // batch:,}' if batch <= IMAGES else '-'
         rows.append([f'{gpus:,}', str(divided(gpus, assumed)[1]), f'{batch:,}', rates[0], rates[-1],
-                     '0' if batch <= found[0].recipe['batch'] else '5', f'{IMAGES // batch:,}', shown])
+                     '0' if batch <= found[0].recipe['batch'] else '5', steps, shown])
     return table(['GPUs', 'machines', 'batch', 'lr', 'lr, SENet-154', 'warm-up epochs', 'steps an epoch',
                   'shown for ResNet-50 with'], rows)
 
 
 def hours(seconds: float, batch: int, assumed: Assumptions) -> str:
-    """Return the hours of a training whose steps of `batch` images take `seconds`."""
-    return f'{assumed.epochs * (IMAGES // batch) * seconds / 3600:.2f}'
+    """Return the hours of a training whose steps of `batch` images take `seconds`; a dash where an epoch has none."""
+    return f'{assumed.epochs * (IMAGES // batch) * seconds / 3600:.2f}' if batch <= IMAGES else '-'
 
 
 def growing(net: Network, assumed: Assumptions) -> str:

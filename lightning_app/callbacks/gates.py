@@ -23,7 +23,7 @@ __all__ = ['Gates']
 
 
 class Gates(Callback):
-    """Logs what the gates of every SE block do over the validation images, for any network that has SE.
+    """Logs what the gates of every SE block do over the validation images, for any network that has SE; not in tests.
 
     Numbers, to all loggers, under `gates/BLOCK/`: `mean`; `std`, over images, averaged over the channels; `near_zero`
     and `near_one`, shares of the gates within 0.1 of zero and one; `class_specific`, the share of the variance over

@@ -52,14 +52,15 @@ def tensors(module: nn.Module) -> itertools.chain[Tensor]:
 
 
 class WeightEMA(WeightAveraging):
-    """Averages the weights with a decay that grows from 0.1 to `decay`; validates and saves the average.
+    """Averages the weights with a decay that grows up to `decay`; validates and saves the average.
 
     Checkpoints hold the average as `state_dict` and the weights themselves as `current_model_state`. The average starts
     with the first step: Lightning's own `EMAWeightAveraging(update_starting_at_step=...)` validates and saves the
     untrained weights until that step.
 
     Args:
-        decay: Largest decay; after n steps it is `min(decay, (1 + n) / (10 + n))`, as in TensorFlow and timm.
+        decay: Largest decay. The first step's weights are taken as they are; after n steps the decay is
+            `min(decay, (1 + n) / (10 + n))`, as in TensorFlow.
     """
 
     def __init__(self, decay: float = 0.9998) -> None:

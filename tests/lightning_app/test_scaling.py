@@ -13,9 +13,11 @@ from lightning_app.scaling import (
     Assumptions,
     Link,
     all_reduce,
+    growing,
     main,
     meanings,
     networks,
+    recipe,
     step_time,
     synchronised,
     tables,
@@ -105,6 +107,14 @@ def test_batch_norm_sends_what_the_fused_one_sends(net, monkeypatch):
 def test_more_gpus_take_less_time_with_a_growing_batch(net):
     steps = [step_time(net, gpus, 128, 400, Assumptions()) / gpus for gpus in GPUS]
     assert steps == sorted(steps, reverse=True)
+
+
+def test_batch_of_more_images_than_there_are_has_no_steps(net):
+    large = Assumptions(images_per_gpu=4096)
+    for table, column in ((recipe([net], large), -3), (growing(net, large), -2)):
+        last = table.splitlines()[-1].split('|')
+        assert last[1].strip() == '1,024'
+        assert last[column].strip() == '-'
 
 
 def test_options_reach_the_tables(found, capsys, tmp_path):
