@@ -125,7 +125,8 @@ def test_two_machines_go_on_from_the_folder_that_they_share(nodes, on_csv):
 
 def slurm(rank, nodes):
     """Return what `srun --nodes NODES --ntasks-per-node 2 / NODES` sets for the task `rank` of two."""
-    shared = {'SLURM_JOB_ID': '4711', 'SLURM_JOB_NAME': 'train', 'SLURM_NTASKS': '2', 'SLURM_NPROCS': '2',
+    # the port follows from the id: the two jobs may run beside each other
+    shared = {'SLURM_JOB_ID': str(4711 + nodes), 'SLURM_JOB_NAME': 'train', 'SLURM_NTASKS': '2', 'SLURM_NPROCS': '2',
               'SLURM_NTASKS_PER_NODE': str(2 // nodes), 'SLURM_NNODES': str(nodes), 'SLURM_JOB_NUM_NODES': str(nodes),
               'SLURM_NODELIST': 'localhost', 'SLURM_JOB_NODELIST': 'localhost'}
     local, node = (rank, 0) if nodes == 1 else (0, rank)
@@ -142,4 +143,4 @@ def test_two_tasks_of_slurm_are_one_training(count, on_csv, program, read_csv):
     check_same_training(read_csv, 'two', 'one')
     assert os.listdir('two') == ['version_0']
     assert sum((each.stdout + each.stderr).count('best: top-1') for each in done) == 1
-    assert Path('two/version_0/launch.txt').read_text() == 'slurm 4711'
+    assert Path('two/version_0/launch.txt').read_text() == f'slurm {4711 + count}'
