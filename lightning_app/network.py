@@ -193,6 +193,7 @@ def renew_classifier(net: Any) -> None:
     fresh = copy.deepcopy(net)
     fresh.reset_classifier(net.num_classes)
     net.load_state_dict(fresh.state_dict())
+    net.pretrained_cfg = {**net.pretrained_cfg, 'label_names': None}
 
 
 def other_classes(net: Any, arguments: dict[str, Any]) -> int | None:
