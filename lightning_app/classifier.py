@@ -154,12 +154,11 @@ class ImageClassifier(LightningModule):
         """Take the names of the classes from the data, and compile the network for a training."""
         self.class_names = self._classes_of_data() or self.class_names
         tell_of_slow_precision(self.trainer)
-        if stage != 'fit':
-            check_classes(trained_classes(self.net), self._classes_of_data())
-        else:
-            if first_other_class(trained_classes(self.net), self._classes_of_data()):
-                rank_zero_info('initial weights: of classes with other names; the classifier begins anew')
-                renew_classifier(self.net)
+        if stage == 'fit' and first_other_class(trained_classes(self.net), self._classes_of_data()):
+            rank_zero_info('initial weights: of classes with other names; the classifier begins anew')
+            renew_classifier(self.net)
+        check_classes(trained_classes(self.net), self._classes_of_data())
+        if stage == 'fit':
             self._build_loss()
         if self.compile_network and stage == 'fit':
             self.net.compile()  # in place: the keys of the state dict stay those of the bare network
