@@ -61,8 +61,8 @@ class ImageClassifier(LightningModule):
     """Trains and evaluates a timm network on batches of images `(N, 3, H, W)` and labels `(N,)`.
 
     Logs `train/loss`, `lr`, and `val/loss`, `val/top1`, `val/top5`, `val/top1_error`, `val/top5_error` (0 to 100;
-    `test/...` in tests), and `val/top1_best`, the best accuracy of the training, also over interruptions. Labels of -1
-    do not count. Works under LightningCLI and with a plain Trainer.
+    `test/...` in tests), and `val/top1_best`, the best accuracy of the training, also over interruptions. In
+    evaluations labels of -1 do not count. Works under LightningCLI and with a plain Trainer.
 
     Args:
         name: Any of timm's networks, with tag or without: `se_resnet50`, `se_resnext50_32x4d.racm_in1k`,
@@ -128,6 +128,7 @@ class ImageClassifier(LightningModule):
         fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
+        self.nonfinite: Any = None  # `NonfiniteSteps` in a training
         self.resumed_nonfinite_steps = 0
         self.best_top1 = 0.0
         self.latest: dict[str, float] = {}  # validation
@@ -154,6 +155,8 @@ class ImageClassifier(LightningModule):
         """Take the names of the classes from the data, and compile the network for a training."""
         self.class_names = self._classes_of_data() or self.class_names
         tell_of_slow_precision(self.trainer)
+        if stage == 'fit' and not self.trainer.global_step:  # nothing of a training before, unless this one goes on
+            self.nonfinite, self.best_top1, self.latest, self.resumed_nonfinite_steps = None, 0.0, {}, 0
         if stage == 'fit' and first_other_class(trained_classes(self.net), self._classes_of_data()):
             rank_zero_info('initial weights: of classes with other names; the classifier begins anew')
             renew_classifier(self.net)
@@ -275,7 +278,8 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build timm's optimiser and schedule."""
-        batch_size = getattr(getattr(self.trainer, 'datamodule', None), 'batch_size', None)
+        data = getattr(self.trainer, 'datamodule', None)
+        batch_size = data.batch_size if isinstance(data, ImageDataModule) else None  # of others it may mean anything
         optim = with_clipping(self.optim, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
         optimizer = build_optimizer(self.net, optim, scaled_lr(optim, batch_size), scaled=self._scaled)
         schedule = self.schedule
@@ -296,6 +300,9 @@ class ImageClassifier(LightningModule):
         The number of batches is read here, when the loader exists: `trainer.estimated_stepping_batches` would create
         the loader before a checkpoint is restored, which silently breaks a resume within an epoch.
         """
+        if not isinstance(scheduler, Scheduler):  # of one of Lightning's callbacks, such as the search for a lr
+            super().lr_scheduler_step(scheduler, metric)
+            return
         self._set_learning_rate(scheduler, self.trainer.fit_loop.batch_idx + 1)
 
     def _set_learning_rate(self, scheduler: Scheduler, batches: int) -> None:
@@ -324,6 +331,10 @@ class ImageClassifier(LightningModule):
         logits = self(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
         return logits.log_softmax(-1).logsumexp(1) - math.log(images.shape[1])
 
+    def on_validation_epoch_start(self) -> None:
+        """Count from the first image on, also after a validation that was interrupted."""
+        self.val_metrics.reset()
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch of validation images."""
         self.val_metrics.update(self.evaluate(batch[0]), batch[1])
@@ -337,6 +348,10 @@ class ImageClassifier(LightningModule):
             self.latest = {name: float(value) for name, value in results.items()}
             self.best_top1 = max(self.best_top1, float(results['val/top1']))  # never NaN
             self.log('val/top1_best', results['val/top1'].new_tensor(self.best_top1))
+
+    def on_test_epoch_start(self) -> None:
+        """Count from the first image on."""
+        self.test_metrics.reset()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch of test images."""
@@ -360,7 +375,8 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep class names, precision and the data's settings, so that a checkpoint can be evaluated on its own."""
-        if self.trainer.training or self.trainer.validating:  # never write a network that has diverged
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and self.nonfinite:  # never write a network that has diverged
             self.stop_if_nonfinite(weights=True)
             checkpoint['nonfinite_steps'] = int(self.nonfinite.count)
         checkpoint['best_top1'] = self.best_top1
@@ -369,8 +385,8 @@ class ImageClassifier(LightningModule):
         reopen_epoch(self.trainer, checkpoint)
         checkpoint['class_names'] = self.class_names
         checkpoint['precision'] = self.trainer.precision
-        if settings := getattr(getattr(self.trainer, 'datamodule', None), 'settings', None):
-            checkpoint['data'] = settings()
+        if isinstance(data := getattr(self.trainer, 'datamodule', None), ImageDataModule):
+            checkpoint['data'] = data.settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this network, and drop its schedule, which follows from the settings."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
@@ -134,7 +135,7 @@ def batches_done(trainer: Trainer) -> int:
 def position(trainer: Trainer) -> dict[str, int | None] | None:
     """Return where the training stands in its data, in images over all processes: batches depend on their number."""
     data = getattr(trainer, 'datamodule', None)
-    if not isinstance(data, ImageDataModule):
+    if not isinstance(data, ImageDataModule) or trainer.state.fn != TrainerFn.FITTING:
         return None
     return {
         'epoch': epochs_done(trainer), 'images': batches_done(trainer) * data.images_per_batch,

@@ -46,6 +46,15 @@ class Freeze(Callback):
         for norm in self.norms(pl_module.net):
             norm.train(norm not in frozen)  # another callback may still freeze it
 
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Let all of it train again: from Python, another training may follow."""
+        for norm in self.norms(pl_module.net):
+            norm.train()
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Let all of it train again."""
+        self.on_fit_end(trainer, pl_module)
+
     def on_before_optimizer_step(
             self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Drop the gradients."""
@@ -114,6 +123,7 @@ class FreezeBackbone(Freeze):
                 f'FreezeBackbone: epochs {epochs}', 'nothing would be frozen',
                 'take a number from 1, null for all epochs, or leave the callback out'))
         self.epochs, self.train_batch_norm = epochs, train_batch_norm
+        self.taken_out: list[nn.Parameter] = []
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Take the backbone out of the training if it never joins it.
@@ -126,8 +136,16 @@ class FreezeBackbone(Freeze):
                 f'FreezeBackbone with {pl_module.net.num_classes} classes', 'without a classifier nothing would train',
                 'give the network a classifier, or leave the callback out'))
         if stage == 'fit' and self.epochs is None:
-            for parameter in self.parameters(pl_module.net):
+            self.taken_out = [parameter for parameter in self.parameters(pl_module.net) if parameter.requires_grad]
+            for parameter in self.taken_out:
                 parameter.requires_grad_(False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Let the backbone train again."""
+        super().on_fit_end(trainer, pl_module)
+        for parameter in self.taken_out:
+            parameter.requires_grad_()
+        self.taken_out = []
 
     def frozen(self, trainer: Trainer, epoch: int) -> bool:
         """Return whether `epoch` is one of the first."""

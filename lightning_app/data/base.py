@@ -14,6 +14,7 @@ from typing import Any, Literal
 import timm
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -322,6 +323,11 @@ class ImageDataModule(LightningDataModule):
                 raise InputError(message(
                     f'trainer.{name}: 0', 'it is a number of ' + ('batches' if 'batches' in name else 'epochs'),
                     'take a number from 1, or leave it out'))
+        if any(isinstance(each, GradientAccumulationScheduler) for each in getattr(self.trainer, 'callbacks', [])):
+            raise InputError(message(
+                'trainer.callbacks: GradientAccumulationScheduler',
+                'a batch of the loader is a part of data.batch_size, the images of a step, and may not change',
+                'say trainer.accumulate_grad_batches, or take another data.batch_size in a training that goes on'))
         if self.exact and self.decoder in ACCURATE:
             raise InputError(message(
                 f'data.decoder: {self.decoder}, with data.exact: true', 'its pixels are not exact',

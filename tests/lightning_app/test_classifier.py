@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -562,6 +562,69 @@ def test_pretrained_weights_of_other_classes_are_told(tmp_path, caplog):
             'pretrained': True, 'pretrained_cfg_overlay': {'file': str(path), 'num_classes': 5}})
     assert 'of 5 classes; the classifier of 3 begins anew' in caplog.text
     assert model.classes_of_weights == 5
+
+
+def test_validation_after_an_interrupted_one_counts_its_own_images(make_trainer, photo_data):
+    class Fails(Callback):
+        def on_validation_batch_end(self, *_):
+            raise RuntimeError('fails')
+
+    model = classifier()
+    with pytest.raises(RuntimeError, match='fails'):
+        make_trainer(callbacks=[Fails()]).validate(model, photo_data(eval_batch_size=4), verbose=False)
+    again = make_trainer().validate(model, photo_data(), verbose=False)
+    assert again == make_trainer().validate(model, photo_data(), verbose=False)
+
+
+def test_best_accuracy_is_that_of_each_training(make_trainer, photo_data):
+    model = classifier()
+    make_trainer(limit_train_batches=1).fit(model, photo_data())
+    model.best_top1 = 101.0
+    trainer = make_trainer(limit_train_batches=1)
+    trainer.fit(model, photo_data())
+    assert model.best_top1 == trainer.callback_metrics['val/top1_best'] <= 100
+
+
+def test_checkpoint_may_be_saved_at_any_time(make_trainer, photo_data, tmp_path):
+    class Saves(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / 'start.ckpt', weights_only=False)
+
+    data = photo_data()
+    make_trainer(callbacks=[Saves()], limit_train_batches=1).fit(classifier(), data)
+    trainer = make_trainer()
+    trainer.validate(classifier(), photo_data(), verbose=False)
+    trainer.save_checkpoint(tmp_path / 'evaluated.ckpt', weights_only=False)
+    for name in ('start', 'evaluated'):
+        ImageClassifier.load_from_checkpoint(tmp_path / f'{name}.ckpt')
+
+
+def test_learning_rate_of_another_schedule_is_left_to_it(make_trainer, photo_data):
+    class Own(Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.lr_scheduler_configs[0].scheduler = torch.optim.lr_scheduler.ExponentialLR(
+                trainer.optimizers[0], gamma=2.0)
+
+    model = classifier()
+    trainer = make_trainer(callbacks=[Own()], max_epochs=2)
+    trainer.fit(model, photo_data())
+    assert trainer.optimizers[0].param_groups[0]['lr'] == pytest.approx(0.01 * 2 ** trainer.global_step)
+
+
+def test_batch_size_of_other_data_scales_nothing(make_trainer, refused):
+    class Own(LightningDataModule):
+        batch_size = 4
+
+        def train_dataloader(self):
+            return [(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64))]
+
+    with refused('lr_scaling', 'not known to the model', 'a data module of lightning_app'):
+        make_trainer().fit(classifier(optim=Optim(lr=0.1, lr_scaling='linear')), Own())
+
+
+def test_accumulation_by_a_schedule_is_refused(make_trainer, photo_data, refused):
+    with refused('trainer.callbacks: GradientAccumulationScheduler', 'data.batch_size', 'accumulate_grad_batches'):
+        make_trainer(callbacks=[GradientAccumulationScheduler({0: 2})]).fit(classifier(), photo_data())
 
 
 @pytest.mark.parametrize('content', [b'hello world', b'GIF89a', b'}u.', b''])

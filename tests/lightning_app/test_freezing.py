@@ -1,4 +1,6 @@
 """What is frozen stays what it is, to the bit, and trains in the other epochs."""
+import contextlib
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -115,6 +117,24 @@ def test_network_with_two_classifiers(changes):
     changed, _ = changes(FreezeBackbone(), network='deit_tiny_distilled_patch16_224',
                          options={'img_size': 32, 'depth': 1})
     assert changed == [{'head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias'}] * 3
+
+
+@pytest.mark.parametrize('make', [FreezeBackbone, lambda: FreezeBackbone(1), lambda: FreezeBatchNorm(from_epoch=0)])
+@pytest.mark.filterwarnings('ignore:FreezeBatchNorm:UserWarning')
+@pytest.mark.parametrize('interrupted', [False, True])
+def test_everything_trains_in_a_training_that_follows(make, interrupted, make_trainer, photo_data):
+    class Fails(Callback):
+        def on_train_batch_end(self, *_):
+            raise RuntimeError('fails')
+
+    model = ImageClassifier('test_resnet', num_classes=3, optim=Optim('momentum', lr=0.01))
+    first = make_trainer(callbacks=[make(), *([Fails()] if interrupted else [])])
+    with pytest.raises(RuntimeError, match='fails') if interrupted else contextlib.nullcontext():
+        first.fit(model, photo_data())
+    seen = Changes()
+    make_trainer(callbacks=[seen]).fit(model, photo_data())
+    assert seen.changed[0] >= statistics(seen.before) | {'conv1.0.weight', 'fc.weight'}
+    assert all(parameter.requires_grad for parameter in model.net.parameters())
 
 
 def test_batch_norm_that_never_sees_an_image_is_said(changes):
