@@ -41,7 +41,8 @@ class ClassificationMetrics(Metric):
         counts = labels != IGNORE
         loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction='none')
         self.loss_sum += loss.to(self.loss_sum.dtype).sum()
-        correct = logits.topk(self.k).indices == labels[:, None]
+        numbers = ~logits.isnan().any(1, keepdim=True)  # else the first classes are the most probable
+        correct = (logits.topk(self.k).indices == labels[:, None]) & numbers
         self.top1 += (correct[:, 0] & counts).sum()
         self.top5 += (correct.any(1) & counts).sum()
         self.count += counts.sum()

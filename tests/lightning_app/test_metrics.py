@@ -91,6 +91,14 @@ def test_padding_whose_logits_are_not_finite_changes_nothing():
     assert measure(logits, labels).compute() == expected
 
 
+def test_logits_that_are_not_numbers_are_wrong():
+    logits, labels = batch(ignored=0)
+    some = logits.clone()
+    some[::2, 3] = float('nan')
+    expected = counts(measure(logits[1::2], labels[1::2]))
+    assert counts(measure(some, labels)) == (*expected[:2], len(labels))
+
+
 @pytest.mark.parametrize('classes', [2, 3, 4])
 def test_fewer_than_five_classes(classes):
     logits, labels = batch(classes=classes)
