@@ -69,7 +69,7 @@ def check_even(count: int) -> None:
     if count % 2:
         raise InputError(message(
             f'model.mix with {count} images in a batch of each process', 'timm mixes them in pairs',
-            'take a data.batch_size that gives each process an even number'))
+            'take a data.batch_size that gives each process an even number; with a loader of your own, drop_last=True'))
 
 
 class EvenMixup(Mixup):

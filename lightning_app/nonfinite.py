@@ -15,7 +15,8 @@ __all__ = ['NonfiniteSteps']
 class NonfiniteSteps:
     """Counts the optimiser steps whose loss, or where some are allowed gradient, is not finite.
 
-    An allowed one is undone: weights, the optimiser's state and batch norm's statistics stay what they were. torch's
+    An allowed one is undone: weights, the optimiser's state and batch norm's statistics stay what they were, but for
+    the steps that some of timm's optimisers count in their parameter groups (`lamb`, `adan`, `lookahead_*`). torch's
     fused optimisers leave it out on the device; for others the host has to ask at each step, as with a GradScaler.
 
     Args:

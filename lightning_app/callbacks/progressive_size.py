@@ -52,6 +52,10 @@ class ProgressiveSize(Callback):
         """Give the data the sizes, and say them."""
         if stage != 'fit':
             return
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise InputError(message(
+                f'ProgressiveSize with trainer.overfit_batches: {trainer.overfit_batches}',  # type: ignore[attr-defined]
+                'Lightning reads the images in order then, all of one size', 'leave out one of the two'))
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, ImageDataModule) or data.train_size <= self.start_size:
             size = data.train_size if isinstance(data, ImageDataModule) else 'unknown'

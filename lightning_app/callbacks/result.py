@@ -40,7 +40,8 @@ class ResultLine(Callback):
         if not trainer.is_global_zero or not self.best:
             return
         path = getattr(trainer.checkpoint_callback, 'best_model_path', '')
-        best = told_by(path) or self.best
+        chosen = getattr(trainer.checkpoint_callback, 'monitor', None)  # else the file is the last one
+        best = (told_by(path) if chosen else {}) or self.best
         print(f'\nbest: top-1 {best["top1"]:.2f} %, top-5 {best["top5"]:.2f} %, epoch {best["epoch"]}')
         if unreadable:
             print(f'unreadable training images replaced, in all epochs: {unreadable} (named in the log)')

@@ -293,6 +293,11 @@ def test_sizes_that_cannot_grow(refused, settings, given):
         ProgressiveSize(**settings)
 
 
+def test_sizes_of_images_that_lightning_orders(make_trainer, photo_data, refused):
+    with refused('ProgressiveSize with trainer.overfit_batches: 1', 'all of one size', 'one of the two'):
+        make_trainer(callbacks=[ProgressiveSize(16)], overfit_batches=1).fit(classifier(), photo_data())
+
+
 def test_images_that_are_no_larger_than_the_start(make_trainer, photo_data, refused):
     with refused('start_size 32', 'images is 32', 'larger data.image_size'):
         make_trainer(callbacks=[ProgressiveSize(32)]).fit(classifier(), photo_data())
@@ -492,14 +497,17 @@ def test_result_line_names_unreadable_training_images(make_trainer, photo_data, 
     assert 'unreadable training images replaced, in all epochs: 2' in capsys.readouterr().out
 
 
-def test_result_line_keeps_the_best_of_the_epochs(make_trainer, photo_data, capsys):
+@pytest.mark.parametrize('last', [False, True])  # with a checkpoint of the last epoch, whatever it gives
+def test_result_line_keeps_the_best_of_the_epochs(last, make_trainer, photo_data, capsys, tmp_path):
     # the schedule destroys the network after the first epoch
     schedule = Schedule(name='multistep', decay_milestones=[1], decay_rate=1e4)
-    result, trainer = ResultLine(), make_trainer(max_epochs=2)
+    kept = [ModelCheckpoint(tmp_path / 'kept')] if last else []
+    result, trainer = ResultLine(), make_trainer(max_epochs=2, enable_checkpointing=last, callbacks=kept)
     trainer.callbacks.append(result)
     trainer.fit(classifier(schedule=schedule, max_nonfinite_steps=100), photo_data())
     restored = ResultLine()
     restored.load_state_dict(result.state_dict())
     assert restored.best == result.best
     assert set(result.best) == {'top1', 'top5', 'epoch'}
-    assert f'epoch {result.best["epoch"]}' in capsys.readouterr().out
+    assert f'top-1 {result.best["top1"]:.2f} %' in (said := capsys.readouterr().out)
+    assert f'epoch {result.best["epoch"]}\n' in said
