@@ -40,6 +40,8 @@ from .folders import (
     base_folder,
     checkpoint_to_resume,
     evaluation_folder,
+    existing,
+    give_back,
     launch_id,
     run_folder,
     run_of,
@@ -143,11 +145,17 @@ class AppCLI(LightningCLI):
     """LightningCLI for `ImageClassifier` and any `ImageDataModule`."""
 
     evaluated: dict[str, Any] = {}  # the checkpoint
+    made: tuple[Path, Path] | None = None  # the folder of the training, and what was there before it
 
     def __init__(self, *args: Any, asked: str | None = None, **kwargs: Any) -> None:
         """Build the parsers and run; of subcommands other than the one that is `asked` for, without their options."""
         self.asked = asked
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except BaseException:
+            if self.made:
+                give_back(*self.made)
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take the number of classes from the data."""
@@ -250,7 +258,9 @@ class AppCLI(LightningCLI):
             place_loggers(loggers, evaluation_folder(config, self.subcommand), self.subcommand)
         if self.subcommand != 'fit' or trainer.fast_dev_run:
             return self._built_trainer(**kwargs)
+        above = existing(base_folder(config))
         folder = run_folder(config)
+        self.made = folder, above
         logs_to_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
         if elsewhere := whole_run(config.ckpt_path) not in (None, folder):
             rank_zero_info(f'{config.ckpt_path} is of a run in another folder: this training goes on in {folder}')

@@ -1,19 +1,22 @@
 """Where a run writes, and which run a training goes on with."""
 from __future__ import annotations
 
+import itertools
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_only
 
 from se_timm.errors import InputError, message
 
 from .checkpoints import newest_whole, of_run, of_runs
 
 __all__ = [
-    'LAUNCH', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'launch_id', 'run_folder', 'run_of',
-    'whole_run',
+    'LAUNCH', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'existing', 'give_back', 'launch_id',
+    'run_folder', 'run_of', 'whole_run',
 ]
 
 LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
@@ -46,7 +49,33 @@ def run_folder(config: Namespace) -> Path:
         return run
     if interrupted := restarted_run(base):
         return interrupted
-    return next_free(base, 'version_')
+    return claimed(base, 'version_')
+
+
+def claimed(base: Path, prefix: str) -> Path:
+    """Return a new folder in `base`, see `next_free`, that no other training which begins at the same time has."""
+    rank = getattr(rank_zero_only, 'rank', 0)
+    writes = rank == 0 and int(os.environ.get('NODE_RANK', 0)) == 0  # the other processes do not
+    while writes:
+        folder = next_free(base, prefix)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # in between
+            continue
+        return folder
+    return next_free(base, prefix)
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that is there."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def give_back(folder: Path, above: Path) -> None:
+    """Remove the folder of a training that has written nothing, and those that were made for it below `above`."""
+    for each in itertools.takewhile(lambda each: each != above, (folder, *folder.parents)):
+        with suppress(OSError):  # not empty, or not there
+            each.rmdir()
 
 
 def evaluation_folder(config: Namespace, subcommand: str) -> Path:

@@ -10,7 +10,7 @@ import wandb
 import yaml
 from lightning.pytorch.callbacks import Timer
 
-from lightning_app import ImageClassifier
+from lightning_app import ImageClassifier, folders
 from lightning_app.callbacks import ResultLine, Throughput
 from lightning_app.cli import main
 
@@ -170,6 +170,35 @@ def test_each_run_has_its_folder_and_config(on_photos, logger):
         assert (folder / 'metrics.csv').exists() == (logger == CSV)
         assert len(list(folder.rglob('run-*.wandb'))) == (logger == WANDB)
     assert sorted(os.listdir()) == ['photos', 'runs']  # nothing beside the folders
+
+
+def test_trainings_that_begin_at_once_have_folders_of_their_own(on_photos, monkeypatch):
+    config = ['fit', *on_photos, '--trainer.fast_dev_run=false', '--trainer.max_steps=1']
+    original, begun = folders.next_free, []
+
+    def next_free(base, prefix):
+        """Return what is free, and let another training take it, once."""
+        free = original(base, prefix)
+        if not begun:
+            begun.append(free)
+            free.mkdir(parents=True)
+        return free
+
+    monkeypatch.setattr(folders, 'next_free', next_free)
+    cli = main(config)
+    assert begun[0].name == 'version_0'
+    assert Path(cli.trainer.default_root_dir).name == 'version_1'
+
+
+def test_refused_training_leaves_no_folder(on_photos, photos, cli_error, in_tmp_path):
+    before = {path.name for path in in_tmp_path.iterdir()}
+    logger = '--trainer.logger=lightning_app.logger.CsvLogger'
+    cli_error(['fit', *on_photos, logger, '--model.mix.mixup=0.2', '--data.batch_size=7'])
+    assert {path.name for path in in_tmp_path.iterdir()} == before
+    (in_tmp_path / 'mine').mkdir()
+    cli_error(['fit', *on_photos, logger, '--model.mix.mixup=0.2', '--data.batch_size=7',
+               '--trainer.default_root_dir=mine'])
+    assert list((in_tmp_path / 'mine').iterdir()) == []
 
 
 def test_default_root_dir_holds_the_run_folders(on_photos):
