@@ -190,12 +190,13 @@ def benchmark(
 
 
 def training_rows(common: dict[str, Any], make: Callable[..., ImageClassifier], batches: Batches) -> Rows:
-    """Return what trains in each row."""
+    """Return what trains in each row, each time in a folder of its own."""
+    folder = common['default_root_dir']
     rows: Rows = {'bare PyTorch': lambda clock: bare_loop(make(), batches(), common['precision'], clock)}
-    for row, (model, trainer) in parts(Path(common['default_root_dir'])).items():
+    for row, (model, trainer) in parts(Path(folder)).items():
         rows[row] = lambda clock, model=model, trainer=trainer: Trainer(**{  # type: ignore[misc]
-            **common, 'limit_val_batches': 0, **trainer, 'callbacks': [clock, *trainer.get('callbacks', [])]}).fit(
-                make(**model), batches())
+            **common, 'limit_val_batches': 0, **trainer, 'default_root_dir': tempfile.mkdtemp(dir=folder),
+            'callbacks': [clock, *trainer.get('callbacks', [])]}).fit(make(**model), batches())
     return rows
 
 

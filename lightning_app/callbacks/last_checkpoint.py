@@ -49,6 +49,7 @@ class LastCheckpoint(Checkpoint):
         self.keep = keep
         self.signals = StopSignals() if handle_signals else None
         self.after_validation = False
+        self.written: set[Path] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the order of the callbacks."""
@@ -63,6 +64,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have Lightning install these handlers of signals, not its own, which take part in a collective."""
+        self._check_folder(trainer)
         if self.signals:
             connector: Any = trainer._signal_connector
             signals = self.signals
@@ -72,6 +74,15 @@ class LastCheckpoint(Checkpoint):
                 signals.install()
 
             connector.register_signal_handlers = install
+
+    def _check_folder(self, trainer: Trainer) -> None:
+        """Refuse a folder with the checkpoints of another training; on the command line each has its own."""
+        folder = Path(trainer.default_root_dir)
+        others = set(step_checkpoints(folder)) - self.written
+        if others and trainer.ckpt_path is None and not (folder / 'config.yaml').is_file():
+            raise InputError(message(
+                f'default_root_dir: {folder}', f'it holds {min(others).name} of another training, and LastCheckpoint '
+                'removes those that are not the newest', 'give the Trainer another one, or go on by ckpt_path'))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out Lightning's notice of a signal: a collective and a wait for the device at every batch."""
@@ -157,6 +168,7 @@ class LastCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # a training that goes on from here does not log again what is before
         trainer.save_checkpoint(path, weights_only=False)
+        self.written.add(path)
         if trainer.is_global_zero and path.is_file():
             # later ones are of a training that was abandoned for this one
             kept = [file for file in step_checkpoints(folder) if file.name <= path.name][-self.keep:]

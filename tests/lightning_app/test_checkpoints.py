@@ -141,3 +141,20 @@ def test_training_goes_on_while_the_disk_is_full(make_trainer, photo_data, tmp_p
     assert load_checkpoint(best.best_model_path)['global_step'] == 12
     assert sorted(path.name for path in tmp_path.rglob('*.ckpt')) == [
         'best.ckpt', 'last-step=00000011.ckpt', 'last-step=00000012.ckpt']
+
+
+def test_checkpoints_of_another_training_are_not_removed(make_trainer, photo_data, tmp_path, refused):
+    kept = LastCheckpoint()
+    trainer = make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[kept])
+    trainer.fit(ImageClassifier('test_resnet', num_classes=3), photo_data())
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(trainer.model, photo_data())  # goes on with its own
+    files = sorted((tmp_path / 'python' / 'checkpoints').glob('last-step=*.ckpt'))
+    assert len(files) == 2
+    another = make_trainer(enable_checkpointing=True, callbacks=[LastCheckpoint()])
+    with refused('default_root_dir: ', 'of another training', 'by ckpt_path'):
+        another.fit(ImageClassifier('test_resnet', num_classes=3), photo_data())
+    assert sorted((tmp_path / 'python' / 'checkpoints').glob('last-step=*.ckpt')) == files
+    again = make_trainer(max_epochs=4, enable_checkpointing=True, callbacks=[LastCheckpoint()])
+    again.fit(ImageClassifier('test_resnet', num_classes=3), photo_data(), ckpt_path=str(files[-1]))
+    assert again.global_step == 12
