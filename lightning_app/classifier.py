@@ -273,7 +273,7 @@ class ImageClassifier(LightningModule):
                 f'train/loss: not finite in {count} steps up to step {self.trainer.global_step}',
                 f'model.max_nonfinite_steps is {self.max_nonfinite_steps}; the training has diverged, with '
                 f'lr {self.optim.lr:g} and {self.trainer.precision} precision',
-                'lower model.optim.lr, add model.schedule.warmup_epochs, or clip by trainer.gradient_clip_val; '
+                'lower model.optim.lr, add model.schedule.warmup_epochs, or clip by model.optim.clip_grad; '
                 + (f'the last good checkpoint is {best}' if best else 'no checkpoint had been written')))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -79,7 +79,7 @@ class Augment:
         erasing_count: Largest number of rectangles in an image.
         cutout: Side in pixels of a square that is erased in every image, by `Cutout`; none by default.
         splits: Versions of each image: the first is only cropped and flipped, the others are augmented each on its
-            own, as for AugMix with `model.loss.jsd` (3 as published); none by default.
+            own, as for AugMix with `model.loss.name: jsd` (3 as published); none by default.
     """
 
     crop: Literal['rrc', 'rkrc', 'rkrr', 'pad'] = 'rrc'
