@@ -77,22 +77,36 @@ def analyze(
     subject = open_subject(
         checkpoint_of(ckpt_path), name, network or {}, root, split, images_per_class, allow_unreadable)
     every, shown, pruned = choose(subject.net, blocks, prune)
-    named = None if classes is None else classes_with_images(subject, classes)
+    named = [] if classes is None else classes_with_images(subject, classes)
     if grad_cam:
         check_known(subject)
-    folder = Path(output)
-    check_writable('output:', folder)
+    check_writable('output:', Path(output))
     see = partial(survey, subject, batch_size=batch_size, num_workers=num_workers)
     found = see(every)
-    counts = found.results[0].counts.tolist()
-    lines = [label for label in named or () if counts[label]] or default_classes(subject.names, counts)
+    lines = drawn(named, subject.names, found.results[0].counts.tolist())
     removed = [each for each in found.results if each.block in pruned] if prune else removable(found.results)
     parts = summary(subject, see, found, removed, images_per_class)
     print('\n\n'.join(parts), end='\n\n')
-    try:  # first what costs the time
-        written = write_findings(folder, found.results, parts)
-        written += draw(folder, subject, [each for each in found.results if each.block in shown], lines)
-        written += draw_seen(folder, subject, every[-1].name, lines) if grad_cam else []
+    return write(Path(output), subject, found.results, shown, lines, parts, every[-1].name if grad_cam else None)
+
+
+def drawn(named: Sequence[int], names: Sequence[str], counts: Sequence[int]) -> list[int]:
+    """Return the labels of the classes that are drawn: those that are named, or some, of which images could be read."""
+    return [label for label in named if counts[label]] or default_classes(names, counts)
+
+
+def write(
+        folder: Path, subject: Subject, results: Sequence[BlockGates], shown: Sequence[SEBlock], lines: list[int],
+        parts: Sequence[str], seen_at: str | None) -> list[Path]:
+    """Write findings and figures, say where, and return it; `seen_at` is the module for Grad-CAM.
+
+    Raises:
+        InputError: If that is not possible.
+    """
+    try:
+        written = write_findings(folder, results, parts)  # first what costs the time
+        written += draw(folder, subject, [each for each in results if each.block in shown], lines)
+        written += draw_seen(folder, subject, seen_at, lines) if seen_at else []
     except OSError as error:
         raise InputError(message(
             f'output: {folder}', f'it cannot be written ({error})',
