@@ -27,7 +27,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from se_timm.errors import InputError, check_file, check_writable, message
+from se_timm.errors import InputError, check_file, check_writable, existing, message
 
 from .callbacks.predictions import PredictionWriter
 from .callbacks.stop_signals import EndAtOnce
@@ -40,7 +40,6 @@ from .folders import (
     base_folder,
     checkpoint_to_resume,
     evaluation_folder,
-    existing,
     give_back,
     launch_id,
     run_folder,

@@ -15,7 +15,7 @@ from se_timm.errors import InputError, message
 from .checkpoints import newest_whole, of_run, of_runs
 
 __all__ = [
-    'LAUNCH', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'existing', 'give_back', 'launch_id',
+    'LAUNCH', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'give_back', 'launch_id',
     'run_folder', 'run_of', 'whole_run',
 ]
 
@@ -66,14 +66,10 @@ def claimed(base: Path, prefix: str) -> Path:
     return next_free(base, prefix)
 
 
-def existing(folder: Path) -> Path:
-    """Return the folder, or the nearest above it that is there."""
-    return next(each for each in (folder, *folder.parents) if each.exists())
-
-
 def give_back(folder: Path, above: Path) -> None:
     """Remove the folder of a training that has written nothing, and those that were made for it below `above`."""
-    for each in itertools.takewhile(lambda each: each != above, (folder, *folder.parents)):
+    whole = folder.absolute()
+    for each in itertools.takewhile(lambda each: each != above.absolute(), (whole, *whole.parents)):
         with suppress(OSError):  # not empty, or not there
             each.rmdir()
 

@@ -120,9 +120,14 @@ def check_file(option: str, file: Path | None, example: str) -> None:
     check_writable(option, file.parent)
 
 
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that is there."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
+
+
 def check_writable(option: str, folder: Path) -> None:
     """Raise `InputError` if nothing can be written to a folder, which may have to be made."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    there = existing(folder)
     try:
         with tempfile.TemporaryDirectory(dir=there):  # permissions do not tell all
             pass
