@@ -84,12 +84,10 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
     if any(key.startswith('layer0.') for key in state_dict):
         _check_relu(state_dict, model)
-        _check_topology(model, 'paper', "weights in Cadene's layout")
-        _check_se(model, "weights in Cadene's layout")
+        _check_network(model, 'paper', "weights in Cadene's layout")
         return from_cadene(state_dict)
     if any('.se.fc.' in key for key in state_dict):
-        _check_topology(model, 'v1.5', 'weights in the layout of moskomule/senet.pytorch')
-        _check_se(model, 'weights in the layout of moskomule/senet.pytorch')
+        _check_network(model, 'v1.5', 'weights in the layout of moskomule/senet.pytorch')
         _check_bias(model)
         return from_moskomule(state_dict)
     return state_dict
@@ -103,17 +101,13 @@ def _rename(key: str, pairs: tuple[tuple[str, str], ...]) -> str:
     return key
 
 
-def _check_topology(model: nn.Module, topology: str, weights: str) -> None:
-    """Refuse weights whose shapes fit, but which were trained in another topology than that of `model`."""
+def _check_network(model: nn.Module, topology: str, weights: str) -> None:
+    """Refuse weights whose shapes fit, but which were trained in another topology, or with another SE, than `model`."""
     own = getattr(model, 'topology', topology)  # the CIFAR networks have but one
     _check_equal(weights, 'topology', own, topology)
     blocks = [module for module in model.modules() if isinstance(module, Bottleneck)] if topology == 'paper' else []
     strides = any(block.conv1.stride != (1, 1) for block in blocks)
     _check_equal(weights, 'stride_in_1x1', strides, any(block.conv2.groups == 1 for block in blocks))
-
-
-def _check_se(model: nn.Module, weights: str) -> None:
-    """Refuse weights of networks whose SE is the paper's for a network with another one."""
     for module in model.modules():
         if isinstance(module, PlacedSE) and not is_identity(module.se):
             _check_equal(weights, 'placement', module.placement, 'standard')
