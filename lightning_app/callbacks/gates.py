@@ -76,14 +76,13 @@ class Gates(Callback):
 
     def _check_classes(self, pl_module: Any) -> None:
         if self.classes is not None:
-            self._curves_of(pl_module)
+            self._curves_of(pl_module, ())
 
-    def _curves_of(self, pl_module: Any, counts: Sequence[int] | None = None) -> tuple[list[int], list[str]]:
+    def _curves_of(self, pl_module: Any, counts: Sequence[int]) -> tuple[list[int], list[str]]:
         """Return the labels of the classes with curves, by default some that have images, and what to call all."""
         titles = class_titles(pl_module)
         names = pl_module.class_names or titles
-        shown = (default_classes(names, [1] * len(names) if counts is None else counts) if self.classes is None
-                 else find_classes(names, titles, self.classes))
+        shown = default_classes(names, counts) if self.classes is None else find_classes(names, titles, self.classes)
         return shown, short_titles(names, titles)
 
     def _chosen(self, pl_module: Any, blocks: list[SEBlock]) -> list[SEBlock]:

@@ -63,7 +63,7 @@ class LastCheckpoint(Checkpoint):
                 'list LastCheckpoint last'))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have Lightning install these handlers of signals, not its own, which take part in a collective."""
+        """Look at the folder; have Lightning install these handlers of signals, not its own, which are collective."""
         self._check_folder(trainer)
         if self.signals:
             connector: Any = trainer._signal_connector
