@@ -119,7 +119,7 @@ def check_whole(path: Path) -> None:
     """Raise `InputError` if the file is damaged, with the newest beside it that is not."""
     if not path.is_file():
         raise InputError(message(
-            f'ckpt_path: {path}', 'there is no such file',
+            f'ckpt_path: {path}', 'it is a folder' if path.is_dir() else 'there is no such file',
             nearby(path) or 'name a checkpoint, such as runs/.../best.ckpt'))
     if reason := damage(path):
         other = newest_whole(file for file in path.parent.glob('*.ckpt') if file != path)
@@ -130,9 +130,9 @@ def check_whole(path: Path) -> None:
 
 
 def nearby(path: Path) -> str:
-    """Return the question whether a file near a missing one was meant; nothing where there is none of its kind."""
+    """Return the question whether a file near a missing one, or in a folder, was meant; nothing where there is none of its kind."""
     found = [str(file) for suffix in {path.suffix, '.ckpt'} - {''} for depth in ('', '*/', '*/*/')  # not all of a disk
-             for file in path.parent.glob(f'{depth}*{suffix}')]
+             for file in (path if path.is_dir() else path.parent).glob(f'{depth}*{suffix}')]
     close = nearest(str(path), found) or found[:3]
     return f'did you mean {" or ".join(close)}?' if close else ''
 

@@ -46,6 +46,7 @@ from .folders import (
     run_of,
     whole_run,
 )
+from .home import expand, expand_words
 from .logger import WandbLogger, place_loggers
 from .loss import Loss
 from .messages import LINKED, VERBS, explain, linked_key, three_lines
@@ -187,6 +188,7 @@ class AppCLI(LightningCLI):
             with warnings.catch_warnings():  # that the options of the program are given as arguments
                 warnings.filterwarnings('ignore', "LightningCLI's args parameter")
                 super().parse_arguments(parser, args if completed == given else completed)
+            self.config = expand(self.config)
             if completed != given:
                 self.config[self.config.subcommand].config.pop(0)  # that file is not the user's
 
@@ -407,7 +409,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(message(f'config: {path}', f'it is not YAML ({error})', 'correct it there')) from error
-    return content if isinstance(content, dict) else {}
+    return expand(content) if isinstance(content, dict) else {}
 
 
 def check_links(configs: Configs) -> None:
@@ -448,7 +450,7 @@ def run_verb(verb: str, args: list[str]) -> Any:
         parser.add_argument(each.name, nargs='+', metavar=metavar, help=described and described[1])
     parser.usage = ' '.join([PROG, verb, *(f'{each} [{each} ...]' for each in names), '[options]'])
     with refused_in_lines(verb, verb):
-        options = parser.instantiate_classes(parser.parse_args(named(args))).as_dict()
+        options = parser.instantiate_classes(expand(parser.parse_args(named(args)))).as_dict()
         positional = [value for each in several for value in options.pop(each.name)]
         return function(*positional, **options)
 
@@ -497,6 +499,8 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
         warnings.filterwarnings('ignore', warning)
     logging.getLogger('lightning.pytorch.utilities.rank_zero').addFilter(is_no_advert)
     given = sys.argv[1:] if args is None else args
+    if isinstance(given, list):
+        given = expand_words(given)
     if run and not given:
         commands = ','.join((*SUBCOMMANDS, *VERBS))
         print('\nerror: ' + message('no command', 'one is needed', f'{PROG} {{{commands}}} ...'), file=sys.stderr)
@@ -509,7 +513,7 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
     asked = given[0] if isinstance(given, list) and given and given[0] in SUBCOMMANDS else None
     with refused_in_lines('trainer', 'fit'):
         return AppCLI(
-            ImageClassifier, ImageDataModule, asked=asked, subclass_mode_data=True, args=args, run=run,
+            ImageClassifier, ImageDataModule, asked=asked, subclass_mode_data=True, args=given, run=run,
             parser_class=Parser,
             parser_kwargs={'prog': PROG, 'allow_abbrev': False, **(parsers if run else {'usage': f'{PROG} [options]'})},
             seed_everything_default=0, auto_configure_optimizers=False, load_from_checkpoint_support=False,

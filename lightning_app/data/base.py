@@ -123,7 +123,7 @@ class ImageDataModule(LightningDataModule):
         self.repeats = repeats
         self.eval_views = eval_views
         self.given_num_classes = num_classes
-        self.images = images
+        self.images = images and os.path.expanduser(images)
         self.allow_unreadable = allow_unreadable
         self.decoder: str = decoder
         self.exact = exact

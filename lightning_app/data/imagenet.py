@@ -1,6 +1,7 @@
 """ImageNet, and any other set of images in class folders or in tar files of the same layout."""
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class ImageNetDataModule(ImageDataModule):
             **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.root = root
+        self.root = os.path.expanduser(root)
         self.train_split = train_split
         self.val_split = val_split
         self.test_split = test_split

@@ -566,6 +566,11 @@ def test_missing_checkpoint(refused_checkpoint, on_photos, checkpoint, write_yam
     refused_checkpoint(['validate', *on_photos, *where], wrong, 'no such file', str(checkpoint))
 
 
+def test_folder_is_no_checkpoint(refused_checkpoint, on_photos, checkpoint):
+    folder = str(checkpoint.parents[1])
+    refused_checkpoint(['validate', *on_photos, f'--ckpt_path={folder}'], folder, 'it is a folder', str(checkpoint))
+
+
 @pytest.mark.parametrize('content', [{'conv1.weight': torch.zeros(3)}, {'state_dict': {}}, [1, 2], torch.zeros(2)],
                          ids=['state dict', 'empty', 'list', 'tensor'])
 @pytest.mark.parametrize('command', ['fit', 'validate'])
