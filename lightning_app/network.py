@@ -221,7 +221,7 @@ def create_network(
     check_name(name, keys[0])
     if (path := arguments.get('checkpoint_path')) and not os.path.isfile(path):
         raise InputError(message(
-            f'{keys[1]}.checkpoint_path: {path}', 'there is no such file',
+            f'{keys[1]}.checkpoint_path: {path}', 'it is a folder' if os.path.isdir(path) else 'there is no such file',
             nearby(Path(path)) or 'name a file with weights of the network, or leave it out'))
     check_rates(arguments, keys[1])
     checkpoint = own_checkpoint(path) if path else None

@@ -396,7 +396,8 @@ class ImageDataModule(LightningDataModule):
     def _described(self) -> str:
         """Return what a training sees, in a line."""
         jpeg = any(map(is_jpeg, first_files(self.training.source, 1)))
-        by = 'the GPU' if self.decode_on_device else self.training.decoder
+        device = self.trainer.strategy.root_device.type if self.trainer else 'the device'
+        by = f'torchcodec on {device}' if self.decode_on_device else self.training.decoder
         return (f'{len(self.training):,} training and {len(self.validation):,} validation images'
                 + (f', JPEG files decoded by {by}' if jpeg else ''))
 

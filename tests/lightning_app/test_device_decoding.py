@@ -61,8 +61,9 @@ def test_batches_are_those_of_workers(root, options):
         assert kinds.count(False) == 3  # PNG, CMYK and the turned one
 
 
-def test_same_training(root, tmp_path, monkeypatch):
+def test_same_training(root, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
+    caplog.set_level('INFO')
 
     def trained(*options):
         fitted = main([
@@ -74,6 +75,8 @@ def test_same_training(root, tmp_path, monkeypatch):
 
     expected, got = trained(), trained('--data.decode_on_device=true')
     assert all(torch.equal(got[name], value) for name, value in expected.items())
+    said = [text.rpartition('JPEG files decoded by ')[2] for text in caplog.messages if 'decoded by' in text]
+    assert said == ['torchcodec', 'torchcodec on cpu']
 
 
 def test_damaged_files_are_replaced_named_and_counted(root, caplog):
