@@ -130,7 +130,7 @@ def check_whole(path: Path) -> None:
 
 
 def nearby(path: Path) -> str:
-    """Return the question whether a file near a missing one, or in a folder, was meant; nothing where there is none of its kind."""
+    """Return the question whether a file near a missing one, or in a folder, was meant; nothing where there is none."""
     found = [str(file) for suffix in {path.suffix, '.ckpt'} - {''} for depth in ('', '*/', '*/*/')  # not all of a disk
              for file in (path if path.is_dir() else path.parent).glob(f'{depth}*{suffix}')]
     close = nearest(str(path), found) or found[:3]

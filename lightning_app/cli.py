@@ -61,6 +61,16 @@ __all__ = ['AppCLI', 'main']
 PROG = 'python -m lightning_app'
 EVALUATIONS = ('validate', 'test', 'predict')
 SUBCOMMANDS = ('fit', *EVALUATIONS)
+# in place of Lightning's, the first lines of longer texts
+DESCRIPTIONS = {
+    'fit': 'Train a network.',
+    'validate': 'Evaluate a trained network on the validation images.',
+    'test': 'Evaluate a trained network on the test images.',
+    'predict': 'Write the most probable classes of the images in a folder to a CSV file.'}
+# in place of Lightning's, which are of its own keywords
+RESUMED = ('Checkpoint from which the training goes on: a file; `last`, the newest of the runs that is whole; '
+           'or `auto`, the same, and a new training if there is none.')
+EVALUATED = 'Checkpoint of a training. It supplies the settings that are not given, too.'
 # With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
 
@@ -79,6 +89,9 @@ Configs = list[tuple[Path, dict[str, Any]]]  # files and their contents
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, with errors of three lines and the nearest valid key."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{'prog': PROG, **kwargs})  # of --data.help too, which is a parser of its own
 
     def error(self, text: str, ex: Exception | None = None) -> Any:
         """Raise `InputError` in place of printing the usage, in which the one useful line drowns."""
@@ -165,10 +178,20 @@ class AppCLI(LightningCLI):
             if action.dest in LIMITS:
                 setattr(action, '_typehint', int | float | None)  # noqa: B010  (jsonargparse's own)
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        described = {name: {**kwargs.get(name, {}), 'description': text} for name, text in DESCRIPTIONS.items()}
+        super()._add_subcommands(parser, **described)
+        commands: Any = parser._subcommands_action
+        for listed in commands._choices_actions:
+            listed.help = DESCRIPTIONS[listed.dest]
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if self.asked not in (None, subcommand):  # options take longer than all the parsing
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if action.dest == 'ckpt_path':
+                action.help = RESUMED if subcommand == 'fit' else EVALUATED
         if subcommand == 'predict':
             parser.add_argument('--output', type=str, default='predictions.csv', help='CSV file to write.')
             parser.set_defaults({'return_predictions': False})

@@ -183,11 +183,13 @@ def _wrong_choice(match: re.Match[str], parser: ArgumentParser) -> str:
 
 
 def _unknown_class(match: re.Match[str], parser: ArgumentParser) -> str:
-    module, names, example = (('logger', LOGGERS, 'CsvLogger') if match[1].endswith('logger') else
-                              ('callbacks', callbacks.__all__, 'Throughput'))
-    close = nearest(match[2].rpartition('.')[2], names) or [example]
-    return message(f'{match[1]}: {match[2]}', 'there is no class of this name',
-                   f'name a class by its import path, such as lightning_app.{module}.{close[0]}')
+    key, given = match[1], match[2]
+    if key == 'data':
+        return _unknown_data(given)
+    module = key.rpartition('.')[2]
+    kind, names = CLASSES.get(module, ('class', ()))
+    close = [f', such as lightning_app.{module}.{name}' for name in (*nearest(given.rpartition('.')[2], names), *names)]
+    return message(f'{key}: {given}', f'there is no such {kind}', f'name a class by its import path{"".join(close[:1])}')
 
 
 def _list(match: re.Match[str], parser: ArgumentParser) -> str:
@@ -228,10 +230,10 @@ def _unknown_command(match: re.Match[str], parser: ArgumentParser) -> str:
     return message(match[1], 'there is no such command', _suggest(match[1], commands, f'valid: {", ".join(commands)}'))
 
 
-def _unknown_data(match: re.Match[str], parser: ArgumentParser) -> str:
+def _unknown_data(given: str) -> str:
     classes = [name for name in data.__all__ if name.endswith('DataModule') and name != 'ImageDataModule']
-    return message(f'data: {match[1]}', 'there is no such data module',
-                   _suggest(match[1], classes, f'valid: {", ".join(classes)}'))
+    return message(f'data: {given}', 'there is no such data module',
+                   _suggest(given.rpartition('.')[2], classes, f'valid: {", ".join(classes)}'))
 
 
 def _missing_data(match: re.Match[str], parser: ArgumentParser) -> str:
@@ -244,7 +246,10 @@ def _missing_argument(match: re.Match[str], parser: ArgumentParser) -> str:
     return message(f'no {name}', 'the command needs it', f'give it; see {parser.prog} --help')
 
 
-LOGGERS = ('CsvLogger', 'WandbLogger')
+# what a key takes, by the module that has some of them, and their names, the likeliest first
+CLASSES: dict[str, tuple[str, Iterable[str]]] = {
+    'logger': ('logger', ('CsvLogger', 'WandbLogger')),
+    'callbacks': ('callback', ('Throughput', *callbacks.__all__))}
 # the parser's text (most telling first) -> what is said of it
 _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'Parser key "([\w.]+)":\s+Does not validate[^$\[]*Subtypes: \[[^\n]*?((?:list|tuple)\[(?:str|int|float)[^\]]*)'
@@ -267,9 +272,12 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'Parser key "model.distill":[^$]*import path[^$]*Given value: ([^$]*)': _distill,
     r"File does not exist: '([^']*)'": _missing_file,
     r"invalid choice: '(\w+)' \(choose from ([^)]*)\)": _unknown_command,
-    r'Parser key "data":[^$]*(?:import path string|class path): (\S+)': _unknown_data,
+    r'Parser key "(data)":[^$]*(?:import path string|class path): (\S+)': _unknown_class,
     r'Parser key "([\w.]+)":[^$]*class_path \'([\w.]+)\':\s+(?:module|No module|Import|Unable)': _unknown_class,
     r'Parser key "([\w.]+)":[^$]*Expected a dot import path string: (\S+)': _unknown_class,
+    r'Parser key "([\w.]+)":[^$]*does not correspond to a subclass[^$]*Given value: (\S+)': _unknown_class,
+    r'--([\w.]+)\.help: (?:module .* attribute |No module named |Expected a dot import path string: )?["\']?'
+    r'([\w.]+)': _unknown_class,
     r'Parser key "([\w.]+)":[^$]*Literal[^$]*Given value: (\S+)': _wrong_choice,
     r'arguments are required: \w*\.?data': _missing_data,
     r'arguments are required: (\w+)': _missing_argument,

@@ -152,8 +152,26 @@ def test_missing_data(refused):
     refused(['fit', '--model.name=test_resnet'], given='data', do='--data')
 
 
-def test_unknown_data_module(refused):
-    refused(['fit', '--data=ImagenetDataModule'], given='ImagenetDataModule', do='ImageNetDataModule')
+@pytest.mark.parametrize('option', ['--data', '--data.help'])
+@pytest.mark.parametrize(('name', 'do'), [
+    ('ImagenetDataModule', 'did you mean ImageNetDataModule'), ('lightning_app.data.ImagNet', 'ImageNetDataModule'),
+    ('torch.nn.Linear', 'valid: CIFAR10DataModule'), ('nothing.Data', 'valid: CIFAR10DataModule')])
+def test_unknown_data_module(refused, option, name, do):
+    refused(['fit', f'{option}={name}'], given='data: ', why='no such data module', do=do)
+
+
+@pytest.mark.parametrize('option', ['--trainer.callbacks', '--trainer.callbacks.help'])
+@pytest.mark.parametrize(('name', 'do'), [
+    ('Gatess', 'such as lightning_app.callbacks.Gates'),
+    ('lightning_app.callbacks.LastCheckpont', 'such as lightning_app.callbacks.LastCheckpoint'),
+    ('torch.nn.Linear', 'such as lightning_app.callbacks.')])
+def test_unknown_callback(refused, on_photos, option, name, do):
+    refused(['fit', *on_photos, f'{option}={name}'], 'trainer.callbacks: ', 'no such callback', do)
+
+
+def test_unknown_class_of_another_kind(refused, on_photos):
+    refused(['fit', *on_photos, '--trainer.plugins=torch.nn.Linear'], 'trainer.plugins: torch.nn.Linear',
+            'no such class', 'name a class by its import path')
 
 
 def test_trainer_setting_that_lightning_refuses(refused, on_photos):

@@ -24,7 +24,7 @@ def test_help(capsys):
     text = capsys.readouterr().out
     assert text.startswith('usage: python -m lightning_app')
     for command in ('fit', 'validate', 'test', 'predict'):
-        assert re.search(rf'^ +{command} +\w', text, re.MULTILINE)
+        assert re.search(rf'^ +{command} +\w[^.]+\.$', text, re.MULTILINE)  # whole sentences
     assert '__main__.py' not in text
     assert re.search(r'Other commands: analyze, .*\bsweep\.', text, re.DOTALL)
 
@@ -39,6 +39,26 @@ def test_help_of_fit_explains_every_argument_of_ours(capsys):
                    'model.max_nonfinite_steps'):
         assert re.search(rf'--{re.escape(option)} \S+\n? +\S+', text), option
     assert 'model.num_classes' not in re.findall(r'--([\w.]+)', text)
+
+
+@pytest.mark.parametrize(('command', 'said'), [
+    ('fit', 'last.*of the runs that is whole; or.*auto'), ('validate', 'Checkpoint of a training'),
+    ('predict', 'Checkpoint of a training')])
+def test_help_of_the_checkpoint_has_the_words_that_are_taken(capsys, command, said):
+    with pytest.raises(SystemExit):
+        main([command, '--help'])
+    text = ' '.join(re.split(r'--ckpt_path CKPT_PATH|--(?:weights|verbose)', capsys.readouterr().out)[1].split())
+    assert re.search(said, text)
+    assert 'registry' not in text
+    assert 'hpc' not in text
+
+
+@pytest.mark.parametrize('option', ['--data.help', '--data.help=DigitsDataModule', '--model.distill.help'])
+def test_help_of_a_class(capsys, option):
+    with pytest.raises(SystemExit) as stop:
+        main(['fit', option])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith('usage: python -m lightning_app ')
 
 
 def test_entry_is_main():
