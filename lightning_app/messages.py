@@ -188,8 +188,9 @@ def _unknown_class(match: re.Match[str], parser: ArgumentParser) -> str:
         return _unknown_data(given)
     module = key.rpartition('.')[2]
     kind, names = CLASSES.get(module, ('class', ()))
-    close = [f', such as lightning_app.{module}.{name}' for name in (*nearest(given.rpartition('.')[2], names), *names)]
-    return message(f'{key}: {given}', f'there is no such {kind}', f'name a class by its import path{"".join(close[:1])}')
+    close = [*nearest(given.rpartition('.')[2], names), *names]
+    example = f', such as lightning_app.{module}.{close[0]}' if close else ''
+    return message(f'{key}: {given}', f'there is no such {kind}', f'name a class by its import path{example}')
 
 
 def _list(match: re.Match[str], parser: ArgumentParser) -> str:
