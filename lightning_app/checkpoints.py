@@ -12,10 +12,10 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from se_timm.errors import InputError, message, nearest
+from se_timm.errors import InputError, meant, message, nearest
 
 __all__ = [
-    'CheckpointFiles', 'damage', 'load_checkpoint', 'mapped', 'nearby', 'newest_whole', 'of_run', 'of_runs',
+    'CheckpointFiles', 'checkpoints_near', 'damage', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run', 'of_runs',
     'step_checkpoint', 'step_checkpoints', 'step_of',
 ]
 
@@ -120,7 +120,7 @@ def check_whole(path: Path) -> None:
     if not path.is_file():
         raise InputError(message(
             f'ckpt_path: {path}', 'it is a folder' if path.is_dir() else 'there is no such file',
-            nearby(path) or 'name a checkpoint, such as runs/.../best.ckpt'))
+            checkpoints_near(path) or 'name a checkpoint, such as runs/.../best.ckpt'))
     if reason := damage(path):
         other = newest_whole(file for file in path.parent.glob('*.ckpt') if file != path)
         raise InputError(message(
@@ -129,12 +129,12 @@ def check_whole(path: Path) -> None:
             'take another checkpoint of the run; beside it there is none that is whole'))
 
 
-def nearby(path: Path) -> str:
+def checkpoints_near(path: Path) -> str:
     """Return the question whether a file near a missing one, or in a folder, was meant; nothing where there is none."""
     found = [str(file) for suffix in {path.suffix, '.ckpt'} - {''} for depth in ('', '*/', '*/*/')  # not all of a disk
              for file in (path if path.is_dir() else path.parent).glob(f'{depth}*{suffix}')]
     close = nearest(str(path), found) or found[:3]
-    return f'did you mean {" or ".join(close)}?' if close else ''
+    return meant(close).strip()
 
 
 def mapped(path: str | Path) -> Any:

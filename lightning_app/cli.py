@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import warnings
+from argparse import SUPPRESS
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -466,12 +467,16 @@ def run_verb(verb: str, args: list[str]) -> Any:
     parser = Parser(prog=f'{PROG} {verb}', allow_abbrev=False, description=(function.__doc__ or '').split('\n\n')[0])
     parser.add_function_arguments(function, as_group=False)
     let_switches_stand_alone(parser)
+    for action in parser._actions:
+        if action.dest in getattr(module, 'UNNAMED', ()):
+            action.help = SUPPRESS
     several = [each for each in signature(function).parameters.values() if each.kind is Parameter.VAR_POSITIONAL]
     names = [each.name.removesuffix('s').upper() for each in several]
     for each, metavar in zip(several, names, strict=True):
         described = re.search(rf'^ *\*{each.name}: (.+)$', function.__doc__ or '', re.MULTILINE)
         parser.add_argument(each.name, nargs='+', metavar=metavar, help=described and described[1])
-    parser.usage = ' '.join([PROG, verb, *(f'{each} [{each} ...]' for each in names), '[options]'])
+    usage = getattr(module, 'USAGE', ' '.join([*(f'{each} [{each} ...]' for each in names), '[options]']))
+    parser.usage = f'{PROG} {verb} {usage}'
     with refused_in_lines(verb, verb):
         options = parser.instantiate_classes(expand(parser.parse_args(named(args)))).as_dict()
         positional = [value for each in several for value in options.pop(each.name)]

@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
-from se_timm.errors import message, nearest
+from se_timm.errors import meant, message, nearby, nearest
 
 from . import callbacks, data
 
@@ -105,8 +106,8 @@ def _has_data(parser: ArgumentParser) -> bool:
 
 def _nearest_keys(key: str, keys: list[str]) -> list[str]:
     """Return the keys like `key`: the same name in another group first, then similar ones; groups are left out."""
-    if (meant := ELSEWHERE.get(key.rpartition('.')[2].replace('-', '_'))) in keys:
-        return [meant]
+    if (here := ELSEWHERE.get(key.rpartition('.')[2].replace('-', '_'))) in keys:
+        return [here]
     leaves = [each for each in keys if not any(other.startswith(f'{each}.') for other in keys)]
     names = {leaf.rpartition('.')[2] for leaf in leaves}
     group, _, name = key.rpartition('.')
@@ -115,8 +116,7 @@ def _nearest_keys(key: str, keys: list[str]) -> list[str]:
 
 
 def _suggest(name: str, options: Iterable[str], otherwise: str) -> str:
-    close = nearest(name, options)
-    return f'did you mean {" or ".join(close)}?' if close else otherwise
+    return meant(nearest(name, options)).strip() or otherwise
 
 
 def _unknown_key(match: re.Match[str], parser: ArgumentParser) -> str:
@@ -130,7 +130,7 @@ def _unknown_key(match: re.Match[str], parser: ArgumentParser) -> str:
         return message(match[1], 'a folder alone is no option', f'say --data.root {match[1]}')
     dashes = '--' * ('unrecognized arguments' in match.string)  # as on the command line, not in a file
     close = [f'{dashes}{each}' for each in _nearest_keys(key, _keys(parser))]
-    return message(match[1], 'there is no such option', f'did you mean {" or ".join(close)}?' if close
+    return message(match[1], 'there is no such option', meant(close).strip() if close
                    else 'see python -m lightning_app fit --print_config for all there are' if _has_data(parser)
                    else f'see {parser.prog} --help for all there are')
 
@@ -153,9 +153,9 @@ def _group(match: re.Match[str], parser: ArgumentParser) -> str:
     """What a group got in place of its options, one of which may have been meant."""
     key, value = match[1], match[2]
     options = [each for each in _keys(parser) if f'.{key}.' in f'.{each}']
-    meant = next((each for each in options if each.endswith(f'{key}.name')), None)
+    name = next((each for each in options if each.endswith(f'{key}.name')), None)
     return message(f'{key}: {value}', 'it is a group of options, and this is no file with them',
-                   f'did you mean --{meant}={value}?' if meant else f'give each by its name, such as {options[0]}')
+                   f'did you mean --{name}={value}?' if name else f'give each by its name, such as {options[0]}')
 
 
 def _mapping(match: re.Match[str], parser: ArgumentParser) -> str:
@@ -223,7 +223,8 @@ def _linked(match: re.Match[str], parser: ArgumentParser) -> str:
 
 
 def _missing_file(match: re.Match[str], parser: ArgumentParser) -> str:
-    return message(f'config: {match[1]}', 'there is no such file', 'name a config, such as configs/quickstart.yaml')
+    return message(f'config: {match[1]}', 'there is no such file',
+                   nearby(Path(match[1]), 'name a config, such as configs/quickstart.yaml'))
 
 
 def _unknown_command(match: re.Match[str], parser: ArgumentParser) -> str:

@@ -19,7 +19,7 @@ from se_timm import fuse  # the import registers the SE networks
 from se_timm.errors import InputError, message, unknown
 from se_timm.residual_tail import BACKENDS
 
-from .checkpoints import mapped, nearby
+from .checkpoints import checkpoints_near, mapped
 
 __all__ = [
     'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'fuse_network',
@@ -222,7 +222,7 @@ def create_network(
     if (path := arguments.get('checkpoint_path')) and not os.path.isfile(path):
         raise InputError(message(
             f'{keys[1]}.checkpoint_path: {path}', 'it is a folder' if os.path.isdir(path) else 'there is no such file',
-            nearby(Path(path)) or 'name a file with weights of the network, or leave it out'))
+            checkpoints_near(Path(path)) or 'name a file with weights of the network, or leave it out'))
     check_rates(arguments, keys[1])
     checkpoint = own_checkpoint(path) if path else None
     weights = None if checkpoint is None else weights_of(checkpoint)

@@ -19,15 +19,17 @@ from typing import Any
 
 import yaml
 
-from se_timm.errors import InputError, check_writable, message, nearest
+from se_timm.errors import InputError, check_writable, meant, message, nearby, nearest
 
 from .analysis.runs import cut_off
 from .checkpoints import of_runs
 from .cli import main
 from .data.workers import STOP_SIGNALS
 
-__all__ = ['Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
+__all__ = ['UNNAMED', 'USAGE', 'Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
 
+USAGE = 'FILE [--dry_run] [--folder FOLDER] [options of fit]'
+UNNAMED = ('file', 'options')  # arguments of `sweep` that a command line has without their names, see `named_arguments`
 ROOT, CHECKPOINT = '--trainer.default_root_dir', '--ckpt_path'
 DRY_RUN = '--dry_run'  # a switch, which stands alone or with a value
 OWN = {DRY_RUN: DRY_RUN, '--folder': '--folder', ROOT: '--folder'}  # what is not for fit, and its own name
@@ -66,7 +68,7 @@ class Run:
 
 
 def sweep(file: str, dry_run: bool = False, folder: str | None = None, options: list[str] | None = None) -> None:
-    """Run the grid of a W&B sweep file, one training after the other: sweep FILE [--dry_run] [options of fit].
+    """Run the grid (`method: grid`) of a W&B sweep file, one training after the other. Other options are for fit.
 
     Each training is a process of its own, with a folder of its own, named after its values. The same command goes on
     where it was interrupted: trainings that are finished are left out, the others resume. One that fails does not stop
@@ -131,6 +133,8 @@ def read_sweep(file: str) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(Path(file).read_text())
+    except FileNotFoundError as error:
+        raise InputError(message(f'file: {file}', 'there is no such file', nearby(Path(file), EXAMPLE))) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(message(f'file: {file}', f'it cannot be read ({error})', EXAMPLE)) from error
     forms = {'parameters': dict, 'command': list}
@@ -145,7 +149,7 @@ def read_sweep(file: str) -> dict[str, Any]:
         close = nearest(unknown[0], KEYS)
         raise InputError(message(
             f'{unknown[0]}: {content[unknown[0]]}', 'a grid that is run here has no use for it',
-            f'did you mean {" or ".join(close)}?' if close else 'remove it, or let W&B run it: wandb sweep FILE'))
+            meant(close).strip() or 'remove it, or let W&B run it: wandb sweep FILE'))
     return content
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +15,7 @@ from torch import nn
 
 __all__ = [
     'ArgumentParser', 'InputError', 'check_file', 'check_installed', 'check_least', 'check_module', 'check_switches',
-    'check_writable', 'exit_status', 'is_installed', 'message', 'nearest', 'unknown',
+    'check_writable', 'exit_status', 'is_installed', 'meant', 'message', 'nearby', 'nearest', 'unknown',
 ]
 
 
@@ -44,6 +44,18 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
     return [original[option] for option in dict.fromkeys([*begun, *close])][:count]
 
 
+def meant(close: Sequence[str]) -> str:
+    """Return the question whether one of some names was meant, with a space after it; nothing without names."""
+    return f'did you mean {" or ".join(close)}? ' if close else ''
+
+
+def nearby(path: Path, remedy: str) -> str:
+    """Return `remedy` after the question whether the nearest name beside a missing file or folder was meant."""
+    parent = path.parent
+    close = nearest(path.name, (entry.name for entry in parent.iterdir())) if parent.is_dir() else []
+    return meant([str(parent / name) for name in close[:1]]) + remedy
+
+
 def unknown(kind: str, name: object, options: Iterable[object]) -> str:
     """Return the message for a value that is not one of `options`.
 
@@ -53,10 +65,9 @@ def unknown(kind: str, name: object, options: Iterable[object]) -> str:
         options: All valid values.
     """
     valid = sorted(str(option) for option in options)
-    close = nearest(str(name), valid)
     shown = ', '.join(valid) if len(valid) <= 24 else f'one of {len(valid)} names'
-    remedy = f'did you mean {" or ".join(close)}? ' if close else ''
-    return message(f'{kind}: {name!r}', f'there is no such {kind}', f'{remedy}valid: {shown}')
+    return message(
+        f'{kind}: {name!r}', f'there is no such {kind}', f'{meant(nearest(str(name), valid))}valid: {shown}')
 
 
 def check_switches(**switches: object) -> None:

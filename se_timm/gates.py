@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .errors import check_module, message, nearest
+from .errors import check_module, meant, message, nearest
 from .insertion_points import path_of
 
 __all__ = ['GateReader', 'SEBlock', 'choose_blocks', 'find_se']
@@ -180,7 +180,6 @@ def choose_blocks(net: nn.Module, names: str | Iterable[str]) -> list[SEBlock]:
             close = nearest(name, valid)
             raise ValueError(message(
                 f'block: {name!r}', 'the network has no SE block of this name',
-                (f'did you mean {" or ".join(close)}? ' if close else '')
-                + f'they are {", ".join(block.title for block in blocks)}'))
+                meant(close) + f'they are {", ".join(block.title for block in blocks)}'))
         chosen += matching
     return [block for block in blocks if block in chosen]

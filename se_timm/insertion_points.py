@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .errors import message, nearest
+from .errors import meant, message, nearest
 from .fused_blocks import FUSED
 
 __all__ = ['KNOWN', 'Point', 'known_points', 'named_points']
@@ -187,5 +187,5 @@ def _nothing(net: nn.Module, pattern: Any, modules: dict[str, nn.Module]) -> str
     close = nearest(shown.rpartition('.')[2] if not isinstance(pattern, str) else shown, [*modules, *classes])
     return message(
         f'at: {shown!r}', f'no module of {type(net).__name__} has such a name or class',
-        (f'did you mean {" or ".join(close)}? ' if close else '')
+        meant(close)
         + "give names as of named_modules(), in which a * stands for one part ('layer*.*'), or classes")

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from se_timm.errors import InputError, message, nearest
+from se_timm.errors import InputError, meant, message, nearest
 
 from ..checkpoints import mapped, step_checkpoints, step_of
 from ..metrics import smaller_is_better
@@ -214,10 +214,11 @@ def suggestion(path: Path) -> str:
     """Return what to name in place of `path`: the run that it lies in, or a folder with a name like it."""
     inside = [str(folder) for folder in path.parents if is_run(folder)]
     existing = next((folder for folder in path.parents if folder.is_dir()), Path())
-    beside = {str(folder) for pattern in ('*', '*/*') for folder in existing.glob(pattern) if os.path.isdir(folder)}
+    beside = {str(folder) for pattern in ('*', '*/*') for folder in existing.glob(pattern)
+              if os.path.isdir(folder) and not folder.name.startswith('.')}
     close = inside[:1] or nearest(str(path), beside - {str(path)})
-    return (f'did you mean {" or ".join(close)}?' if close else
-            'name the folder of a training, such as runs/paper/version_0, or one that holds such folders')
+    return meant(close).strip() or (
+        'name the folder of a training, such as runs/paper/version_0, or one that holds such folders')
 
 
 def short_names(folders: Sequence[str]) -> list[str]:

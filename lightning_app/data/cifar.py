@@ -10,7 +10,7 @@ from filelock import FileLock
 from PIL import Image
 from torchvision import datasets
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, meant, message
 
 from .augment import Augment
 from .base import ImageDataModule
@@ -103,7 +103,7 @@ class CIFAR10DataModule(ImageDataModule):
         """Return a question after a folder near by that holds the data, nothing if none does."""
         root = Path(self.root)
         near = [path for path in (root.parent, *sorted(root.glob('*'))) if (path / self.dataset.base_folder).is_dir()]
-        return f'did you mean {near[0]}? ' if near else ''
+        return meant([str(path) for path in near[:1]])
 
     def find_classes(self) -> list[str] | None:
         """Return the names of the classes, or None where there is only a folder of images to predict."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from se_timm.errors import InputError, check_installed, message, nearest
+from se_timm.errors import InputError, check_installed, meant, message, nearest
 
 from .decode import UnreadableImage
 from .sources import Source, check_labels
@@ -131,8 +131,7 @@ def split_named(split: str, names: list[str], title: str) -> str:
     close = nearest(split, names)
     raise InputError(message(
         f'split: {split} of {title}', f'it has {", ".join(names) or "none"}',
-        (f'did you mean {" or ".join(close)}? ' if close else '')
-        + 'name the splits by data.train_split and data.val_split'))
+        meant(close) + 'name the splits by data.train_split and data.val_split'))
 
 
 def library() -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from se_timm.errors import InputError, message, nearest
+from se_timm.errors import InputError, meant, message, nearest
 
 from .base import ImageDataModule
 from .sources import Source
@@ -108,6 +108,6 @@ def relabel(source: Source, classes: list[str], split: str) -> None:
         raise InputError(message(
             f'class {foreign[0]} in {split}' + (f', and {len(foreign) - 1} more' if len(foreign) > 1 else ''),
             f'the training images have {len(classes)} classes, and this is none of them',
-            (f'did you mean {" or ".join(close)}? ' if close else '') + remedy))
+            meant(close) + remedy))
     source.labels = np.array([index[name] for name in source.classes])[np.asarray(source.labels)]
     source.classes, source.numbers = classes, None

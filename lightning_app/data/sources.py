@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
-from se_timm.errors import InputError, message, nearest
+from se_timm.errors import InputError, message, nearby
 
 from .compact import Texts
 from .decode import UnreadableImage, decode
@@ -19,7 +19,6 @@ from .tars import Place, TarFiles, places_in
 
 __all__ = [
     'FolderSource', 'ImageFolder', 'Source', 'TarSource', 'below_common_folder', 'check_labels', 'first_files',
-    'nearby',
 ]
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
@@ -212,13 +211,6 @@ def _class_level(images: Iterable[tuple[str, ...]]) -> int:
             break
         level += 1
     return level
-
-
-def nearby(path: Path, remedy: str) -> str:
-    """Return `remedy` with the nearest name beside the missing `path`."""
-    parent = path.parent
-    close = nearest(path.name, (entry.name for entry in parent.iterdir())) if parent.is_dir() else []
-    return f'did you mean {parent / close[0]}? {remedy}' if close else remedy
 
 
 def _files_below(root: Path) -> list[str]:

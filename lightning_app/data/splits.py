@@ -12,13 +12,13 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from se_timm.errors import InputError, message, nearest
+from se_timm.errors import InputError, meant, message, nearby, nearest
 
 from .hugging_face import hub_splits, names_of, open_hub, open_saved
 from .object_store import is_url, local_copy, names_at
 from .optimised import LitDataSource, chunks_of
 from .shards import ShardSource, is_shard, missing_shards
-from .sources import FolderSource, Source, TarSource, nearby
+from .sources import FolderSource, Source, TarSource
 from .tars import places_in
 
 __all__ = ['RANGE', 'RECORD', 'has_split', 'located', 'open_split', 'read_record']
@@ -51,8 +51,8 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
         close = nearest(split, names)
         raise InputError(message(
             f'{key}: {root}', f'it holds neither {split}/ nor {split}.tar, nor shards {split}-*.tar',
-            (f'did you mean {" or ".join(close)}? ' if close else '') +
-            f'it holds: {", ".join(names[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
+            meant(close)
+            + f'it holds: {", ".join(names[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
     if is_url(root):
         root = local_copy(root, names if entries == [SAVED] else [*entries, 'classes.txt', RECORD], key)
     if entries == [SAVED]:

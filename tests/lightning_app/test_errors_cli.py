@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:Checkpoint directory .* exists and is not empty:UserWarning'),
 ]
 
+CONFIGS = Path(__file__).parents[2] / 'configs'
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='tells of a machine without GPU')
 
 
@@ -142,6 +143,8 @@ def test_no_command(refused):
 
 def test_missing_config(refused):
     refused(['fit', '--config=nothing.yaml'], given='nothing.yaml', why='no such file')
+    refused(['fit', f'--config={CONFIGS}/imagenet/papr.yaml'], 'imagenet/papr.yaml', 'no such file',
+            f'did you mean {CONFIGS}/imagenet/paper.yaml?')
 
 
 def test_broken_config(refused, write_yaml):
@@ -220,7 +223,7 @@ def test_list_without_brackets(refused, on_photos, option, remedy):
 
 
 def test_logger_that_there_is_not(refused, on_photos):
-    refused(['fit', *on_photos, '--trainer.logger=wandb'], 'trainer.logger: wandb', 'no class', 'logger.WandbLogger')
+    refused(['fit', *on_photos, '--trainer.logger=wandb'], 'trainer.logger: wandb', 'no such logger', 'logger.WandbLogger')
 
 
 @pytest.mark.parametrize('content', [

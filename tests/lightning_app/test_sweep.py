@@ -1,6 +1,7 @@
 """The sweep files are the paper's tables, and their grid runs without a server, however often it is interrupted."""
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -214,6 +215,18 @@ def test_options_below_a_parameter_are_taken(sweep_file, capsys, in_tmp_path):
 
 def test_file_that_is_not_there(cli_error):
     assert 'nowhere.yaml' in cli_error(['sweep', 'nowhere.yaml'])[0]
+    _, why, do = cli_error(['sweep', f'{FILES[0].parent}/reductoin.yaml'])
+    assert why == 'there is no such file'
+    assert do.startswith(f'did you mean {FILES[0].parent}/reduction.yaml? ')
+
+
+def test_help_shows_the_form_that_is_taken(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(['sweep', '--help'])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert 'sweep FILE [--dry_run] [--folder FOLDER] [options of fit]' in text
+    assert re.findall(r'^  (--\w+)', text, re.MULTILINE) == ['--dry_run', '--folder']
 
 
 def test_training_with_other_options_is_not_taken_for_these(sweep_file, cli_error, in_tmp_path):
