@@ -253,7 +253,7 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
             f'say {milestones}'))
     if schedule.warmup_epochs >= epochs:
         raise InputError(message(
-            f'model.schedule.warmup_epochs: {schedule.warmup_epochs}', f'the training has {epochs} epochs',
+            f'model.schedule.warmup_epochs: {schedule.warmup_epochs}', f'trainer.max_epochs is {epochs}',
             f'take fewer than {epochs}, or a larger trainer.max_epochs'))
     if schedule.name == 'step' and not schedule.decay_epochs:
         raise InputError(message(

@@ -67,7 +67,7 @@ def check_not_past(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     done = (checkpoint.get('position') or {}).get('epoch', 0)
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs < done:
         raise InputError(message(
-            f'trainer.max_epochs: {trainer.max_epochs}', f'the checkpoint has {done} epochs behind it',
+            f'trainer.max_epochs: {trainer.max_epochs}', f'the checkpoint has {done} behind it',
             f'take a larger number, {NEW_TRAINING}'))
     if trainer.max_epochs == done:
         rank_zero_info(f'the checkpoint is of the end of {done} epochs: a larger trainer.max_epochs goes on from there')

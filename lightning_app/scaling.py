@@ -303,7 +303,8 @@ def parse(arguments: Sequence[str]) -> Any:
     parser = ArgumentParser('python -m lightning_app.scaling', 'What a training on many GPUs should take.')
     for name, text in meanings().items():
         default = getattr(Assumptions(), name)
-        parser.add_argument(option(name), type=type(default), default=default, help=text)
+        parser.add_argument(
+            option(name), type=type(default), default=default, help=f'{text.removesuffix(".")} (default: {default:g})')
     parser.add_argument('--markdown', type=Path, metavar='FILE', help='a page whose tables are made anew')
     options = parser.parse_args(arguments)
     for name in meanings():

@@ -156,7 +156,7 @@ def calibrate(net: nn.Module, images: Tensor) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
-    net.train()(images)
+    net.train()(torch.cat([images, images.flip(3)]) if len(images) == 1 else images)  # one with maps of 1x1 has none
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import se_timm  # noqa: F401  (registers the networks)
 
-from .errors import InputError, exit_status, message
+from .errors import InputError, exit_status, message, nearby
 
 
 def check_script(arguments: list[str]) -> int:
     """Return 0 if the first of `arguments` is a script, else raise `InputError`."""
     if not arguments or not Path(arguments[0]).is_file():
-        raise InputError(message(
-            f'script: {arguments[0] if arguments else "none"}',
-            'there is no such file' if arguments else 'a script to run is needed',
-            'python -m se_timm.run path/to/validate.py --model se_resnet50 ...; timm has its scripts in its repository',
-        ))
+        usage = ('python -m se_timm.run path/to/validate.py --model se_resnet50 ...; timm has its scripts in its '
+                 'repository')
+        raise InputError(message(f'script: {arguments[0]}', 'there is no such file', nearby(Path(arguments[0]), usage))
+                         if arguments else message('script: none', 'a script to run is needed', usage))
     return 0
 
 
@@ -29,8 +28,11 @@ def main(arguments: list[str]) -> None:
     """Run the script `arguments[0]` with the remaining arguments, as `__main__`.
 
     Raises:
-        SystemExit: With status 2, after a message, if no script is named or it does not exist.
+        SystemExit: With status 2, after a message, if no script is named or it does not exist; after `--help` with 0.
     """
+    if arguments[:1] in (['-h'], ['--help']):
+        print(__doc__)
+        raise SystemExit(0)
     if status := exit_status(lambda: check_script(arguments)):
         raise SystemExit(status)
     script = arguments[0]

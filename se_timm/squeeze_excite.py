@@ -10,7 +10,7 @@ import torch
 from timm.layers import get_act_layer
 from torch import nn
 
-from .errors import check_switches, message, unknown
+from .errors import check_switches, meant, message, nearest, unknown
 
 __all__ = ['IdentityGate', 'SqueezeExcite', 'activation_and_se', 'se_maker']
 
@@ -138,7 +138,10 @@ def check_arguments(channels: int, reduction: int, squeeze: str, excitation: str
     if squeeze not in SQUEEZES:
         raise ValueError(unknown('squeeze', squeeze, SQUEEZES))
     if not is_activation(excitation):
-        raise ValueError(unknown('excitation', excitation, EXCITATIONS))
+        raise ValueError(message(
+            f'excitation: {excitation!r}', 'timm has no such activation',
+            f"{meant(nearest(str(excitation), EXCITATIONS))}gates are {', '.join(EXCITATIONS)}; "
+            "timm's other activations are taken, too"))
 
 
 def is_activation(name: object) -> bool:

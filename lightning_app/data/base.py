@@ -72,7 +72,7 @@ class ImageDataModule(LightningDataModule):
         eval_views: What evaluation sees of an image: `center`, `flip` (the centre crop and its mirror image), or `ten`
             (centre and corners, and their mirror images); probabilities are averaged. Memory and time grow with them.
         num_classes: Number of classes; found from the data where not given.
-        images: A folder of images, for prediction.
+        images: A folder of images, or one image, for prediction.
         allow_unreadable: Leave unreadable images out of an evaluation instead of stopping it.
         decoder: Of JPEG files: `auto` (the one that is the fastest with these files here), `nvimgcodec`, `simplejpeg`,
             `torchcodec`, `torchvision` or `pillow`. All give the same pixels; `nvimgcodec` decodes no more of a file

@@ -24,7 +24,7 @@ class ImageNetDataModule(ImageDataModule):
     Any classes: their names are the folders' in sorted order, as in torchvision and timm, and their number is found.
 
     Args:
-        root: Folder that holds the splits.
+        root: Folder that holds the splits; also of an object store (`s3://...`, `gs://...`), or `hf://NAME`.
         train_split: Name of the training folder, tar file or split, or of shards, such as `train-{0000..0146}.tar`.
         val_split: The same for the validation, which may be called `validation`, `valid` or `dev` there.
         test_split: The same for the test; the validation images where not given.

@@ -396,7 +396,7 @@ def test_training_that_is_refused_for_its_data_leaves_no_file(on_photos, cli_err
 def test_checkpoint_with_more_epochs_than_are_wanted(on_photos, cli_error, capfd):
     main(['fit', *on_photos, '--trainer.max_epochs=2', '--trainer.callbacks=LastCheckpoint'])
     given, why, do = cli_error(['fit', *on_photos, '--ckpt_path=auto', '--trainer.max_epochs=1'])
-    assert (given, why) == ('trainer.max_epochs: 1', 'the checkpoint has 2 epochs behind it')
+    assert (given, why) == ('trainer.max_epochs: 1', 'the checkpoint has 2 behind it')
     assert 'take a larger number' in do
     capfd.readouterr()
     main(['fit', *on_photos, '--ckpt_path=auto', '--trainer.max_epochs=2'])

@@ -223,7 +223,8 @@ def test_list_without_brackets(refused, on_photos, option, remedy):
 
 
 def test_logger_that_there_is_not(refused, on_photos):
-    refused(['fit', *on_photos, '--trainer.logger=wandb'], 'trainer.logger: wandb', 'no such logger', 'logger.WandbLogger')
+    refused(['fit', *on_photos, '--trainer.logger=wandb'], 'trainer.logger: wandb', 'no such logger',
+            'logger.WandbLogger')
 
 
 @pytest.mark.parametrize('content', [
@@ -291,7 +292,7 @@ def test_steps_without_epochs(refused, on_photos):
 
 
 def test_warmup_longer_than_the_training(refused, on_photos, in_tmp_path):
-    refused(['fit', *on_photos, '--model.schedule.warmup_epochs=5'], 'warmup_epochs: 5', '1 epochs', 'max_epochs')
+    refused(['fit', *on_photos, '--model.schedule.warmup_epochs=5'], 'warmup_epochs: 5', 'max_epochs is 1', 'max_epochs')
     assert not Path('runs').exists()  # neither a folder nor a run of W&B's, before it is known
 
 

@@ -250,7 +250,7 @@ def test_drops_count_from_the_start_of_the_training_and_not_of_the_warmup(name):
 @pytest.mark.parametrize(('warmup', 'epochs'), [(5, 5), (6, 5), (1, 1)])
 @pytest.mark.parametrize('name', SCHEDULES)
 def test_warmup_as_long_as_the_training(refused, name, warmup, epochs):
-    with refused(f'model.schedule.warmup_epochs: {warmup}', f'{epochs} epochs', f'fewer than {epochs}'):
+    with refused(f'model.schedule.warmup_epochs: {warmup}', f'max_epochs is {epochs}', f'fewer than {epochs}'):
         rates(Schedule(name, warmup_epochs=warmup), 0.5, epochs, [0])
 
 

@@ -129,6 +129,14 @@ def test_options_reach_the_tables(found, capsys, tmp_path):
         f'before\n<!-- recipe -->\n{found["recipe"]}\n<!-- end -->\nafter\n')
 
 
+def test_help_has_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(['--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    assert 'GPUs of a machine (default: 8)' in text
+    assert text.count('(default: ') == len(meanings())
+
+
 @pytest.mark.parametrize(('arguments', 'given', 'why', 'do'), [
     (['--nvlink', '0'], '--nvlink 0', 'above 0', 'leave it out'),
     (['--epochs', 'many'], 'invalid int value', 'cannot be read', '--help'),

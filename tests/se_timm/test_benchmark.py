@@ -131,6 +131,14 @@ def test_a_wrong_variant_is_not_timed(monkeypatch, tmp_path, capfd):
     assert 'not measured: ours/se/fused: ArithmeticError' in capfd.readouterr().out
 
 
+def test_inference_of_one_small_image_has_statistics():
+    """Maps of 1x1 of a single image have no variance, with which torch's batch norms refuse to be calibrated."""
+    comparison = measure.Comparison('se_resnet18', 'infer', 1, 32, 'fp32', False, ())
+    images = torch.randn(1, 3, 32, 32)
+    work, _ = measure.infer_work(comparison, 'ours/se/eager', [images], torch.device('cpu'))
+    assert work.forward().isfinite().all()
+
+
 def test_inference_in_half_precision_may_be_as_far_from_float32_as_the_modules_are():
     comparison = measure.Comparison('se_resnet20_cifar', 'infer', 4, 32, 'bf16', False, ())
     device = torch.device('cpu')

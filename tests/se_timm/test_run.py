@@ -55,6 +55,13 @@ def test_script_runs_as_main_with_its_arguments_and_our_networks(script, tmp_pat
     assert seen['shape'] == [10, 64]
 
 
+def test_help_tells_of_the_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(['--help'])
+    assert stop.value.code == 0
+    assert 'python -m se_timm.run SCRIPT' in capsys.readouterr().out
+
+
 def test_traceback_of_the_script_is_shown(tmp_path):
     (tmp_path / 'broken.py').write_text('raise LookupError("from the script")\n')
     result = run('broken.py', cwd=tmp_path)
