@@ -22,7 +22,7 @@ from .data import ImageDataModule
 from .data.samples import run_seed, set_seed
 from .distillation import Distill, Teacher, check_distill
 from .loss import Loss, build_loss, check_loss
-from .metrics import ClassificationMetrics
+from .metrics import ClassificationMetrics, check_monitors
 from .mix import Mix, build_mixup, check_mix
 from .network import architecture, build_network, fuse_network, renew_classifier, trained_classes
 from .nonfinite import NonfiniteSteps
@@ -125,6 +125,10 @@ class ImageClassifier(LightningModule):
         if self.distill:
             check_distill(self.distill)
         self.net, self.classes_of_weights = build_network(name, num_classes, network, plain, add_se)
+        if self.net.num_classes < 1:
+            raise InputError(message(
+                f'num_classes: {self.net.num_classes}', 'the network would have no classifier',
+                'say how many classes there are, such as num_classes=10'))
         fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
@@ -160,11 +164,20 @@ class ImageClassifier(LightningModule):
         if stage == 'fit' and first_other_class(trained_classes(self.net), self._classes_of_data()):
             rank_zero_info('initial weights: of classes with other names; the classifier begins anew')
             renew_classifier(self.net)
+        self._check_number_of_classes()
         check_classes(trained_classes(self.net), self._classes_of_data())
         if stage == 'fit':
             self._build_loss()
         if self.compile_network and stage == 'fit':
             self.net.compile()  # in place: the keys of the state dict stay those of the bare network
+
+    def _check_number_of_classes(self) -> None:
+        """Raise `InputError` if the network has more or fewer outputs than the data has classes."""
+        names, outputs = self._classes_of_data(), self.net.num_classes
+        if names and len(names) != outputs:
+            raise InputError(message(
+                f'num_classes: {outputs}', f'the data has {len(names)} classes',
+                f'build the network for them: ImageClassifier({self.name!r}, num_classes={len(names)}, ...)'))
 
     def _build_loss(self) -> None:
         """Make what the loss consists of, some of which depends on the data."""
@@ -348,6 +361,11 @@ class ImageClassifier(LightningModule):
             self.latest = {name: float(value) for name, value in results.items()}
             self.best_top1 = max(self.best_top1, float(results['val/top1']))  # never NaN
             self.log('val/top1_best', results['val/top1'].new_tensor(self.best_top1))
+
+    def on_validation_end(self) -> None:
+        """In the short validation before a training, look for callbacks that wait for what none gives."""
+        if self.trainer.sanity_checking:
+            check_monitors(self.trainer.callbacks, self.trainer.callback_metrics)  # type: ignore[attr-defined]
 
     def on_test_epoch_start(self) -> None:
         """Count from the first image on."""

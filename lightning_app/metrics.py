@@ -1,14 +1,19 @@
 """Exact evaluation: each sample counts once, over any number of processes."""
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from se_timm.errors import InputError, unknown
+
 from .data.samples import IGNORE
 
-__all__ = ['ClassificationMetrics', 'smaller_is_better', 'sum_dtype']
+__all__ = ['ClassificationMetrics', 'check_monitors', 'smaller_is_better', 'sum_dtype']
 
 SMALLER = ('loss', 'error', 'data_wait')  # in names of metrics of which less is better
 
@@ -57,6 +62,22 @@ class ClassificationMetrics(Metric):
         results = self.compute()
         errors = {f'{name}_error': 100 - results[name] for name in ('top1', 'top5')}
         return {f'{stage}/{name}': value for name, value in {**results, **errors}.items()}
+
+
+def check_monitors(callbacks: Iterable[Any], given: Iterable[str]) -> None:
+    """Raise `InputError` for a callback that waits for a validation metric which there is not.
+
+    Lightning says so after the first epoch.
+
+    Args:
+        callbacks: Those of a training.
+        given: The metrics that a validation gives.
+    """
+    names = [*given, 'val/top1_best']  # that one is of validations in the training
+    for callback in callbacks:
+        monitor = getattr(callback, 'monitor', None)
+        if isinstance(monitor, str) and monitor.startswith('val') and monitor not in names:
+            raise InputError(unknown(f'{type(callback).__name__}: monitor', monitor, names))
 
 
 def smaller_is_better(metric: str) -> bool:

@@ -4,11 +4,9 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-
-from se_timm.errors import InputError, unknown
 
 from ..metrics import smaller_is_better
 
@@ -34,12 +32,6 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             monitor=monitor, mode=mode or ('min' if smaller_is_better(monitor) else 'max'), save_top_k=keep,
             filename='best' if keep == 1 else 'best-{epoch}-{step}', enable_version_counter=False)
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise `InputError` if validations give no such metric, which Lightning says after the first epoch."""
-        given = [name for name in trainer.callback_metrics if name.startswith('val/')]
-        if given and str(self.monitor).startswith('val/') and self.monitor not in (*given, 'val/top1_best'):
-            raise InputError(unknown('BestCheckpoint: monitor', self.monitor, given))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state, the latest score included, which Lightning leaves out, also in a run that was moved."""

@@ -320,9 +320,11 @@ def test_validation_is_that_of_each_image_by_hand(arguments, make_trainer, photo
 
 def test_five_most_probable_of_more_classes_by_hand(make_trainer, photo_data):
     model = classifier(num_classes=9, network={'drop_rate': 0.0})
-    data, trainer = photo_data(), make_trainer()
-    found = trainer.validate(model, data, verbose=False)[0]
-    assert found == pytest.approx(expected_validation(model, normalised(data)), rel=1e-6)
+    data = photo_data()
+    data.setup('validate')
+    images = normalised(data)
+    found = make_trainer().validate(model, DataLoader(images, batch_size=8), verbose=False)[0]
+    assert found == pytest.approx(expected_validation(model, images), rel=1e-6)
 
 
 def test_images_with_label_minus_one_do_not_count(make_trainer):
@@ -501,6 +503,19 @@ def test_checkpoint_loads_into_the_bare_network(checkpoint):
     bare.load_state_dict({key.removeprefix('net.'): value for key, value in state.items()}, strict=True)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(bare.eval()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize('outputs', [None, 2])
+@pytest.mark.parametrize('work', ['fit', 'validate'])
+def test_network_with_other_outputs_than_the_data_has_classes(outputs, work, make_trainer, photo_data, refused):
+    model = classifier(num_classes=outputs)  # None: 1000
+    with refused(f'num_classes: {outputs or 1000}', 'the data has 3 classes', "('test_resnet', num_classes=3, ...)"):
+        getattr(make_trainer(), work)(model, photo_data())
+
+
+def test_network_without_outputs(refused):
+    with refused('num_classes: 0', 'no classifier', 'num_classes=10'):
+        classifier(num_classes=0)
 
 
 def test_checkpoint_of_a_training_gives_initial_weights(checkpoint, refused):

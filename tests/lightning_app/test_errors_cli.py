@@ -292,7 +292,8 @@ def test_steps_without_epochs(refused, on_photos):
 
 
 def test_warmup_longer_than_the_training(refused, on_photos, in_tmp_path):
-    refused(['fit', *on_photos, '--model.schedule.warmup_epochs=5'], 'warmup_epochs: 5', 'max_epochs is 1', 'max_epochs')
+    refused(['fit', *on_photos, '--model.schedule.warmup_epochs=5'], 'warmup_epochs: 5', 'max_epochs is 1',
+            'max_epochs')
     assert not Path('runs').exists()  # neither a folder nor a run of W&B's, before it is known
 
 
@@ -446,6 +447,8 @@ def test_output_that_is_a_folder(refused, on_photos, weights, photos):
      'share'),
     (['--trainer.callbacks=lightning_app.callbacks.BestCheckpoint', '--trainer.callbacks.monitor=val/acc'],
      "BestCheckpoint: monitor: 'val/acc'", 'no such'),
+    (['--trainer.callbacks=EarlyStopping', '--trainer.callbacks.monitor=val_loss'],
+     "EarlyStopping: monitor: 'val_loss'", 'no such'),
     (['--model.loss.smoothing=1'], 'model.loss.smoothing: 1', 'share'),
     (['--model.optim.lr_scaling=linear', '--model.optim.lr_batch=0'], 'lr_batch: 0', ''),
     (['--model.schedule.name=step'], 'decay_epochs: None', ''),

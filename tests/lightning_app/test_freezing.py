@@ -161,6 +161,7 @@ def test_epoch_that_never_comes(changes, refused):
 
 
 def test_backbone_without_a_classifier(make_trainer, photo_data, refused):
-    model = ImageClassifier('test_resnet', num_classes=0)
+    model = ImageClassifier('test_resnet', num_classes=3)
+    model.net.reset_classifier(0)
     with refused('FreezeBackbone with 0 classes', 'nothing would train', 'a classifier'):
         make_trainer(callbacks=[FreezeBackbone()]).fit(model, photo_data())
