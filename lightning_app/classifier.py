@@ -35,6 +35,7 @@ from .optim import (
     clip_gradients,
     scaled_lr,
     with_clipping,
+    without_effect,
 )
 from .resume import (
     batches_done,
@@ -296,6 +297,8 @@ class ImageClassifier(LightningModule):
         optim = with_clipping(self.optim, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
         optimizer = build_optimizer(self.net, optim, scaled_lr(optim, batch_size), scaled=self._scaled)
         schedule = self.schedule
+        for setting in without_effect(optim, schedule):
+            rank_zero_info(setting)
         if getattr(self.trainer, 'fast_dev_run', False):  # one epoch, in which no warm-up fits
             schedule = dataclasses.replace(schedule, warmup_epochs=0)
         scheduler = build_schedule(optimizer, schedule, self.trainer.max_epochs or 0)

@@ -19,10 +19,14 @@ from se_timm.errors import InputError, check_least, message, unknown
 
 __all__ = [
     'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_optimizer', 'check_options', 'check_schedule',
-    'clip_gradients', 'scaled_lr', 'with_clipping',
+    'clip_gradients', 'scaled_lr', 'with_clipping', 'without_effect',
 ]
 
 WITHOUT_END = ('step', 'multistep', 'constant')  # schedules that know no lowest learning rate
+# settings of a schedule that some schedules use
+USED_BY = {
+    'decay_epochs': ('step', 'wsd', 'rsqrt'), 'decay_rate': ('step', 'multistep', 'poly'),
+    'decay_milestones': ('multistep',)}
 
 
 @dataclass(frozen=True)
@@ -259,6 +263,22 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
         raise InputError(message(
             f'model.schedule.decay_epochs: {schedule.decay_epochs}', 'the schedule step drops every so many epochs',
             'say after how many, such as --model.schedule.decay_epochs 30'))
+
+
+def without_effect(optim: Optim, schedule: Schedule) -> list[str]:
+    """Return the settings that do nothing, each with the reason; a recipe that is changed may have some."""
+    why = {f'model.schedule.{name}': f'the schedule is {schedule.name}'
+           for name, users in USED_BY.items() if schedule.name not in users and differs(schedule, name)}
+    if not schedule.warmup_epochs and differs(schedule, 'warmup_lr'):
+        why['model.schedule.warmup_lr'] = 'there is no warm-up'
+    if optim.lr_scaling == 'none' and differs(optim, 'lr_batch'):
+        why['model.optim.lr_batch'] = 'lr_scaling is none'
+    return [f'{name} has no effect: {reason}' for name, reason in why.items()]
+
+
+def differs(settings: Any, name: str) -> bool:
+    """Return whether a setting is another than by default."""
+    return bool(getattr(settings, name) != getattr(type(settings)(), name))
 
 
 def build_schedule(optimizer: Optimizer, schedule: Schedule, epochs: int) -> Scheduler:

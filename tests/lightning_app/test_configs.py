@@ -6,6 +6,7 @@ import yaml
 
 from lightning_app.cli import main
 from lightning_app.messages import LINKED
+from lightning_app.optim import Optim, Schedule, without_effect
 
 pytestmark = pytest.mark.usefixtures('in_tmp_path')
 
@@ -66,6 +67,12 @@ def test_options_of_the_logger_are_those_of_wandb(path):
 def test_no_key_is_set_that_follows_from_another(path):
     # in a nested file the program refuses it; here also where a file is only ever an overlay
     assert not LINKED.keys() & set(keys(yaml.safe_load(path.read_text())))
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=name)
+def test_no_setting_is_without_effect(path):
+    model = yaml.safe_load(path.read_text())['model']
+    assert without_effect(Optim(**model.get('optim', {})), Schedule(**model.get('schedule', {}))) == []
 
 
 @pytest.mark.parametrize('path', EVERY, ids=name)

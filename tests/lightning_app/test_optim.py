@@ -18,6 +18,7 @@ from lightning_app.optim import (
     check_optimizer,
     scaled_lr,
     with_clipping,
+    without_effect,
 )
 
 SCHEDULES = typing.get_args(typing.get_type_hints(Schedule)['name'])
@@ -295,6 +296,26 @@ def test_second_derivatives_are_not_computed(refused):
 def test_learning_rate_for_no_batch(refused, batch):
     with refused(f'model.optim.lr_batch: {batch}', 'batch size', 'from 1'):
         scaled_lr(Optim(lr_scaling='linear', lr_batch=batch), 256)
+
+
+@pytest.mark.parametrize('schedule', SCHEDULES)
+@pytest.mark.parametrize(('setting', 'value'), [
+    ('decay_epochs', 7), ('decay_rate', 0.3), ('decay_milestones', [3, 5]), ('warmup_lr', 0.01)])
+def test_settings_without_effect_are_those_that_change_no_rate(schedule, setting, value):
+    given = {'step': {'decay_epochs': 4}, 'multistep': {'decay_milestones': [9]}, 'rsqrt': {'warmup_epochs': 1}}.get(
+        schedule, {})
+    one, other = Schedule(schedule, **given), Schedule(schedule, **{**given, setting: value})
+    times = [epoch / 2 for epoch in range(40)]
+    same = rates(one, 0.5, 20, times) == rates(other, 0.5, 20, times)
+    told = [text for text in without_effect(Optim(), other) if text.startswith(f'model.schedule.{setting} has no ')]
+    assert bool(told) == same
+    assert not without_effect(Optim(), one)
+
+
+def test_batch_size_of_a_learning_rate_that_does_not_scale():
+    assert without_effect(Optim(lr_batch=1024), Schedule()) == [
+        'model.optim.lr_batch has no effect: lr_scaling is none']
+    assert not without_effect(Optim(lr_batch=1024, lr_scaling='sqrt'), Schedule())
 
 
 def test_polynomial_is_a_line_by_default():
