@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -162,10 +162,12 @@ class ImageClassifier(LightningModule):
         tell_of_slow_precision(self.trainer)
         if stage == 'fit' and not self.trainer.global_step:  # nothing of a training before, unless this one goes on
             self.nonfinite, self.best_top1, self.latest, self.resumed_nonfinite_steps = None, 0.0, {}, 0
+            self.resumed = {}
         if stage == 'fit' and first_other_class(trained_classes(self.net), self._classes_of_data()):
             rank_zero_info('initial weights: of classes with other names; the classifier begins anew')
             renew_classifier(self.net)
         self._check_number_of_classes()
+        self._check_callbacks()
         check_classes(trained_classes(self.net), self._classes_of_data())
         if stage == 'fit':
             self._build_loss()
@@ -179,6 +181,15 @@ class ImageClassifier(LightningModule):
             raise InputError(message(
                 f'num_classes: {outputs}', f'the data has {len(names)} classes',
                 f'build the network for them: ImageClassifier({self.name!r}, num_classes={len(names)}, ...)'))
+
+    def _check_callbacks(self) -> None:
+        """Raise `InputError` for the one of Lightning's whose result the schedule would replace at the first step."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        # of the tuner's own the training ends with the search
+        if any(isinstance(each, LearningRateFinder) and not each._early_exit for each in callbacks):
+            raise InputError(message(
+                'trainer.callbacks: LearningRateFinder', 'the schedule exists when it has found a learning rate',
+                'find it before the training, in Python: Tuner(trainer).lr_find(model, datamodule=data)'))
 
     def _build_loss(self) -> None:
         """Make what the loss consists of, some of which depends on the data."""
@@ -205,6 +216,16 @@ class ImageClassifier(LightningModule):
         if self._trainer is None or self.trainer.state.fn == TrainerFn.PREDICTING:
             return None
         return getattr(getattr(self.trainer, 'datamodule', None), 'class_names', None)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate, for `Tuner(trainer).lr_find` of Lightning, which sets it to that of a step, as it is."""
+        return self.optim.lr
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self.optim = dataclasses.replace(self.optim, lr=rate, lr_scaling='none')
+        self.hparams['optim'] = dataclasses.asdict(self.optim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `(N, num_classes)` of normalised images `(N, 3, H, W)`."""

@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.tuner import Tuner
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -503,6 +504,22 @@ def test_checkpoint_loads_into_the_bare_network(checkpoint):
     bare.load_state_dict({key.removeprefix('net.'): value for key, value in state.items()}, strict=True)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(bare.eval()(images), model.eval()(images))
+
+
+def test_learning_rate_that_lightning_finds_is_that_of_the_next_training(make_trainer, photo_data, optimizer_steps):
+    model, data = classifier(optim=Optim(lr=0.3, lr_scaling='linear'), schedule=Schedule('constant')), photo_data()
+    trainer = make_trainer(max_epochs=20)
+    found = Tuner(trainer).lr_find(model, datamodule=data, num_training=40).suggestion()
+    assert found not in (None, 0.3)
+    assert model.lr == model.hparams.optim['lr'] == found
+    del optimizer_steps[:]
+    make_trainer(limit_train_batches=2).fit(model, data)
+    assert [group['lr'] for groups in optimizer_steps for group in groups] == pytest.approx([found] * 4)
+
+
+def test_search_for_a_learning_rate_within_a_training_is_refused(make_trainer, photo_data, refused):
+    with refused('LearningRateFinder', 'the schedule exists', 'Tuner(trainer).lr_find'):
+        make_trainer(callbacks=[LearningRateFinder()]).fit(classifier(), photo_data())
 
 
 @pytest.mark.parametrize('outputs', [None, 2])
