@@ -355,6 +355,10 @@ class ImageDataModule(LightningDataModule):
                 f'data.repeats: {self.repeats}, with data.batch_size {self.batch_size}',
                 'each image stands so many times in a step, and in some it would not',
                 f'take a batch size that is a multiple of {self.repeats}'))
+        if self.repeats > 1 and getattr(self.trainer, 'overfit_batches', False):
+            raise InputError(message(
+                f'data.repeats: {self.repeats}, with trainer.overfit_batches',
+                'Lightning reads the images in order then, each once', 'leave out one of the two'))
         if len(self.training) < self.batch_size:
             raise InputError(message(
                 f'data.batch_size: {self.batch_size}',

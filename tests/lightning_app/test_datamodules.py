@@ -151,6 +151,11 @@ def test_overfit_batches(pets):
     assert run.global_step == 2
 
 
+def test_repeats_have_no_place_in_batches_that_lightning_reads_in_order(pets, refused):
+    with refused('data.repeats: 2, with trainer.overfit_batches', 'each once', 'leave out one'):
+        trainer(overfit_batches=1).fit(ImageClassifier('test_resnet', num_classes=3), imagenet(pets, repeats=2))
+
+
 def test_an_incomplete_training_batch_is_left_out(pets):
     loader = set_up(imagenet(pets, batch_size=5)).train_dataloader()
     assert [len(labels) for _, labels in loader] == [5, 5]
