@@ -186,7 +186,7 @@ class Source:
         name: Its name.
         arguments: What `timm.create_model` builds it with, beside the name.
         weights: Which weights it has, in words.
-        settings: How images are made: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`.
+        settings: How images are made: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
         classes: The names of the classes in label order, if they are known.
         images: Images to try it with `(N, 3, H, W)`.
         dynamic: Take any number of images.

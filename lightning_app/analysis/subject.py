@@ -87,7 +87,8 @@ def open_subject(
     settings, _ = evaluation_settings(vars(data), net.pretrained_cfg)
     normalisation = {each: settings[each] for each in ('mean', 'std', 'interpolation')}
     images = data.open(split)
-    transform = evaluation_transform(settings['input_size'][-1], settings['crop_pct'], **normalisation)
+    transform = evaluation_transform(
+        settings['input_size'][-1], settings['crop_pct'], crop_mode=settings['crop_mode'], **normalisation)
     labels = np.asarray(images.labels, dtype=np.int64)
     chosen = first_of_each_class(labels, images_per_class)
     samples = EvaluationSamples(images, transform, allow_unreadable or data.allow_unreadable)
@@ -132,8 +133,8 @@ def data_module(saved: dict[str, Any] | None, root: str | None) -> ImageDataModu
             raise InputError(message(
                 f'data: {saved["class_path"]}, of the training', f'it cannot be made here ({error})',
                 'let Python find its module as it was then (PYTHONPATH)')) from error
-    return ImageNetDataModule(root=root, **{name: arguments[name] for name in ('eval_size', 'crop_pct', 'interpolation',
-                                                                            'mean', 'std') if name in arguments})
+    return ImageNetDataModule(root=root, **{name: arguments[name] for name in (
+        'eval_size', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std') if name in arguments})
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:

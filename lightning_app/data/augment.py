@@ -29,6 +29,7 @@ BILINEAR = InterpolationMode.BILINEAR
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # timm's
 FAST = ('bilinear', 'bicubic')  # interpolations that torch does in bytes
 VIEWS = ('center', 'flip', 'ten')
+CROP_MODES = ('center', 'squash', 'border')  # timm's, of evaluation
 PROBABILITIES = ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'random_erasing')
 RANGES: dict[str, tuple[Callable[[Any], bool], str, str]] = {  # what fits, what it is, and what to take
     'scale': (lambda value: 0 < value[0] <= value[1] <= 1, "it is a range of shares of the image's area",
@@ -318,7 +319,8 @@ def check_policy(augment: Augment) -> None:
 
 
 def evaluation_transform(
-        size: int, crop_pct: float, views: str = 'center', exact: bool = True, **normalisation: Any) -> Any:
+        size: int, crop_pct: float, views: str = 'center', exact: bool = True, crop_mode: str = 'center',
+        **normalisation: Any) -> Any:
     """Return the transform by which timm evaluates: shorter side to `size / crop_pct`, centre crop of `size`.
 
     Args:
@@ -326,6 +328,8 @@ def evaluation_transform(
         crop_pct: Side of the crop / shorter side of the resized image.
         views: `center`, or `flip` or `ten`, see `Views`.
         exact: Resize as timm does, by Pillow, to the pixel.
+        crop_mode: `center`; `squash`, both sides to `size / crop_pct`; or `border`, the longer side, and the shorter
+            filled up with the mean.
         **normalisation: `mean`, `std` and `interpolation` for `timm.data.create_transform`.
 
     Returns:
@@ -333,11 +337,17 @@ def evaluation_transform(
         device.
 
     Raises:
-        InputError: For unknown views.
+        InputError: For unknown views or modes, or views of an image with borders.
     """
-    if views not in VIEWS:
-        raise InputError(unknown('data.eval_views', views, VIEWS))
-    timms = create_transform(size, is_training=False, crop_pct=crop_pct, normalize=False, **normalisation).transforms
+    for key, value, valid in (('eval_views', views, VIEWS), ('crop_mode', crop_mode, CROP_MODES)):
+        if value not in valid:
+            raise InputError(unknown(f'data.{key}', value, valid))
+    if views != 'center' and crop_mode == 'border':
+        raise InputError(message(
+            f'data.eval_views: {views} with data.crop_mode: border', 'the corners of such an image are its borders',
+            'leave eval_views out, or take another crop_mode'))
+    timms = create_transform(
+        size, is_training=False, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False, **normalisation).transforms
     steps = in_bytes(timms, exact, normalisation.get('interpolation', 'bilinear'))
     return transforms.Compose(steps) if views == 'center' else Views(steps, views)
 

@@ -62,6 +62,8 @@ class ImageDataModule(LightningDataModule):
         eval_size: Side of the centre crop in evaluation, in pixels; as `image_size` where not given.
         crop_pct: Crop side / shorter side of the resized image in evaluation: 0.875 is 224 of 256, 0.849 is 299 of
             352; where not given, as the network's configuration says.
+        crop_mode: What is resized in evaluation: the shorter side (`center`), both, whatever their ratio (`squash`), or
+            the longer, with borders (`border`); where not given, as the network's configuration says.
         interpolation: `bilinear`, `bicubic` or another of timm's; where not given, as the network's configuration says.
         mean: Mean of each channel, of pixels from 0 to 1, that is subtracted; where not given, as the network's
             configuration says.
@@ -93,6 +95,7 @@ class ImageDataModule(LightningDataModule):
             image_size: int | None = None,
             eval_size: int | None = None,
             crop_pct: float | None = None,
+            crop_mode: Literal['center', 'squash', 'border'] | None = None,
             interpolation: str | None = None,
             mean: tuple[float, float, float] | None = None,
             std: tuple[float, float, float] | None = None,
@@ -116,6 +119,7 @@ class ImageDataModule(LightningDataModule):
         self.image_size = image_size
         self.eval_size = eval_size
         self.crop_pct = crop_pct
+        self.crop_mode: str | None = crop_mode
         self.interpolation = interpolation
         self.mean = mean
         self.std = std
@@ -171,7 +175,8 @@ class ImageDataModule(LightningDataModule):
             training_transform, self.augment, exact=bool(self.exact), **normalisation)
         self.training_transform = self.transform_of_size(self.train_size)  # type: ignore[call-arg]
         self.evaluation_transform = evaluation_transform(
-            self.input_size[-1], cfg['crop_pct'], self.eval_views, self._exact_evaluation, **normalisation)
+            self.input_size[-1], cfg['crop_pct'], self.eval_views, self._exact_evaluation, cfg['crop_mode'],
+            **normalisation)
 
     def _begin_anew(self) -> None:
         """Forget what a checkpoint, or a callback, said of an earlier training."""
@@ -455,12 +460,13 @@ def evaluation_settings(
     """Return how images are evaluated, and the side of the training images in pixels.
 
     They are the network's settings, with what a data module was given in their place: `input_size`, `mean`, `std`,
-    `interpolation`, `crop_pct`.
+    `interpolation`, `crop_pct`, `crop_mode`.
     """
     cfg = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg or WITHOUT_NETWORK)
     train_size = _given(given.get('image_size'), cfg['input_size'][-1])
     size = _given(given.get('eval_size'), train_size)
-    settings = {name: _given(given.get(name), cfg[name]) for name in ('mean', 'std', 'interpolation', 'crop_pct')}
+    settings = {name: _given(given.get(name), cfg[name])
+                for name in ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')}
     return {**settings, 'input_size': (3, size, size)}, train_size
 
 

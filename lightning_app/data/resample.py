@@ -123,7 +123,7 @@ def scaled(start: int, length: int, whole: int, decoded: int) -> slice:
 
 
 class FastResize:
-    """torchvision's `Resize` of the shorter side, on bytes: a picture to a tensor `(3, H, W)`, uint8.
+    """torchvision's `Resize` of the shorter side, or of both, on bytes: a picture to a tensor `(3, H, W)`, uint8.
 
     Args:
         resize: torchvision's transform.
@@ -136,9 +136,9 @@ class FastResize:
         """Return the picture in another size."""
         picture = Picture.of(image)
         height, width = picture.size
-        shorter = self.size if isinstance(self.size, int) else min(self.size)
-        pixels = picture.pixels(shrink_of(min(height, width), shorter))
-        return resize(pixels, new_size(height, width, shorter), self.interpolation)
+        size = new_size(height, width, self.size) if isinstance(self.size, int) else list(self.size)
+        shrink = min(shrink_of(height, size[0]), shrink_of(width, size[1]))
+        return resize(picture.pixels(shrink), size, self.interpolation)
 
 
 def new_size(height: int, width: int, shorter: int) -> list[int]:

@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torchvision import transforms
@@ -272,6 +273,24 @@ def test_evaluation_is_torchvision_s(ramp, size, crop_pct, resized, shape, inter
         transforms.ToTensor(), transforms.Normalize(IMAGENET['mean'], IMAGENET['std'])])(image)
     transform = evaluation_transform(size, crop_pct, **{**IMAGENET, 'interpolation': interpolation})
     assert torch.equal(Normalisation(IMAGENET['mean'], IMAGENET['std'])(transform(image)), expected)
+
+
+@pytest.mark.parametrize('crop_mode', ['center', 'squash', 'border'])
+@pytest.mark.parametrize('crop_pct', [0.875, 1.0])
+@pytest.mark.parametrize('shape', [(500, 375), (90, 301), (40, 64), (1600, 1200)])
+def test_evaluation_is_timm_s_in_every_crop_mode(noise, crop_mode, crop_pct, shape):
+    image = noise(0, shape)
+    expected = timm.data.create_transform(64, is_training=False, crop_pct=crop_pct, crop_mode=crop_mode, **PLAIN)(image)
+    transform = evaluation_transform(64, crop_pct, crop_mode=crop_mode, **PLAIN)
+    normalise = Normalisation(PLAIN['mean'], PLAIN['std'])
+    assert torch.allclose(normalise(transform(image)), expected, atol=1e-6)
+    fast = normalise(evaluation_transform(64, crop_pct, exact=False, crop_mode=crop_mode, **PLAIN)(image))
+    assert (fast - expected).abs().mean() < 0.03
+
+
+def test_views_of_an_image_with_borders(refused):
+    with refused('data.eval_views: ten with data.crop_mode: border', 'borders', 'crop_mode'):
+        evaluation_transform(32, 0.875, 'ten', crop_mode='border', **IMAGENET)
 
 
 def test_evaluation_is_not_random(noise):

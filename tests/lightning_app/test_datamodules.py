@@ -374,6 +374,19 @@ def test_settings_come_from_the_network_unless_given(pets, given):
 
 
 @pytest.mark.filterwarnings('ignore:.*does not have many workers')
+@pytest.mark.parametrize('given', [None, 'center'])
+def test_crop_mode_comes_from_the_network_unless_given(pets, given):
+    model = ImageClassifier(
+        'test_resnet', num_classes=3, network={'pretrained_cfg_overlay': {'crop_mode': 'squash', 'crop_pct': 1.0}})
+    datamodule = ImageNetDataModule(root=str(pets), batch_size=4, num_workers=0, crop_mode=given)
+    trainer().validate(model, datamodule=datamodule, verbose=False)
+    expected = timm.data.create_transform(**{
+        **timm.data.resolve_model_data_config(model.net), **({'crop_mode': given} if given else {})})(
+            Image.open(pets / 'val' / 'cat' / '0.png'))
+    assert torch.allclose(datamodule.normalisation(datamodule.validation[0][0]), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore:.*does not have many workers')
 def test_a_training_takes_its_settings_from_the_network(pets):
     datamodule = ImageNetDataModule(root=str(pets), batch_size=6, num_workers=0, crop_pct=1.0)
     model = ImageClassifier('se_resnet20_cifar', num_classes=3)
