@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -24,7 +24,8 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         monitor: The metric.
         mode: `max` if more is better, `min` if less is; by default as the metric's name says.
-        keep: How many are kept; one is `best.ckpt`, several are `best-epoch=N-step=M.ckpt`.
+        keep: How many are kept; one is `best.ckpt`, several are `best-epoch=N-step=M.ckpt`. Of two such callbacks the
+            second has its metric in the name, such as `best-val-loss.ckpt`.
     """
 
     def __init__(
@@ -32,6 +33,14 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             monitor=monitor, mode=mode or ('min' if smaller_is_better(monitor) else 'max'), save_top_k=keep,
             filename='best' if keep == 1 else 'best-{epoch}-{step}', enable_version_counter=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take a name of its own beside others that come before: they would overwrite each other's files."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        before = callbacks[:callbacks.index(self)]
+        if any(isinstance(each, BestCheckpoint) and each.filename == self.filename for each in before):
+            self.filename = str(self.filename).replace('best', f'best-{str(self.monitor).replace("/", "-")}', 1)
+        super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state, the latest score included, which Lightning leaves out, also in a run that was moved."""

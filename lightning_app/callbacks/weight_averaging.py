@@ -72,7 +72,7 @@ class WeightEMA(WeightAveraging):
         self.decay = decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the average at the start of a training.
+        """Make the average at the start of a training, and forget that of one before it.
 
         Raises:
             InputError: If the weights have other digits than float32.
@@ -84,6 +84,14 @@ class WeightEMA(WeightAveraging):
                     'an average of weights is taken in float32, and in fewer digits it would not move',
                     f'take {TRUE[trainer.precision]}, or leave out WeightEMA'))
             self._average_model = Average(pl_module, self.decay).to(pl_module.device)
+            self._latest_update_step = trainer.global_step
+        else:  # what is evaluated is the given network, or that of the checkpoint
+            self._average_model = None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """In a training go on with weights and average; an evaluation has the average, which is the `state_dict`."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Update after each optimiser step."""

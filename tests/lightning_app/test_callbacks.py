@@ -98,6 +98,26 @@ def test_average_counts_optimiser_steps_not_batches(make_trainer, photo_data):
     assert callback._average_model.n_averaged == 3  # of six batches
 
 
+def test_average_of_a_training_is_no_part_of_what_its_trainer_evaluates_later(make_trainer, photo_data, tmp_path):
+    trainer = make_trainer(max_epochs=2, enable_checkpointing=True, num_sanity_val_steps=0, callbacks=[
+        WeightEMA(0.5), ModelCheckpoint(dirpath=tmp_path, filename='best')])
+    model, data = classifier(optim=Optim(lr=0.1)), photo_data()
+    trainer.fit(model, data)
+    for other, options in ((classifier(), {}), (model, {'ckpt_path': tmp_path / 'best.ckpt'})):
+        expected, = make_trainer().validate(other, data, verbose=False, **options)
+        for evaluate, stage in ((trainer.validate, 'val'), (trainer.test, 'test')):
+            found, = evaluate(other, data, verbose=False, **options)
+            assert {name.partition('/')[2]: value for name, value in found.items()} == {
+                name.partition('/')[2]: value for name, value in expected.items()}, stage
+
+
+def test_average_of_a_second_training_begins_with_its_first_step(make_trainer, photo_data):
+    average = WeightEMA()
+    make_trainer(max_epochs=2, callbacks=[average]).fit(classifier(), photo_data())
+    make_trainer(callbacks=[average]).fit(classifier(), photo_data())
+    assert average._average_model.n_averaged == 3
+
+
 # Throughput
 
 

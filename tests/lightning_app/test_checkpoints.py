@@ -143,6 +143,26 @@ def test_training_goes_on_while_the_disk_is_full(make_trainer, photo_data, tmp_p
         'best.ckpt', 'last-step=00000011.ckpt', 'last-step=00000012.ckpt']
 
 
+@pytest.mark.parametrize('keep', [1, 2])
+def test_best_by_two_metrics_are_two_files(make_trainer, photo_data, tmp_path, keep):
+    class Overfitting(ImageClassifier):
+        def on_validation_epoch_end(self):
+            epoch = float(self.current_epoch)
+            self.log_dict({'val/top1': epoch, 'val/top5': 100.0, 'val/loss': 1 + epoch, 'val/top1_error': 1 - epoch})
+
+    best = [BestCheckpoint(monitor, keep=keep) for monitor in ('val/top1', 'val/loss', 'val/top1_error')]
+    for each in best:
+        each.dirpath = str(tmp_path / 'kept')
+    make_trainer(max_epochs=4, enable_checkpointing=True, callbacks=best).fit(
+        Overfitting('test_resnet', num_classes=3), photo_data())
+    found = [load_checkpoint(each.best_model_path)['epoch'] for each in best]
+    assert found == [3, 0, 3]
+    assert len(list((tmp_path / 'kept').glob('*.ckpt'))) == 3 * keep
+    if keep == 1:
+        assert [Path(each.best_model_path).name for each in best] == [
+            'best.ckpt', 'best-val-loss.ckpt', 'best-val-top1_error.ckpt']
+
+
 def test_checkpoints_of_another_training_are_not_removed(make_trainer, photo_data, tmp_path, refused):
     kept = LastCheckpoint()
     trainer = make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[kept])
