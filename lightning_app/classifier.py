@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Checkpoint, LearningRateFinder
+from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, Callback, Checkpoint, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -56,6 +56,18 @@ __all__ = ['ImageClassifier', 'ended_step', 'is_logging_step', 'log_interval']
 
 TOP = 5
 COUNTERS = ('lookahead_step',)  # what optimisers count in their parameter groups, beside the settings
+
+# callbacks of Lightning's, why they cannot do here what they are for, and what does
+UNSUITED: dict[type, tuple[str, str]] = {
+    LearningRateFinder: (
+        'the schedule exists when it has found a learning rate',
+        'find it before the training, in Python: Tuner(trainer).lr_find(model, datamodule=data)'),
+    BatchSizeFinder: (
+        'data.batch_size is that of a step, and the training is planned when it has found another',
+        'find it before the training, in Python: Tuner(trainer).scale_batch_size(model, datamodule=data)'),
+    BackboneFinetuning: (
+        "it wants a module called backbone, which timm's networks do not have",
+        'take lightning_app.callbacks.FreezeBackbone')}
 
 
 class ImageClassifier(LightningModule):
@@ -167,7 +179,6 @@ class ImageClassifier(LightningModule):
             rank_zero_info('initial weights: of classes with other names; the classifier begins anew')
             renew_classifier(self.net)
         self._check_number_of_classes()
-        self._check_callbacks()
         check_classes(trained_classes(self.net), self._classes_of_data())
         if stage == 'fit':
             self._build_loss()
@@ -182,14 +193,14 @@ class ImageClassifier(LightningModule):
                 f'num_classes: {outputs}', f'the data has {len(names)} classes',
                 f'build the network for them: ImageClassifier({self.name!r}, num_classes={len(names)}, ...)'))
 
-    def _check_callbacks(self) -> None:
-        """Raise `InputError` for the one of Lightning's whose result the schedule would replace at the first step."""
+    def configure_callbacks(self) -> list[Callback]:
+        """Add none; raise `InputError` for one of Lightning's that cannot do here what it is for, before it begins."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        # of the tuner's own the training ends with the search
-        if any(isinstance(each, LearningRateFinder) and not each._early_exit for each in callbacks):
-            raise InputError(message(
-                'trainer.callbacks: LearningRateFinder', 'the schedule exists when it has found a learning rate',
-                'find it before the training, in Python: Tuner(trainer).lr_find(model, datamodule=data)'))
+        for kind, (why, do) in UNSUITED.items():
+            # with those of the tuner the training ends when they have found something
+            if any(isinstance(each, kind) and not getattr(each, '_early_exit', False) for each in callbacks):
+                raise InputError(message(f'trainer.callbacks: {kind.__name__}', why, do))
+        return []
 
     def _build_loss(self) -> None:
         """Make what the loss consists of, some of which depends on the data."""
@@ -318,7 +329,7 @@ class ImageClassifier(LightningModule):
         optim = with_clipping(self.optim, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
         optimizer = build_optimizer(self.net, optim, scaled_lr(optim, batch_size), scaled=self._scaled)
         schedule = self.schedule
-        for setting in without_effect(optim, schedule):
+        for setting in without_effect(optim, schedule, self.trainer.max_epochs or 0):
             rank_zero_info(setting)
         if getattr(self.trainer, 'fast_dev_run', False):  # one epoch, in which no warm-up fits
             schedule = dataclasses.replace(schedule, warmup_epochs=0)

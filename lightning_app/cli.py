@@ -13,6 +13,7 @@ from argparse import SUPPRESS
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -50,7 +51,7 @@ from .folders import (
 from .home import expand, expand_words
 from .logger import WandbLogger, place_loggers
 from .loss import Loss
-from .messages import LINKED, VERBS, explain, linked_key, three_lines
+from .messages import LINKED, VERBS, explain, linked_key, missing_package, three_lines
 from .mix import Mix
 from .network import INITIAL_WEIGHTS, check_name
 from .optim import Optim, Schedule, check_schedule
@@ -86,6 +87,9 @@ GROUPS: dict[str, dict[str, type]] = {
     'model': {'optim': Optim, 'schedule': Schedule, 'loss': Loss, 'mix': Mix}, 'data.init_args': {'augment': Augment}}
 
 Configs = list[tuple[Path, dict[str, Any]]]  # files and their contents
+
+# YAML has no form for them, and Lightning's Timer has one by default
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, each: dumper.represent_str(str(each.value)))
 
 
 class Parser(LightningArgumentParser):
@@ -496,8 +500,8 @@ def refused_in_lines(what: str, command: str) -> Iterator[None]:
         return
     except SIGTERMException:  # Lightning's own, without a status
         sys.exit(128 + signal.SIGTERM)
-    except (InputError, ValueError) as error:
-        if (text := three_lines(str(error))) is None:
+    except (InputError, ModuleNotFoundError, ValueError) as error:
+        if (text := three_lines(str(error)) or missing_package(str(error))) is None:
             raise
     except MisconfigurationException as error:
         text = message(what, str(error), f'see {PROG} {command} --help')

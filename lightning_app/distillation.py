@@ -120,7 +120,13 @@ class Teacher:
         """
         with torch.no_grad():
             own_images = images if self.same else (images * self.scale + self.shift).to(images.dtype)
-            theirs = self.net(own_images).float()
+            try:
+                theirs = self.net(own_images).float()
+            except AssertionError as error:  # of networks that are made for one size
+                raise InputError(message(
+                    f'model.distill.teacher: {self.distill.teacher} with images of {images.shape[-1]} px',
+                    f'it cannot take them ({error})', 'say data.image_size, or an argument of the teacher, such as '
+                    f'model.distill.network.img_size={images.shape[-1]}')) from error
         if self.distill.hard:
             own = F.cross_entropy(logits.float(), theirs.argmax(1))
         else:

@@ -15,7 +15,7 @@ from se_timm.errors import meant, message, nearby, nearest
 
 from . import callbacks, data
 
-__all__ = ['explain', 'three_lines']
+__all__ = ['explain', 'missing_package', 'three_lines']
 
 # commands that are no methods of Lightning's Trainer
 VERBS = {
@@ -70,6 +70,12 @@ def three_lines(text: str) -> str | None:
         return None
     given = re.split(r'failed: |InputError: |^ *- ', match[1])[-1]
     return message(given, match[2], match[3])
+
+
+def missing_package(text: str) -> str | None:
+    """Return the message for what Lightning says of a package that a class of its own needs; None for another text."""
+    match = re.search(r'`(\w+)` (?:requires|cannot)[^\n]*pip install[^\n]*', text)
+    return match and message(match[1], match[0], 'install the package, or leave the class out')
 
 
 def linked_key(key: str, where: str) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -117,12 +118,25 @@ def check_optimizer(optim: Optim) -> None:
     """Raise `InputError` for an optimiser that timm does not have, or that needs another training step."""
     usable = [name for name in list_optimizers() if not get_optimizer_info(name).second_order]
     if (name := _base_name(optim)) in usable:
+        check_numbers(optim)
         return
     if name in list_optimizers():
         raise InputError(message(
             f'model.optim.name: {optim.name}', 'it needs second derivatives, which this training does not compute',
             'take another optimiser, such as adamw'))
     raise InputError(unknown('model.optim.name', name, usable))
+
+
+def check_numbers(optim: Optim) -> None:
+    """Raise `InputError` for numbers with which nothing would train, or all would run away."""
+    for name, fits, valid in (
+            ('lr', 0 < optim.lr < math.inf, 'above 0'),
+            ('weight_decay', 0 <= optim.weight_decay < math.inf, 'from 0'),
+            ('layer_decay', optim.layer_decay is None or 0 < optim.layer_decay <= 1, 'above 0 and up to 1')):
+        if not fits:
+            raise InputError(message(
+                f'model.optim.{name}: {getattr(optim, name)}', 'the training would stand still, or run away',
+                f'take a number {valid}'))
 
 
 def check_options(optim: Optim) -> None:
@@ -250,7 +264,7 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
         raise InputError(message(
             f'model.schedule.min_lr: {schedule.min_lr}', f'the schedule {schedule.name} does not decay to one',
             'leave it out, or take another schedule, such as cosine'))
-    milestones = sorted(set(schedule.decay_milestones))
+    milestones = sorted({epoch for epoch in schedule.decay_milestones if epoch > 0})
     if schedule.name == 'multistep' and milestones != schedule.decay_milestones:
         raise InputError(message(
             f'model.schedule.decay_milestones: {schedule.decay_milestones}', 'each must be later than the one before',
@@ -263,14 +277,22 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
         raise InputError(message(
             f'model.schedule.decay_epochs: {schedule.decay_epochs}', 'the schedule step drops every so many epochs',
             'say after how many, such as --model.schedule.decay_epochs 30'))
+    for name in ('decay_epochs', 'decay_rate'):
+        value = getattr(schedule, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(message(
+                f'model.schedule.{name}: {value}', 'the learning rate would rise, or jump about',
+                'take a number above 0'))
 
 
-def without_effect(optim: Optim, schedule: Schedule) -> list[str]:
+def without_effect(optim: Optim, schedule: Schedule, epochs: int) -> list[str]:
     """Return the settings that do nothing, each with the reason; a recipe that is changed may have some."""
     why = {f'model.schedule.{name}': f'the schedule is {schedule.name}'
            for name, users in USED_BY.items() if schedule.name not in users and differs(schedule, name)}
     if not schedule.warmup_epochs and differs(schedule, 'warmup_lr'):
         why['model.schedule.warmup_lr'] = 'there is no warm-up'
+    if schedule.name == 'multistep' and min(schedule.decay_milestones, default=epochs) >= epochs:
+        why['model.schedule.decay_milestones'] = f'trainer.max_epochs is {epochs}'
     if optim.lr_scaling == 'none' and differs(optim, 'lr_batch'):
         why['model.optim.lr_batch'] = 'lr_scaling is none'
     return [f'{name} has no effect: {reason}' for name, reason in why.items()]

@@ -42,6 +42,9 @@ __all__ = ['ImageDataModule', 'evaluation_settings']
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
 LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1, 'repeats': 1,
          'prefetch': 1}
+# settings of the Trainer with which nothing would be computed, or by which something is divided
+NOT_ZERO = {'accumulate_grad_batches': 'batches', 'check_val_every_n_epoch': 'epochs',
+            'val_check_interval': 'batches, or a share of an epoch'}
 ARCHIVES = tuple(ending for _, endings, _ in shutil.get_unpack_formats() for ending in endings)
 
 
@@ -323,11 +326,10 @@ class ImageDataModule(LightningDataModule):
             if value is not None and not value >= least:
                 raise InputError(message(
                     f'data.{name}: {value}', f'it must be at least {least}', 'correct it, or leave it out'))
-        for name in ('accumulate_grad_batches', 'check_val_every_n_epoch'):
-            if self.trainer and getattr(self.trainer, name) == 0:
+        for name, what in NOT_ZERO.items():
+            if getattr(self.trainer, name, None) == 0:
                 raise InputError(message(
-                    f'trainer.{name}: 0', 'it is a number of ' + ('batches' if 'batches' in name else 'epochs'),
-                    'take a number from 1, or leave it out'))
+                    f'trainer.{name}: 0', f'it is a number of {what}', 'take a number from 1, or leave it out'))
         if any(isinstance(each, GradientAccumulationScheduler) for each in getattr(self.trainer, 'callbacks', [])):
             raise InputError(message(
                 'trainer.callbacks: GradientAccumulationScheduler',

@@ -6,7 +6,13 @@ import pytest
 import timm
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+)
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from torch.nn import functional as F
@@ -96,7 +102,7 @@ def test_any_network_of_timm_trains(name, make_trainer, photo_data):
 
 
 def test_loss_is_the_configured_one(make_trainer, photo_data):
-    record, model = Record(), classifier(loss=Loss(smoothing=0.2), optim=Optim(lr=0.0))
+    record, model = Record(), classifier(loss=Loss(smoothing=0.2), optim=Optim(lr=1e-30))
     trainer = make_trainer(limit_train_batches=1, callbacks=[record])
     torch.manual_seed(0)
     data = photo_data()
@@ -517,9 +523,13 @@ def test_learning_rate_that_lightning_finds_is_that_of_the_next_training(make_tr
     assert [group['lr'] for groups in optimizer_steps for group in groups] == pytest.approx([found] * 4)
 
 
-def test_search_for_a_learning_rate_within_a_training_is_refused(make_trainer, photo_data, refused):
-    with refused('LearningRateFinder', 'the schedule exists', 'Tuner(trainer).lr_find'):
-        make_trainer(callbacks=[LearningRateFinder()]).fit(classifier(), photo_data())
+@pytest.mark.parametrize(('callback', 'why', 'do'), [
+    (LearningRateFinder, 'the schedule exists', 'Tuner(trainer).lr_find'),
+    (BatchSizeFinder, 'the training is planned', 'Tuner(trainer).scale_batch_size'),
+    (BackboneFinetuning, 'called backbone', 'FreezeBackbone')])
+def test_callbacks_that_cannot_do_what_they_are_for(callback, why, do, make_trainer, photo_data, refused):
+    with refused(f'trainer.callbacks: {callback.__name__}', why, do):
+        make_trainer(callbacks=[callback()]).fit(classifier(), photo_data())
 
 
 @pytest.mark.parametrize('outputs', [None, 2])

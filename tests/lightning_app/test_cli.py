@@ -248,6 +248,13 @@ def test_config_is_recorded_nested_in_folder_wandb_and_csv(on_photos, write_yaml
     assert hparams['trainer']['limit_train_batches'] == 2
 
 
+def test_setting_that_is_an_enum_is_recorded(on_photos):
+    main(['fit', *on_photos, '--trainer.callbacks=Timer', '--trainer.callbacks.duration=00:01:00:00'])
+    callbacks = yaml.safe_load(Path('runs/test_resnet/version_0/config.yaml').read_text())['trainer']['callbacks']
+    assert callbacks[0]['init_args']['interval'] == 'step'
+    main(['fit', '--config=runs/test_resnet/version_0/config.yaml'])
+
+
 def test_recorded_config_runs_again_as_it_is_with_the_same_result(on_photos):
     first = main(['fit', *on_photos, CSV, '--model.schedule.warmup_epochs=0', '--trainer.limit_train_batches=2'])
     second = main(['fit', '--config', 'runs/test_resnet/version_0/config.yaml'])

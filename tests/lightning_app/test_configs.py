@@ -71,8 +71,9 @@ def test_no_key_is_set_that_follows_from_another(path):
 
 @pytest.mark.parametrize('path', RECIPES, ids=name)
 def test_no_setting_is_without_effect(path):
-    model = yaml.safe_load(path.read_text())['model']
-    assert without_effect(Optim(**model.get('optim', {})), Schedule(**model.get('schedule', {}))) == []
+    content = yaml.safe_load(path.read_text())
+    model, epochs = content['model'], content['trainer']['max_epochs']
+    assert without_effect(Optim(**model.get('optim', {})), Schedule(**model.get('schedule', {})), epochs) == []
 
 
 @pytest.mark.parametrize('path', EVERY, ids=name)

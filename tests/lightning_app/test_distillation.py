@@ -47,6 +47,14 @@ def test_loss_by_hand(trained, settings):
     torch.testing.assert_close(teacher.loss(images, logits, torch.tensor(7.0)), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_teacher_of_another_size_of_images(tmp_path, refused):
+    torch.save(timm.create_model('test_vit3', num_classes=3).state_dict(), tmp_path / 'teacher.pth')
+    distill = Distill('test_vit3', {'checkpoint_path': str(tmp_path / 'teacher.pth'), 'num_classes': 3})
+    teacher = Teacher(distill, 3, NORMALISATION, torch.device('cpu'), torch.contiguous_format)
+    with refused('model.distill.teacher: test_vit3 with images of 32 px', "doesn't match", 'img_size=32'):
+        teacher.loss(torch.randn(2, 3, 32, 32), torch.randn(2, 3), torch.tensor(0.0))
+
+
 def test_training_logs_the_loss_and_keeps_the_teacher_out_of_everything(trained, make_trainer, photo_data):
     distill, _ = trained()
     model = ImageClassifier('test_resnet', num_classes=3, optim=Optim(lr=0.01), distill=distill)

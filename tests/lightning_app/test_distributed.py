@@ -38,7 +38,7 @@ class Gradients(Callback):
 
 if __name__ == '__main__':
     torch.manual_seed(0)
-    model = ImageClassifier('se_resnet20_cifar', num_classes=3, optim=Optim(lr=0.0))
+    model = ImageClassifier('se_resnet20_cifar', num_classes=3, optim=Optim(lr=1e-30))
     data = ImageNetDataModule(root=root, batch_size=8, image_size=32, num_workers=0)
     Trainer(accelerator='cpu', devices=devices, strategy='ddp' if devices > 1 else 'auto', max_epochs=1, max_steps=1,
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

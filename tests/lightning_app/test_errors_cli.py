@@ -172,6 +172,11 @@ def test_unknown_callback(refused, on_photos, option, name, do):
     refused(['fit', *on_photos, f'{option}={name}'], 'trainer.callbacks: ', 'no such callback', do)
 
 
+def test_class_of_lightning_that_needs_a_package(refused, on_photos, monkeypatch):
+    monkeypatch.setattr('lightning.pytorch.callbacks.progress.rich_progress._RICH_AVAILABLE', False)
+    refused(['fit', *on_photos, '--trainer.callbacks=RichProgressBar'], 'RichProgressBar', 'pip install', 'leave')
+
+
 def test_unknown_class_of_another_kind(refused, on_photos):
     refused(['fit', *on_photos, '--trainer.plugins=torch.nn.Linear'], 'trainer.plugins: torch.nn.Linear',
             'no such class', 'name a class by its import path')
@@ -465,6 +470,8 @@ def test_output_that_is_a_folder(refused, on_photos, weights, photos):
     (['--model.name=se_inception_v3', '--model.network.aux_logits=true'], 'model.network.aux_logits: True', 'no loss'),
     (['--trainer.accumulate_grad_batches=0'], 'trainer.accumulate_grad_batches: 0', 'number of batches'),
     (['--trainer.check_val_every_n_epoch=0'], 'trainer.check_val_every_n_epoch: 0', 'number of epochs'),
+    (['--trainer.val_check_interval=0'], 'trainer.val_check_interval: 0', 'share of an epoch'),
+    (['--trainer.val_check_interval=0.0'], 'trainer.val_check_interval: 0', 'share of an epoch'),
     (['--trainer.accelerator=gpuu'], 'trainer', 'gpuu'),
     (['--trainer.strategy=fsdp'], 'trainer', 'FSDP'),
     (['--trainer.precision=bf16-true', '--trainer.callbacks=lightning_app.callbacks.WeightEMA'],

@@ -307,15 +307,39 @@ def test_settings_without_effect_are_those_that_change_no_rate(schedule, setting
     one, other = Schedule(schedule, **given), Schedule(schedule, **{**given, setting: value})
     times = [epoch / 2 for epoch in range(40)]
     same = rates(one, 0.5, 20, times) == rates(other, 0.5, 20, times)
-    told = [text for text in without_effect(Optim(), other) if text.startswith(f'model.schedule.{setting} has no ')]
+    told = [text for text in without_effect(Optim(), other, 20) if text.startswith(f'model.schedule.{setting} has no ')]
     assert bool(told) == same
-    assert not without_effect(Optim(), one)
+    assert not without_effect(Optim(), one, 20)
 
 
 def test_batch_size_of_a_learning_rate_that_does_not_scale():
-    assert without_effect(Optim(lr_batch=1024), Schedule()) == [
+    assert without_effect(Optim(lr_batch=1024), Schedule(), 20) == [
         'model.optim.lr_batch has no effect: lr_scaling is none']
-    assert not without_effect(Optim(lr_batch=1024, lr_scaling='sqrt'), Schedule())
+    assert not without_effect(Optim(lr_batch=1024, lr_scaling='sqrt'), Schedule(), 20)
+
+
+def test_drops_after_the_end_of_the_training():
+    schedule = Schedule('multistep', decay_milestones=[3, 9])
+    assert without_effect(Optim(), schedule, 3) == [
+        'model.schedule.decay_milestones has no effect: trainer.max_epochs is 3']
+    assert not without_effect(Optim(), schedule, 4)
+
+
+@pytest.mark.parametrize(('given', 'text'), [
+    (Optim(lr=0.0), 'lr: 0.0'), (Optim(lr=math.nan), 'lr: nan'), (Optim(lr=-1.0), 'lr: -1.0'),
+    (Optim(weight_decay=math.inf), 'weight_decay: inf'), (Optim(layer_decay=0.0), 'layer_decay: 0.0'),
+    (Optim(layer_decay=1.5), 'layer_decay: 1.5')])
+def test_numbers_with_which_nothing_trains(refused, given, text):
+    with refused(f'model.optim.{text}', 'stand still, or run away', 'take a number'):
+        check_optimizer(given)
+
+
+@pytest.mark.parametrize('schedule', [
+    Schedule('step', decay_epochs=-1), Schedule('step', decay_epochs=2, decay_rate=-1.0),
+    Schedule('multistep', decay_milestones=[3], decay_rate=0.0), Schedule('multistep', decay_milestones=[-1, 3])])
+def test_drops_that_are_none(refused, schedule):
+    with refused('model.schedule.decay_', '', ''):
+        rates(schedule, 0.5, 5, [0])
 
 
 def test_polynomial_is_a_line_by_default():
