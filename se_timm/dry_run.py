@@ -11,13 +11,14 @@ from torch import nn
 
 from .errors import message
 from .insertion_points import Point
-from .meta import bare, meta_copy
+from .meta import bare, copied, meta_copy
 
 __all__ = ['NO_SHORTCUT', 'End', 'layout_of', 'observe']
 
 NO_SHORTCUT = 'its block adds no shortcut'
 CUBE = 'cube'  # layout of maps with as many channels as rows and columns, until the others tell
 # modules that in evaluation may hand the weights of their children to one function, and call none of them
+CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 FUSED_BY_TORCH = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention)
 
 
@@ -64,15 +65,9 @@ def observe(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[
 def attempt(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[Point, list[Call]]:
     """Return the calls at each point of a pass on the meta device, or where that fails, of one with values."""
     for make in (meta_copy, copy.deepcopy):
+        one = bare(copied('add_se', net, make))
         try:
-            copied = bare(make(net))
-        except Exception as error:
-            raise ValueError(message(
-                f'add_se({type(net).__name__})', f'it cannot be copied, and a copy is run to see its maps ({error})',
-                'take out what cannot be: old weight norms and pruning of torch.nn.utils, activations that are kept',
-            )) from error
-        try:
-            return record(copied, points, size)
+            return record(one, points, size)
         except Exception as exception:  # not every network runs without values
             failure = exception
     raise ValueError(message(
@@ -130,7 +125,7 @@ def end_of(net: nn.Module, point: Point, calls: list[Call], size: tuple[int, ...
         return End(f'of one image it gives {tuple(seen.shape)}, whose first dimension is not the batch')
     if problem := structure_problem(net, point):
         return End(problem)
-    layout = layout_of(seen, size)
+    layout = layout_of(seen, size, watched(net, point) if point.kind in ('after', 'end') else None)
     if not layout:
         return End(f'it gives {tuple(seen.shape)}: neither maps (N, C, H, W), (N, H, W, C) nor tokens (N, L, C)')
     return End('', seen.shape[1 if layout == 'NCHW' else -1], layout, seen.dtype, is_plain)
@@ -141,13 +136,19 @@ def structure_problem(net: nn.Module, point: Point) -> str:
     names = str(point).split('.')
     if any(isinstance(net.get_submodule('.'.join(names[:depth])), FUSED_BY_TORCH) for depth in range(1, len(names))):
         return 'it is a part of a layer of torch that in evaluation does not call its parts'
-    if point.kind == 'after' and hasattr(net.get_submodule(str(point)), 'se'):
+    holder = {'after': str(point), 'end': point.block}.get(point.kind)
+    if holder is not None and hasattr(net.get_submodule(holder), 'se'):
         return 'it has a child called se'
     return ''
 
 
-def layout_of(seen: torch.Tensor, size: tuple[int, ...]) -> str:
-    """Return where the channels of `seen` are; of maps, height and width are in the proportion of the image's."""
+def layout_of(seen: torch.Tensor, size: tuple[int, ...], module: nn.Module | None = None) -> str:
+    """Return where the channels of `seen` are; of maps, height and width are in the proportion of the image's.
+
+    A `module` of torch's that gives them tells more: its step may be another along height than along width.
+    """
+    if isinstance(module, CHANNELS_FIRST):
+        return 'NCHW' if seen.ndim == 4 else ''
     if seen.ndim != 4:
         return 'NLC' if seen.ndim == 3 else ''
     slack = 0 if size[1] == size[2] else max(size[1:])  # a pixel, for what was rounded

@@ -1,6 +1,5 @@
 """Fast inference: batch norm folded into the convolutions, and SE at the price of one pass over memory."""
 # no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
-import copy
 import inspect
 import operator
 from collections import Counter
@@ -15,6 +14,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .errors import check_module, message
+from .meta import copied
 from .residual_blocks import Tail, block_of, is_hooked, is_identity
 
 __all__ = ['FoldedBlock', 'FoldedBottleneck', 'fold']
@@ -102,8 +102,8 @@ def fold(net: nn.Module) -> nn.Module:
     What stays as it is: a batch norm without running statistics; a convolution whose output or weight is used elsewhere
     in the forward methods; convolutions and batch norms that are called twice, that stand in several places of the
     network, that have hooks or parametrizations, or a forward method of their own; what a forward method calls that
-    `torch.fx` cannot read. What other methods, or code outside of the network, do with the output of a convolution
-    cannot be seen.
+    `torch.fx` cannot read, or that is called, or may be, with arguments beside those that it needs. What other methods,
+    or code outside of the network, do with the output of a convolution cannot be seen.
 
     Args:
         net: Any network, in any mode; it is not changed.
@@ -114,7 +114,7 @@ def fold(net: nn.Module) -> nn.Module:
     The arithmetic of batch norm is `torch.nn.utils.fusion`'s.
     """
     check_module('fold', net)
-    folded = copy.deepcopy(net).eval()
+    folded = copied('fold', net).eval()
     places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
     shared = {key for key, count in places.items() if count > 1}
     folded = exchange_blocks(folded, shared)
@@ -157,12 +157,16 @@ def trace(module: nn.Module) -> fx.Graph | None:
     """Return what `forward` of `module` does with the defaults of its arguments, or None if that cannot be read."""
     if 'forward' in vars(module):  # `torch.fx` would read that of the class
         return None
-    parameters = inspect.signature(type(module).forward).parameters.values()
-    defaults = {given.name: given.default for given in parameters if given.default is not given.empty}
+    defaults = {given.name: given.default for given in arguments_of(module) if given.default is not given.empty}
     try:
         return Tracer().trace(module, concrete_args=defaults)
     except Exception:  # this runs code of others on stand-ins for tensors: it may fail in any way
         return None
+
+
+def arguments_of(module: nn.Module) -> list[inspect.Parameter]:
+    """Return the arguments of the forward method of a module, but for itself."""
+    return list(inspect.signature(type(module).forward).parameters.values())[1:]
 
 
 def is_call(node: fx.Node) -> bool:
@@ -189,12 +193,26 @@ def fold_pairs(net: nn.Module, shared: set[int]) -> None:
     """Fold the batch norms that a forward method in `net` calls directly on the output of a convolution."""
     graphs = forward_methods(net)
     uses = Counter(id(used) for module, graph in graphs for used in used_modules(module, graph))
+    varying = with_other_arguments(net, graphs)
     for module, graph in graphs:
-        for source, target in direct_calls(graph):
+        for source, target in direct_calls(graph) if id(module) not in varying else ():
             conv, norm = module.get_submodule(source), module.get_submodule(target)
             if uses[id(conv)] == uses[id(norm)] == 1 and can_fold(conv, norm, shared):
                 fold_norm(conv, norm)
                 module.set_submodule(target, what_remains(norm))
+
+
+def with_other_arguments(net: nn.Module, graphs: list[tuple[nn.Module, fx.Graph]]) -> set[int]:
+    """Return the modules, by their ids, that may be called with more than they need: their graph is of the defaults."""
+    plain: dict[int, bool] = {id(net): True}
+    for module, graph in graphs:
+        for node in graph.find_nodes(op='call_module'):
+            callee = module.get_submodule(str(node.target))
+            needed = [given.name for given in arguments_of(callee) if given.default is given.empty]
+            is_plain = len(node.args) <= len(needed) and set(node.kwargs) <= set(needed)
+            plain[id(callee)] = plain.get(id(callee), True) and is_plain
+    return {id(module) for module, _ in graphs if not plain.get(id(module), False)
+            and any(given.default is not given.empty for given in arguments_of(module))}
 
 
 def forward_methods(net: nn.Module) -> list[tuple[nn.Module, fx.Graph]]:

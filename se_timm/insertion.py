@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import ConvMlp, GatherExcite, create_attn
+from timm.layers import ConvMlp, GatherExcite, create_attn, get_act_layer, make_divisible
 from torch import nn
 
 from .dry_run import NO_SHORTCUT, End, observe
@@ -320,11 +320,14 @@ def make_gate(net: nn.Module, point: Point, end: End, kind: str, arguments: dict
             'correct its arguments')) from error
 
 
-def gather_excite(channels: int, use_mlp: bool = True, **arguments: Any) -> nn.Module:
+def gather_excite(
+        channels: int, use_mlp: bool = True, rd_ratio: float = 1 / 16, rd_channels: int | None = None,
+        rd_divisor: int = 1, act_layer: Any = nn.ReLU, **arguments: Any) -> nn.Module:
     """Return timm's `GatherExcite`; timm 1.0.31 cannot make its two layers, as it gives keywords by position."""
-    gate = GatherExcite(channels, use_mlp=False, **arguments)
+    gate = GatherExcite(channels, use_mlp=False, act_layer=act_layer, **arguments)
     if use_mlp:
-        gate.mlp = ConvMlp(channels, max(channels // 16, 1), act_layer=nn.ReLU)
+        hidden = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.)
+        gate.mlp = ConvMlp(channels, hidden, act_layer=get_act_layer(act_layer))
     return gate
 
 

@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-__all__ = ['bare', 'meta_copy']
+from .errors import message
+
+__all__ = ['bare', 'copied', 'meta_copy']
 
 
 def meta_copy(net: nn.Module) -> nn.Module:
@@ -14,6 +17,26 @@ def meta_copy(net: nn.Module) -> nn.Module:
     tensors: dict[int, Any] = {id(buffer): buffer.to('meta') for buffer in net.buffers()}
     tensors |= {id(weight): nn.Parameter(weight.detach().to('meta'), False) for weight in net.parameters()}
     return copy.deepcopy(net, tensors)
+
+
+def copied(caller: str, net: nn.Module, make: Callable[[nn.Module], nn.Module] = copy.deepcopy) -> nn.Module:
+    """Return a copy of `net`.
+
+    Args:
+        caller: The function that the user has called.
+        net: What shall be copied.
+        make: Copies.
+
+    Raises:
+        ValueError: If that is not possible.
+    """
+    try:
+        return make(net)
+    except Exception as error:  # of any module's own making
+        raise ValueError(message(
+            f'{caller}({type(net).__name__})', f'it cannot be copied, and the work is done on a copy ({error})',
+            'take out what cannot be: old weight norms and pruning of torch.nn.utils, activations that are kept',
+        )) from error
 
 
 def bare(net: nn.Module) -> nn.Module:

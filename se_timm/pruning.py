@@ -1,21 +1,25 @@
 """SE taken out of some blocks of a trained network, and what that saves."""
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
 from .cost import cost
 from .errors import check_module, message
 from .gates import SEBlock, choose_blocks
 from .insertion import size_of
-from .residual_blocks import block_of
+from .meta import copied
+from .placement import PlacedSE
+from .residual_blocks import block_of, is_hooked
 from .residual_tail import is_plain
 
 __all__ = ['ChannelScale', 'Pruned', 'prune_se']
+
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)  # by exact class: others may be anything
 
 
 class ChannelScale(nn.Module):
@@ -90,12 +94,16 @@ def prune_se(
         raise ValueError(message(
             f'gates: of {", ".join(gates) or "no block"}', f'those of {missing[0]} are missing',
             'give the mean gates of each block that is taken out, or no gates at all'))
+    if twice := [block for block in chosen if names_of(net, net.get_submodule(block.module)) > 1]:
+        raise ValueError(message(
+            f'block: {twice[0].module}', 'its SE stands in several places, and could not be taken out of one',
+            'give each block a module of its own'))
     given = {block.name: None if gates is None else
              checked(gates[block.name], block.name, net.get_submodule(block.module)) for block in chosen}
     channels, height, width = size_of(net, input_size)
     size = channels, height, width
+    pruned = copied('prune_se', net)  # where that fails, `net` is what it was
     before = cost(net, size)
-    pruned = copy.deepcopy(net)  # where that fails, `net` is what it was
     try:
         done = {block.name: take_out(pruned, block, given[block.name]) for block in chosen}
         after = cost(pruned, size)
@@ -133,7 +141,7 @@ def take_out(net: nn.Module, block: SEBlock, gate: Tensor | None) -> str:
     replacement: nn.Module = nn.Identity()
     if gate is not None:
         norm = norm_before(holder, child)
-        if norm is None:
+        if norm is None or names_of(net, norm) > 1:
             weight = next(net.get_submodule(block.module).parameters())
             replacement, kept = ChannelScale(gate.to(weight.device, weight.dtype)), 'scale'
         else:
@@ -141,6 +149,8 @@ def take_out(net: nn.Module, block: SEBlock, gate: Tensor | None) -> str:
             norm.bias.mul_(gate.to(norm.bias))
             kept = 'folded'
     setattr(holder, child, replacement.train(holder.training))
+    if type(replacement) is nn.Identity and isinstance(holder, PlacedSE):
+        holder.placement = 'standard'  # of a gate that add_se may put there again
     return kept
 
 
@@ -151,4 +161,10 @@ def norm_before(holder: nn.Module, child: str) -> Any:
     if isinstance(tail, str) or tail.se is not getattr(holder, child):
         return None
     norm: Any = tail.norm
-    return norm if isinstance(norm, nn.BatchNorm2d) and is_plain(norm) and norm.affine else None
+    foldable = type(norm) in NORMS and is_plain(norm) and not is_hooked(norm)  # a parametrised one is of another class
+    return norm if foldable and norm.affine else None
+
+
+def names_of(net: nn.Module, module: nn.Module) -> int:
+    """Return in how many places of `net` a module stands."""
+    return sum(each is module for _, each in net.named_modules(remove_duplicate=False))

@@ -37,7 +37,8 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(status)
     script = arguments[0]
     sys.argv = arguments
-    sys.path[0] = str(Path(script).resolve().parent)
+    if not getattr(sys.flags, 'safe_path', False):  # Python 3.11 on; then there is no folder of the program's
+        sys.path[0] = str(Path(script).resolve().parent)
     runpy.run_path(script, run_name='__main__')
 
 

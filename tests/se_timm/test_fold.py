@@ -805,3 +805,38 @@ def test_what_is_no_network_is_refused(function):
     arguments = ['SE_5_*'] if function is prune_se else []
     with pytest.raises(ValueError, match=rf'^{function.__name__}\(None\)\n  why: it is a NoneType'):
         function(None, *arguments)
+
+
+class Optional(nn.Module):
+    """A convolution and a batch norm, which a mask, or a switch, may part."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x, mask=None, norm=True):
+        x = self.conv(x)
+        if mask is not None:
+            x = x * mask
+        return self.bn(x) if norm else x
+
+
+class Calls(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.a, self.b, self.way = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), Optional(), way
+
+    def forward(self, x):
+        x = self.a(x)
+        return {'plain': lambda: self.b(x), 'mask': lambda: self.b(x, x), 'named': lambda: self.b(x, mask=x),
+                'switch': lambda: self.b(x, norm=False), 'by name': lambda: self.b(x=x)}[self.way]()
+
+
+@pytest.mark.parametrize(('way', 'norms'), [('plain', 0), ('by name', 0), ('mask', 1), ('named', 1), ('switch', 1)])
+def test_what_is_called_with_further_arguments_is_not_read_by_its_defaults(way, norms, randomise):
+    net = randomise(Calls(way)).eval()
+    folded = fold(net)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), net(x), rtol=1e-4, atol=1e-4)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == norms

@@ -265,6 +265,33 @@ def test_other_attention_takes_its_own_arguments():
     assert {gate.conv.out_channels for gate in added(net).values()} == {5}
 
 
+@pytest.mark.parametrize(('arguments', 'hidden'), [
+    ({}, 4), ({'rd_ratio': 0.5}, 32), ({'rd_channels': 5}, 5), ({'rd_divisor': 8}, 8)])
+def test_gather_excite_has_the_width_that_is_asked_for(arguments, hidden):
+    net = timm.create_model('resnet18', num_classes=2)
+    add_se(net, 'layer1.*', kind='ge', act_layer='silu', **arguments)
+    for gate in added(net).values():
+        assert gate.mlp.fc1.out_channels == hidden
+        assert isinstance(gate.mlp.act, nn.SiLU)
+
+
+@pytest.mark.parametrize('inside', [SqueezeExcite(8, reduction=2), nn.Identity()])
+def test_sequence_with_a_child_of_that_name_keeps_it(inside):
+    net = Tiny()
+    net.first.add_module('se', inside)
+    with pytest.raises(ValueError, match=r'at: first\.se\n  why: it has a child called se'):
+        add_se(net, 'first', reduction=2)
+    assert net.first.se is inside
+
+
+def test_strides_of_one_axis_do_not_turn_channels_into_rows():
+    net = nn.Sequential()
+    net.a, net.b = nn.Conv2d(1, 16, 3, stride=(8, 1), padding=1), nn.Conv2d(16, 16, 3, padding=1)
+    report = add_se(net, 'b', input_size=(1, 128, 128))
+    assert [(place.channels, place.layout) for place in report.places.values()] == [(16, 'NCHW')]
+    net(torch.zeros(1, 1, 128, 100))
+
+
 @pytest.mark.parametrize(('at', 'places'), [
     ('stem', ['stem']), (['first', 'second'], ['first.se', 'second.se']), ('first.*', ['first.0', 'first.1']),
     ('Sequential', ['first.se', 'second.se']), (nn.ReLU, ['first.1', 'second.1']), ('*.1', ['first.1', 'second.1']),

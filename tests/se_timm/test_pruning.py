@@ -4,7 +4,9 @@ import copy
 import pytest
 import timm
 import torch
+from torch.nn.utils import parametrize
 
+from se_timm import add_se, fold
 from se_timm.gates import GateReader, find_se
 from se_timm.pruning import prune_se
 
@@ -142,3 +144,56 @@ def test_hooks_of_the_network_are_not_run(x):
         prune_se(net, 'SE_5_*')
         assert len(seen) == 1
         assert all(torch.equal(gate, before[name]) for name, gate in reader.gates.items())
+
+
+class Halved(torch.nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+@pytest.mark.parametrize('case', ['parametrised', 'hooked', 'shared'])
+def test_constants_are_not_folded_into_a_norm_that_others_have_a_part_in(case, x):
+    net = network('se_resnet18')
+    norm = net.layer1[0].bn2
+    if case == 'parametrised':
+        parametrize.register_parametrization(norm, 'weight', Halved())
+    elif case == 'hooked':
+        norm.register_forward_hook(lambda module, args, output: output + 1)
+    else:
+        net.layer1[1].bn2 = norm
+    gates = {'layer1.0': torch.rand(64) * 0.8 + 0.1}
+    pruned = prune_se(net, 'layer1.0', gates)
+    assert pruned.blocks == {'layer1.0': 'scale'}
+    with torch.no_grad():
+        torch.testing.assert_close(pruned.net(x), with_constant_gates(net, gates)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_se_that_stands_in_two_blocks():
+    net = network('se_resnet18')
+    net.layer1[1].se = net.layer1[0].se
+    with pytest.raises(ValueError, match=r'block: layer1\.0\.se\n  why: its SE stands in several places'):
+        prune_se(net, 'layer1.*')
+
+
+@pytest.mark.parametrize('placement', ['pre', 'post', 'identity', '3x3'])
+def test_gate_that_is_put_back_stands_at_the_end_of_the_branch(placement, x):
+    net = prune_se(network('se_resnet50', placement=placement), 'layer4.*', input_size=(3, 64, 64)).net
+    with torch.no_grad():
+        before = net(x)
+        report = add_se(net, identity_start=True)
+        assert torch.equal(net(x), before)
+    assert [place.channels for place in report.places.values()] == [2048] * 3
+    seen = []
+    for name in ('bn3', 'se'):
+        net.layer4[1].get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    net(x)
+    assert seen == ['bn3', 'se']
+
+
+@pytest.mark.parametrize('function', [fold, lambda net: prune_se(net, 'layer4.1')])
+def test_network_that_cannot_be_copied_is_refused(function):
+    net = network('se_resnet18')
+    torch.nn.utils.prune.l1_unstructured(net.layer1[0].conv1, 'weight', 0.5)
+    net.layer1[0].conv1(torch.zeros(1, 64, 8, 8))
+    with pytest.raises(ValueError, match=r'it cannot be copied.*\n  do:  take out what cannot be'):
+        function(net)

@@ -62,6 +62,17 @@ def test_help_tells_of_the_command(capsys):
     assert 'python -m se_timm.run SCRIPT' in capsys.readouterr().out
 
 
+def test_safe_path_has_no_folder_of_the_script(tmp_path):
+    (tmp_path / 'lib').mkdir()
+    (tmp_path / 'lib' / 'only_here.py').touch()
+    (tmp_path / 'script.py').write_text('import only_here\n')
+    paths = f'{tmp_path}/lib{os.pathsep}{Path(se_timm.__file__).parents[1]}'
+    result = subprocess.run(
+        [sys.executable, '-m', 'se_timm.run', 'script.py'], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env={**os.environ, 'PYTHONSAFEPATH': '1', 'PYTHONPATH': paths}, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_traceback_of_the_script_is_shown(tmp_path):
     (tmp_path / 'broken.py').write_text('raise LookupError("from the script")\n')
     result = run('broken.py', cwd=tmp_path)
