@@ -52,7 +52,8 @@ def meant(close: Sequence[str]) -> str:
 def nearby(path: Path, remedy: str) -> str:
     """Return `remedy` after the question whether the nearest name beside a missing file or folder was meant."""
     parent = path.parent
-    close = nearest(path.name, (entry.name for entry in parent.iterdir())) if parent.is_dir() else []
+    names = (entry.name for entry in parent.iterdir() if entry.name != path.name) if parent.is_dir() else ()
+    close = nearest(path.name, names)  # not a link of that name which leads nowhere
     return meant([str(parent / name) for name in close[:1]]) + remedy
 
 

@@ -1,7 +1,7 @@
 """Data sets of Hugging Face: on disk as `save_to_disk` leaves them, or from the hub."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,8 +15,11 @@ from se_timm.errors import InputError, check_installed, meant, message, nearest
 from .decode import UnreadableImage
 from .sources import Source, check_labels
 
-__all__ = ['HuggingFaceSource', 'hub_splits', 'names_of', 'open_hub', 'open_saved', 'split_named']
+__all__ = ['IMAGES', 'LABELS', 'HuggingFaceSource', 'hub_splits', 'names_of', 'open_hub', 'open_saved', 'split_named']
 
+# what columns are called, first come first
+IMAGES = ('image', 'img', 'images', 'jpg', 'picture')
+LABELS = ('label', 'labels', 'class', 'cls', 'target', 'fine_label')
 SPLITS = {'val': ('val', 'validation', 'valid', 'dev')}  # what our names are called elsewhere, first come first
 
 
@@ -35,8 +38,8 @@ class HuggingFaceSource(Source):
         import datasets  # optional: the extra `datasets`
 
         self.title = title
-        self.image = column_of(dataset, datasets.Image, title, 'images')
-        label = column_of(dataset, datasets.ClassLabel, title, 'class labels')
+        self.image = column_of(dataset, datasets.Image, title, 'images', IMAGES)
+        label = column_of(dataset, datasets.ClassLabel, title, 'class labels', LABELS)
         self.classes: list[str] = list(dataset.features[label].names)
         column = dataset.select_columns([label]).with_format('arrow')[:][label]
         self.labels = column.to_numpy().astype(np.int64)
@@ -55,15 +58,20 @@ class HuggingFaceSource(Source):
         return value['bytes'] if value['bytes'] is not None else Path(value['path']).read_bytes()
 
 
-def column_of(dataset: Any, kind: type, title: str, what: str) -> str:
-    """Return the name of the first column of a kind.
+def column_of(dataset: Any, kind: type, title: str, what: str, usual: Sequence[str]) -> str:
+    """Return the name of the column of a kind, of several of that with a usual name.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or several of which it cannot be told.
     """
-    for name, feature in dataset.features.items():
-        if isinstance(feature, kind):
-            return str(name)
+    columns = [str(name) for name, feature in dataset.features.items() if isinstance(feature, kind)]
+    named = [name for name in usual if name in columns]
+    if len(columns) == 1 or named:
+        return [*named, *columns][0]
+    if columns:
+        raise InputError(message(
+            f'data set: {title}', f'it has several columns of {what}: {", ".join(columns)}',
+            f'call the one that is meant {usual[0]}, by its rename_column, and save it again'))
     raise InputError(message(
         f'data set: {title}', f'it has no column of {what}, but {", ".join(dataset.features)}',
         'cast its columns to datasets.Image and datasets.ClassLabel, and save it again'))

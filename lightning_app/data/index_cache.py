@@ -10,12 +10,16 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from .locking import locked
 
-__all__ = ['cached_arrays']
+__all__ = ['cached_arrays', 'tell']
 
-FORM = 1  # to be raised when what is kept changes
+FORM = 2  # to be raised when what is kept changes
+
+NOTES = 'notes'  # among the arrays: what there is to tell
+_notes: list[list[str]] = []  # of what is being looked for
 
 
 def folder() -> Path:
@@ -26,7 +30,8 @@ def folder() -> Path:
 def cached_arrays(kind: str, paths: Sequence[str], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what `find` does, from the cache if these files, by size and time of change, have been looked at before.
 
-    Of several processes one looks, and the others wait. Where nothing can be written, each looks for itself.
+    Of several processes one looks, and the others wait. Where nothing can be written, each looks for itself. What it
+    found worth telling is told each time.
 
     Args:
         kind: What is looked for.
@@ -36,9 +41,32 @@ def cached_arrays(kind: str, paths: Sequence[str], find: Callable[[], dict[str, 
     described = [(os.path.abspath(path), status.st_size, status.st_mtime_ns)
                  for path, status in ((path, os.stat(path)) for path in paths)]
     digest = hashlib.sha256(repr((FORM, kind, described)).encode('utf-8', 'surrogateescape')).hexdigest()
-    file = folder() / f'{kind}-{digest[:24]}.npz'
-    with locked(file):
-        return _load(file) or _save(file, find())
+    try:
+        file = folder() / f'{kind}-{digest[:24]}.npz'
+    except RuntimeError:  # there is no home
+        arrays = _found(find)
+    else:
+        with locked(file):
+            arrays = _load(file) or _save(file, _found(find))
+    for text in arrays.pop(NOTES).tolist():
+        tell(text)
+    return arrays
+
+
+def tell(text: str) -> None:
+    """Warn of something about the data; while it is looked for to be kept, keep this with it."""
+    if _notes:
+        _notes[-1].append(text)
+    else:
+        rank_zero_warn(text)
+
+
+def _found(find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    _notes.append([])
+    try:
+        return {**find(), NOTES: np.array(_notes[-1], dtype=str)}
+    finally:
+        _notes.pop()
 
 
 def _load(file: Path) -> dict[str, Any] | None:

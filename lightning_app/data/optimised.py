@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from se_timm.errors import InputError, check_installed, message
 
+from .hugging_face import IMAGES, LABELS
 from .index_cache import cached_arrays
 from .shards import named
 from .sources import Source, check_labels
 
 __all__ = ['LitDataSource', 'chunks_of']
 
-LABELS = ('label', 'labels', 'class', 'cls', 'target', 'fine_label')  # what a class is called among other numbers
+FILE = bytes | bytearray | memoryview  # as which litdata may give what was written as bytes
 
 
 class LitDataSource(Source):
@@ -38,11 +40,15 @@ class LitDataSource(Source):
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         chunks = chunks_of(Path(self.root))
-        check_chunks(self.root, [chunk['filename'] for chunk in chunks])
+        files = ['index.json', *(chunk['filename'] for chunk in chunks)]
+        check_chunks(self.root, files[1:])
         self.dataset = open_dataset(self.root)
         self._length = sum(chunk['chunk_size'] for chunk in chunks)  # len(dataset) is one process's share
-        self.image, self.label = keys_of(self.dataset[0], self.root)
-        self.labels = cached_arrays('litdata-labels', [os.path.join(self.root, 'index.json')], self._labels)['labels']
+        first = self.dataset[0]
+        self.image, self.label = keys_of(first, self.root)
+        check_pixels(first[self.image], self.root)
+        paths = [os.path.join(self.root, file) for file in files]
+        self.labels = cached_arrays('litdata-labels', paths, self._labels)['labels']
         check_labels(f'data.root: {root}', self.labels)
         names = Path(self.root, 'classes.txt')
         numbers = [str(number) for number in range(int(self.labels.max()) + 1)]
@@ -61,8 +67,8 @@ class LitDataSource(Source):
         if self.dataset is None:
             self.dataset = open_dataset(self.root)
         value = self.dataset[index][self.image]
-        if isinstance(value, bytes):
-            return value
+        if isinstance(value, FILE):
+            return bytes(value)
         return (value if isinstance(value, Image.Image) else to_pil_image(value)).convert('RGB')
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,6 +112,18 @@ def open_dataset(root: str) -> Any:
     return StreamingDataset(root, serializers={'jpeg': JpegFile()})
 
 
+def check_pixels(value: Any, root: str) -> None:
+    """Raise `InputError` for an array that is no image as `to_pil_image` takes them: it would wrap round, or fail."""
+    if isinstance(value, FILE | Image.Image):
+        return
+    channels = value.shape[0 if isinstance(value, Tensor) else -1]
+    is_float = 'float' in str(value.dtype)
+    if channels not in (1, 3, 4) or (value.max() > 1 if is_float else 'uint8' not in str(value.dtype)):
+        raise InputError(message(
+            f'data.root: {root}', f'its pixels are {value.dtype} of shape {tuple(value.shape)}, up to {value.max():g}',
+            'write files as bytes, or arrays (H, W, 3) or tensors (3, H, W), of uint8, or of floats up to 1'))
+
+
 def keys_of(sample: Any, root: str) -> tuple[Any, Any]:
     """Return under which keys a sample has its image and its class.
 
@@ -114,7 +132,8 @@ def keys_of(sample: Any, root: str) -> tuple[Any, Any]:
     """
     items = list(sample.items() if isinstance(sample, dict) else enumerate(sample)) if isinstance(
         sample, dict | tuple | list) else []
-    image = [key for key, value in items if isinstance(value, bytes | Image.Image) or getattr(value, 'ndim', 0) == 3]
+    image = [key for key, value in items if isinstance(value, FILE | Image.Image) or getattr(value, 'ndim', 0) == 3]
+    image = [key for key in image if str(key).lower() in IMAGES] or image
     label = [key for key, value in items if isinstance(value, int) or getattr(value, 'ndim', -1) == 0]
     label = [key for key in label if str(key).lower() in LABELS] or label  # not a number of the image, or its width
     if not image or len(label) != 1:

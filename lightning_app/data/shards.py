@@ -10,12 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
 
 from se_timm.errors import InputError, message
 
 from .compact import Texts
-from .index_cache import cached_arrays
+from .index_cache import cached_arrays, tell
 from .sources import EXTENSIONS, Source, below_common_folder
 from .tars import Place, TarFiles, places_in
 
@@ -154,18 +153,40 @@ def samples_in(path: str) -> Iterator[Sample]:
         if not PurePosixPath(name).name.startswith('.'):
             folder, _, file = name.rpartition('/')
             key, _, kind = file.partition('.')
-            fields.setdefault(f'{folder}/{key}', {})[kind.lower()] = name
+            same = fields.setdefault(f'{folder}/{key}', {})
+            if kind.lower() in same:
+                raise several_images(path, f'{folder}/{key}', [same[kind.lower()], name])
+            same[kind.lower()] = name
     tar = TarFiles([path])
     without = [key for key, names in fields.items() if image_of(names) is None]
     if without:
-        rank_zero_warn(f'{path}: {len(without)} samples have no image and are left out: {without[0].lstrip("/")}')
+        tell(f'{path}: {len(without)} samples have no image and are left out: {without[0].lstrip("/")}')
     for key, names in fields.items():
-        if not names.keys() & set(LABELS) and len(images_among(names)) > 1:
-            raise InputError(message(
-                f'sample: {path}:{key.lstrip("/")}', f'several images have this key: {", ".join(names.values())}',
-                'a key ends at the first point: write the files without others, such as by lightning_app prepare'))
+        check_sample(path, key, names)
         if image := image_of(names):
             yield Sample(image, places[image], label_of(tar, path, names, places))
+
+
+def check_sample(path: str, key: str, names: dict[str, str]) -> None:
+    """Raise `InputError` if it cannot be told which file is the image, or a label belongs to a longer key."""
+    images = images_among(names)
+    least = min((kind.count('.') for kind in images), default=0)
+    has_label = bool(names.keys() & set(LABELS))
+    if len(images) > 1 and (not has_label or sum(kind.count('.') == least for kind in images) > 1):
+        raise several_images(path, key, [names[kind] for kind in images])
+    further = {kind.rpartition('.')[0] for kind in images} - {''}
+    if not has_label and (longer := [kind for kind in names for part in further if kind == f'{part}.cls']):
+        raise InputError(message(
+            f'sample: {path}:{names[longer[0]]}', 'a key ends at the first point, so that this is not its label',
+            'name the files without other points, such as by lightning_app prepare'))
+
+
+def several_images(path: str, key: str, names: Iterable[str]) -> InputError:
+    """Return the error for files of a shard of which each should be a sample of its own."""
+    return InputError(message(
+        f'sample: {path}:{key.lstrip("/")}', f'several images have this key: {", ".join(names)}',
+        'a key ends at the first point, and upper case counts for nothing after it: name the files otherwise, such as '
+        'by lightning_app prepare'))
 
 
 def image_of(names: dict[str, str]) -> str | None:

@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from se_timm.errors import InputError, message, nearby
 
 from .compact import Texts
 from .decode import UnreadableImage, decode
+from .index_cache import tell
 from .tars import Place, TarFiles, places_in
 
 __all__ = [
@@ -214,13 +214,32 @@ def _class_level(images: Iterable[tuple[str, ...]]) -> int:
 
 
 def _files_below(root: Path) -> list[str]:
-    """Return the paths of all files below `root`, relative to it, sorted."""
+    """Return the paths of all files below `root`, relative to it, sorted.
+
+    Raises:
+        InputError: If a folder cannot be listed, or contains itself by a link.
+    """
+    def refuse(error: OSError) -> None:
+        raise InputError(message(
+            f'images: {error.filename}', f'it cannot be listed ({error.strerror})', 'let it be read, or take it away'))
+
     found = []
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        for name in folders:
+            check_link(folder, name)
         relative = os.path.relpath(folder, root)
         found += [file if relative == '.' else f'{relative}/{file}' for file in files if not file.startswith('.')]
     return sorted(found)
+
+
+def check_link(folder: str, name: str) -> None:
+    """Raise `InputError` for a link to a folder above: all images of that would be there again and again."""
+    path = os.path.join(folder, name)
+    if os.path.islink(path) and f'{os.path.realpath(folder)}/'.startswith(f'{os.path.realpath(path)}/'):
+        raise InputError(message(
+            f'images: {path}', 'it is a link to a folder that it lies in, and its images would be there many times',
+            'remove the link'))
 
 
 def _only_images(
@@ -245,10 +264,10 @@ def _is_image(path: str) -> bool:
 def _say_left_out(where: str, files: list[str]) -> None:
     """Warn of files that have no ending of an image."""
     if others := [path for path in files if not _is_image(path)]:
-        rank_zero_warn(f'{where}: {len(others)} files have no image ending and are left out: {others[0]}')
+        tell(f'{where}: {len(others)} files have no image ending and are left out: {others[0]}')
 
 
 def _say_above(where: str, images: list[str]) -> None:
     """Warn of images that lie in no class folder."""
     if images:
-        rank_zero_warn(f'{where}: {len(images)} images lie above the class folders and are left out: {images[0]}')
+        tell(f'{where}: {len(images)} images lie above the class folders and are left out: {images[0]}')

@@ -7,6 +7,8 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ __all__ = ['RANGE', 'RECORD', 'has_split', 'located', 'open_split', 'read_record
 HUB = 'hf://'
 SAVED = 'dataset_dict.json'  # in a folder that save_to_disk of Hugging Face's datasets wrote, with splits
 RECORD = 'prepared.json'  # beside shards that `prepare` makes: what they follow from, and how many there shall be
+SPLIT_NAMES = {'train', 'val', 'validation', 'valid', 'dev', 'test'}
 RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
 
 
@@ -44,6 +47,12 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
     """
     if str(root).startswith(HUB):
         return open_hub(str(root).removeprefix(HUB), split)
+    with readable(root, key):
+        return open_there(root, split, key)
+
+
+def open_there(root: str | Path, split: str, key: str) -> Source:
+    """Return the images of a split in a folder or an object store; as `open_split`."""
     root, split = located(root, split)
     names = names_in(root, key)
     entries = entries_of(names, split)
@@ -67,13 +76,25 @@ def has_split(root: str | Path, split: str) -> bool:
     if str(root).startswith(HUB):
         return any(name in hub_splits(str(root).removeprefix(HUB)) for name in names_of(split))
     root, split = located(root, split)
-    if not is_url(root) and not Path(root).is_dir():
-        return False
-    names = names_in(root)
+    with readable(root, 'data.root'):
+        if not is_url(root) and not Path(root).is_dir():
+            return False
+        names = names_in(root)
     entries = entries_of(names, split)
     if entries == [SAVED]:  # beside which each split has a folder
         return any(name in names for name in names_of(split))
     return bool(entries)
+
+
+@contextmanager
+def readable(root: str | Path, key: str) -> Iterator[None]:
+    """Raise `InputError` for what the system has against the reading of a root, or of something in it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(message(
+            f'{key}: {error.filename or root}', f'it cannot be read ({error.strerror or error})',
+            'see that it is there, on a disk that is mounted, and that you may read it')) from error
 
 
 def located(root: str | Path, split: str) -> tuple[str, str]:
@@ -109,11 +130,36 @@ def entries_of(names: list[str], split: str) -> list[str]:
     if RANGE.search(split):
         return expanded(split)
     if glob.has_magic(split):
-        return fnmatch.filter(names, split)
+        return [name for name in fnmatch.filter(names, split) if not name.startswith('.')]
     for each in names_of(split):
-        if found := [name for name in places_of(each) if name in names][:1] or [
-                name for name in names if re.search(rf'(^|[-_.]){re.escape(each)}[-_.].*\.tar$', name)]:
+        if found := [name for name in places_of(each) if name in names][:1] or shards_of(names, each):
             return found
+    return []
+
+
+def shards_of(names: list[str], split: str) -> list[str]:
+    """Return which of the `names` are shards of a split: the series called so, or the one with it in its name.
+
+    Raises:
+        InputError: If several have, such as those of `v1-val` and of `v2-val`.
+    """
+    series: dict[str, list[str]] = {}
+    for name in names:
+        stem, ending = os.path.splitext(name)
+        is_named = re.fullmatch(rf'(.*[-_.])?{re.escape(split)}([-_.].*)?', stem)
+        if is_named and ending == '.tar' and not name.startswith('.'):
+            title = re.sub(r'[-_.]?\d+([-_.]of[-_.]\d+)?$', '', stem)
+            others = set(re.split('[-_.]', title)) & SPLIT_NAMES - {split}
+            if not others or title.endswith(split):
+                series.setdefault(title, []).append(name)
+    for group in ([split], [title for title in series if re.search(rf'[-_.]{re.escape(split)}$', title)], list(series)):
+        found = [title for title in group if title in series]
+        if len(found) > 1:
+            raise InputError(message(
+                f'shards: {split}', f'several series have this in their names: {", ".join(found)}',
+                f'name those that are meant, such as {found[0]}*.tar, by data.train_split and data.val_split'))
+        if found:
+            return series[found[0]]
     return []
 
 
@@ -143,7 +189,7 @@ def open_place(place: Path, split: str) -> Source:
         return LitDataSource(place)
     with os.scandir(place) as entries:  # class folders, beside which an archive may have been left
         folders = any(entry.is_dir() and not entry.name.startswith('.') for entry in entries)
-    shards = [] if folders else sorted(place.glob('*.tar'))
+    shards = [] if folders else sorted(path for path in place.glob('*.tar') if not path.name.startswith('.'))
     return open_shards(place, split, shards) if shards else FolderSource(place)
 
 

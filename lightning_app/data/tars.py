@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from se_timm.errors import InputError, message
+
+from .index_cache import tell
 
 __all__ = ['Place', 'TarFiles', 'places_in']
 
+PADDING = 1 << 20  # read at once of what follows the end
 LINKS = 40  # one after the other at most, as in Linux
 OPEN_FILES = 128  # at most, in a process: systems allow 1024, loaders need some
 
@@ -45,6 +46,8 @@ def places_in(path: str | Path) -> dict[str, Place]:
 def _places(tar: tarfile.TarFile, path: str | Path) -> dict[str, Place]:
     places, links = {}, {}
     for member in tar:
+        if member.issparse():
+            raise tarfile.ReadError(f'{member.name} is kept without its holes, as by tar -S')
         if member.isfile():
             places[member.name] = Place(member.offset_data, member.size)
         elif member.islnk():
@@ -68,7 +71,7 @@ def _linked(places: dict[str, Place], links: dict[str, str], path: str | Path) -
         if end in normal:
             found[name] = normal[end]
     if lost := [name for name in links if name not in found]:
-        rank_zero_warn(f'{path}: {len(lost)} links lead to no file in it, and what they stand for is left out: '
+        tell(f'{path}: {len(lost)} links lead to no file in it, and what they stand for is left out: '
                        f'{lost[0]}; make it anew with tar -h to have that')
     return found
 
@@ -82,6 +85,9 @@ def _check_end(tar: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f'it is damaged at byte {tar.offset}')
     if not block:
         raise tarfile.ReadError('its end is missing')
+    while block := tar.fileobj.read(PADDING):
+        if block.strip(tarfile.NUL):
+            raise tarfile.ReadError('more follows its end, such as another one that cat has appended; tar -A does it')
 
 
 class TarFiles:

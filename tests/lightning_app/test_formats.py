@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import threading
@@ -29,10 +30,10 @@ from lightning_app.cli import main
 from lightning_app.data import ImageNetDataModule, object_store, tars
 from lightning_app.data.decode import UnreadableImage
 from lightning_app.data.hugging_face import HuggingFaceSource, split_named
-from lightning_app.data.optimised import LitDataSource, keys_of
+from lightning_app.data.optimised import LitDataSource, check_pixels, keys_of
 from lightning_app.data.shards import ShardSource, missing_shards, named
 from lightning_app.data.sources import FolderSource, TarSource
-from lightning_app.data.splits import expanded, has_split, open_split
+from lightning_app.data.splits import expanded, has_split, open_split, shards_of
 from se_timm.errors import InputError
 
 CLASSES = {'cat': 7, 'dog': 6, 'eel': 5}
@@ -748,6 +749,111 @@ def test_class_among_other_numbers():
 def test_several_numbers_and_no_class(refused):
     with refused('data.root: here', 'index, image, width', 'FILE AS BYTES'):
         keys_of({'index': 7, 'image': b'', 'width': 3}, 'here')
+
+
+def as_numpy(row):
+    return {'id': row[0].encode(), 'image': row[1], 'label': np.int64(row[2])}
+
+
+def test_labels_that_are_numbers_of_numpy(folders, tmp_path):
+    optimize(as_numpy, samples(folders, 'train'), tmp_path / 'train')
+    source = LitDataSource(tmp_path / 'train')
+    for index, (_, file, label) in enumerate(samples(folders, 'train')):
+        assert (source.read(index), source.labels[index]) == (file, label)
+
+
+def test_labels_of_files_that_were_replaced(folders, tmp_path):
+    rows = samples(folders, 'train')
+    optimize(optimised, rows, tmp_path / 'train')
+    first = LitDataSource(tmp_path / 'train').labels.tolist()
+    optimize(optimised, [(key, file, 2 - label) for key, file, label in rows], tmp_path / 'other')
+    for chunk in (tmp_path / 'other').glob('chunk*'):
+        chunk.replace(tmp_path / 'train' / chunk.name)
+    assert LitDataSource(tmp_path / 'train').labels.tolist() == [2 - label for label in first]
+
+
+@pytest.mark.parametrize(('pixels', 'said'), [
+    (np.full((4, 4, 3), 60.0), 'float64'), (np.zeros((3, 5, 5), np.uint8), '(3, 5, 5)'),
+    (np.zeros((4, 4, 3), np.int64), 'int64')])
+def test_arrays_that_are_no_images(pixels, said, refused):
+    with refused('data.root: here', said, 'uint8'):
+        check_pixels(pixels, 'here')
+    check_pixels(np.ones((4, 4, 3), np.float32), 'here')
+    check_pixels(torch.zeros(3, 4, 4), 'here')
+
+
+def test_class_column_of_several(folders, tmp_path, refused):
+    rows = as_dataset(folders, 'train')
+    kind = [label % 2 for label in rows['label']]
+    both = rows.add_column('kind', kind).cast_column('kind', datasets.ClassLabel(names=['pet', 'fish']))
+    both = both.select_columns(['image', 'kind', 'label'])
+    assert HuggingFaceSource(both, 'here').classes == list(CLASSES)
+    with refused('data set: here', 'several columns of class labels: kind, species', 'the one that is meant label'):
+        HuggingFaceSource(both.rename_column('label', 'species'), 'here')
+
+
+@pytest.mark.parametrize(('names', 'split', 'expected'), [
+    (['val-0000.tar', 'val-v2-0000.tar', 'val-v2-0001.tar'], 'val', ['val-0000.tar']),
+    (['val-0000.tar', 'val-v2-0000.tar'], 'val-v2', ['val-v2-0000.tar']),
+    (['imagenet-train-val-0000.tar'], 'train', []), (['imagenet-train-val-0.tar'], 'val', ['imagenet-train-val-0.tar']),
+    (['._train-0000.tar', 'train-0000.tar'], 'train', ['train-0000.tar']),
+    (['train-shard-01.tar', 'train-shard-02.tar'], 'train', ['train-shard-01.tar', 'train-shard-02.tar']),
+    (['train-00000-of-00002.tar', 'x.tar'], 'train', ['train-00000-of-00002.tar']),
+    (['net1k-train-0.tar', 'train_9.tar'], 'train', ['train_9.tar']),
+    (['train2-0.tar', 'pretrain-0.tar'], 'train', [])])
+def test_shards_of_a_split_are_one_series(names, split, expected):
+    assert shards_of(names, split) == expected
+
+
+def test_several_series_of_shards(refused):
+    with refused('shards: val', 'several series have this in their names: v1-val, v2-val', 'such as v1-val*.tar'):
+        shards_of(['v1-val-0.tar', 'v2-val-0.tar'], 'val')
+
+
+@pytest.mark.parametrize(('members', 'why'), [
+    ({'a/1.jpg': b'0', 'a/1.JPG': b'1'}, 'several images have this key: a/1.jpg, a/1.JPG'),
+    ({'1.png': b'0', '1.webp': b'1', '1.cls': b'0'}, 'several images have this key: 1.png, 1.webp'),
+    ({'a/1.full.jpg': b'0', 'a/1.full.cls': b'1'}, 'a key ends at the first point')])
+def test_samples_of_which_it_cannot_be_told_what_they_are(tmp_path, members, why, refused):
+    write_shard(tmp_path / 'train-0.tar', members)
+    with refused(f'sample: {tmp_path}/train-0.tar', why, 'lightning_app prepare'):
+        open_split(tmp_path, 'train')
+
+
+def test_what_is_left_out_is_told_each_time(tmp_path):
+    write_shard(tmp_path / 'train-0.tar', {'1.jpg': b'0', '1.cls': b'0', '2.cls': b'1'})
+    for _ in range(2):
+        with pytest.warns(UserWarning, match='1 samples have no image and are left out: 2'):
+            open_split(tmp_path, 'train')
+
+
+def test_archive_that_was_appended_to_another(folders, tmp_path, refused):
+    for name in ('cat', 'dog'):
+        with tarfile.open(tmp_path / f'{name}.tar', 'w') as tar:
+            tar.add(folders / 'train' / name, name)
+    (tmp_path / 'train.tar').write_bytes(b''.join((tmp_path / f'{name}.tar').read_bytes() for name in ('cat', 'dog')))
+    with refused(f'tar file: {tmp_path}/train.tar', 'more follows its end', 'make it anew'):
+        open_split(tmp_path, 'train')
+
+
+def test_files_that_are_kept_without_their_holes(tmp_path, refused):
+    holes = tmp_path / 'pets' / 'cat' / '1.bmp'
+    holes.parent.mkdir(parents=True)
+    with open(holes, 'wb') as file:
+        file.truncate(1 << 20)
+        file.write(b'BM')
+    done = subprocess.run(['tar', '-S', '-cf', tmp_path / 'train.tar', '-C', tmp_path / 'pets', 'cat'], check=False)
+    if done.returncode:
+        pytest.skip('there is no tar with -S')
+    with refused(f'tar file: {tmp_path}/train.tar', 'cat/1.bmp is kept without its holes', 'make it anew'):
+        open_split(tmp_path, 'train')
+
+
+@pytest.mark.parametrize('name', ['train', 'train.tar', 'train-0000.tar'])
+def test_link_that_leads_nowhere(tmp_path, name, refused):
+    (tmp_path / name).symlink_to(tmp_path / 'not mounted' / name)
+    with refused('train', '', ''):
+        open_split(tmp_path, 'train')
 
 
 def test_dataset_without_classes(folders, tmp_path, refused):

@@ -373,3 +373,9 @@ def test_class_names_with_separators(folders, tmp_path, refused):
         (folders / split / 'eel').rename(folders / split / 'eel\tfish')
     with refused(r"class: 'eel\tfish'", 'a name a line, up to a tab', 'otherwise'):
         prepare(str(folders), str(tmp_path / 'others'), workers=1)
+
+
+def test_class_that_an_earlier_prepare_had_not(folders, tmp_path, refused):
+    prepare(str(folders), str(tmp_path / 'shards'), splits=['val'], workers=1)
+    with refused('class: dog', 'an earlier prepare made it of other splits', 'with all splits'):
+        prepare(str(folders), str(tmp_path / 'shards'), splits=['train', 'val'], workers=1)

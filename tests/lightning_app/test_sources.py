@@ -458,3 +458,30 @@ def memory_of_reading():
     for index in range(len(_paths[0])):
         _paths[0][index]
     return before, own()
+
+
+def test_link_to_a_folder_that_it_lies_in(pets, refused):
+    (pets / 'train' / 'cat' / 'cat').symlink_to('../cat')
+    with refused(f'images: {pets}/train/cat/cat', 'a link to a folder that it lies in', 'remove the link'):
+        FolderSource(pets / 'train')
+
+
+def test_link_to_images_elsewhere_is_followed(pets, tmp_path, write_images):
+    write_images(tmp_path / 'more', {'new': 2})
+    before = len(FolderSource(pets / 'train').labels)
+    (pets / 'train' / 'cat' / 'more').symlink_to(tmp_path / 'more')
+    assert len(FolderSource(pets / 'train').labels) == before + 2
+
+
+def test_folder_that_cannot_be_listed(pets, refused, monkeypatch):
+    (pets / 'train' / 'cat' / 'locked').mkdir()
+    scandir = os.scandir
+
+    def refusing(path='.'):
+        if str(path).endswith('locked'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refusing)
+    with refused(f'images: {pets}/train/cat/locked', 'cannot be listed (Permission denied)', 'let it be read'):
+        FolderSource(pets / 'train')
