@@ -310,6 +310,11 @@ def parse(arguments: Sequence[str]) -> Any:
     for name in meanings():
         if not (value := getattr(options, name)) > 0:
             raise InputError(message(f'{option(name)} {value:g}', 'it must be above 0', 'correct it, or leave it out'))
+    inside = options.gpus_per_machine
+    if any(count % inside for count in GPUS if count > inside):
+        raise InputError(message(
+            f'--gpus-per-machine {inside}', f'the tables are of {GPUS[0]}, {GPUS[1]} and more GPUs, in whole machines',
+            'take a power of two'))
     for name in SHARES:
         if (value := getattr(options, name)) > 1:
             raise InputError(message(f'{option(name)} {value:g}', 'it is a share', 'take a number up to 1'))
@@ -327,7 +332,13 @@ def run(options: Any) -> int:
     if options.markdown is None:
         print('\n\n'.join(f'{name}\n\n{content}' for name, content in found.items()))
     else:
-        options.markdown.write_text(replaced(read_page(options.markdown, found), found))
+        page = replaced(read_page(options.markdown, found), found)
+        try:
+            options.markdown.write_text(page)
+        except OSError as error:
+            raise InputError(message(
+                f'--markdown {options.markdown}', f'it cannot be written ({error.strerror})', 'name another page',
+            )) from error
     return 0
 
 

@@ -73,7 +73,7 @@ def analyze(
         What was written.
     """
     check_numbers(images_per_class, batch_size, num_workers)
-    check_options(ckpt_path, name, grad_cam, {'blocks': blocks, 'classes': classes})
+    check_options(ckpt_path, name, network, grad_cam, {'blocks': blocks, 'classes': classes})
     subject = open_subject(
         checkpoint_of(ckpt_path), name, network or {}, root, split, images_per_class, allow_unreadable)
     every, shown, pruned = choose(subject.net, blocks, prune)
@@ -83,6 +83,7 @@ def analyze(
     check_writable('output:', Path(output))
     see = partial(survey, subject, batch_size=batch_size, num_workers=num_workers)
     found = see(every)
+    check_finite(found.results)
     lines = drawn(named, subject.names, found.results[0].counts.tolist())
     removed = [each for each in found.results if each.block in pruned] if prune else removable(found.results)
     parts = summary(subject, see, found, removed, images_per_class)
@@ -135,15 +136,29 @@ def check_numbers(images_per_class: int, batch_size: int, num_workers: int) -> N
     check_least(0, num_workers=num_workers)
 
 
-def check_options(ckpt_path: str | None, name: str | None, grad_cam: bool, shown: dict[str, Any]) -> None:
+def check_options(
+        ckpt_path: str | None, name: str | None, network: dict[str, Any] | None, grad_cam: bool,
+        shown: dict[str, Any]) -> None:
     """Raise `InputError` for options that cannot be honoured."""
     if ckpt_path is not None and name is not None:
         raise InputError(message(
             f'ckpt_path: {ckpt_path} with name: {name}', 'each names a network', 'leave one of them out'))
+    if ckpt_path is not None and network:
+        raise InputError(message(
+            f'network: {network} with ckpt_path', 'the network is that of the checkpoint', 'leave one of them out'))
     for what, names in shown.items():
         if names == []:
             raise InputError(message(f'{what}: []', 'nothing would be drawn', 'name one, or leave it out'))
     check_installed('analyze', 'analysis', 'matplotlib', *(['captum'] if grad_cam else []))
+
+
+def check_finite(results: Sequence[BlockGates]) -> None:
+    """Raise `InputError` if the gates of a block are no numbers, of which nothing can be said."""
+    if broken := [result.block.title for result in results if np.isnan(result.mean)]:
+        raise InputError(message(
+            f'gates of {broken[0]}' + (f' and {len(broken) - 1} more blocks' if len(broken) > 1 else ''),
+            'some are not finite: the weights are of a training that has diverged, or they overflow',
+            'take an earlier checkpoint'))
 
 
 def checkpoint_of(ckpt_path: str | None) -> dict[str, Any] | None:

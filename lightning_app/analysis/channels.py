@@ -77,11 +77,14 @@ def find_classes(names: Sequence[str], titles: Sequence[str], given: Sequence[st
     labels: dict[str, int] = {}
     parts = [(label, part) for label, title in enumerate(titles) for part in title.split(', ')]
     numbers = [(label, str(label)) for label in range(len(names))]
-    for label, name in (*enumerate(names), *enumerate(titles), *parts, *numbers):
-        labels.setdefault(name.lower(), label)
+    every = (*enumerate(names), *enumerate(titles), *parts, *numbers)
+    for write in (str, str.lower):  # first as they are written
+        for label, name in every:
+            labels.setdefault(write(name), label)
     found = []
     for given_name in map(str, given):
-        if given_name.lower() not in labels:
+        key = given_name if given_name in labels else given_name.lower()
+        if key not in labels:
             raise InputError(unknown('class', given_name, dict.fromkeys([*short_titles(names, titles), *names])))
-        found.append(labels[given_name.lower()])
+        found.append(labels[key])
     return list(dict.fromkeys(found))

@@ -16,7 +16,7 @@ from .curves import draw, figure_files
 from .drawing import write_figure
 from .printed import printed
 from .runs import Row, Run, read_runs, value_at
-from .settings import differing, labels, settings, with_other_seeds
+from .settings import EARLY, differing, labels, progress, settings, with_other_seeds
 
 __all__ = ['compare']
 
@@ -191,16 +191,24 @@ def narrower(lines: Lines) -> Lines:
 def seeds_part(runs: Sequence[Run], metric: str) -> str:
     """Return mean and standard deviation of the runs that differ in their seed only, as text; nothing if none do.
 
-    Of each group, only runs count that have come as far as the furthest of them.
+    Of each group, only runs count that have values, and have come as far as the furthest of them; where they may stop
+    early, all with values.
     """
     columns = [TOP1, *([metric] if metric != TOP1 else [])]
     lines = [['network', 'seeds', *(f'best {name}' for name in columns), 'runs']]
     for group in with_other_seeds(runs):
-        even = [run for run in group if run.epochs == max(other.epochs for other in group)]
+        even = [run for run in as_far(group) if all(run.values(name) for name in columns)]
         spreads = [spread([row[name] for run in even if (row := run.best(name)) is not None]) for name in columns]
         lines.append([network_of(group[0]), str(len(even)), *spreads, ', '.join(run.name for run in even)])
     last = len(columns) + 2
     return f'mean and standard deviation over seeds:\n{aligned(lines, left=(0, last))}' if len(lines) > 1 else ''
+
+
+def as_far(group: Sequence[Run]) -> list[Run]:
+    """Return the runs that have come as far as the furthest of them, or as they would by themselves."""
+    if any(EARLY in key for key in settings(group[0])):
+        return list(group)
+    return [run for run in group if progress(run) == max(map(progress, group))]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -212,9 +220,9 @@ def spread(values: Sequence[float]) -> str:
 
 def paper_part(runs: Sequence[Run]) -> str:
     """Return where the paper prints errors for the networks of the runs, as text; nothing if nowhere."""
-    told = {network_of(run): '; '.join(f'{errors_text(each.errors)} ({each.table})' for each in printed(run))
-            for run in runs}
-    lines = [f'  {network}: {errors}' for network, errors in told.items() if errors]
+    told = [(network_of(run), '; '.join(f'{errors_text(each.errors)} ({each.table})' for each in printed(run)))
+            for run in runs]
+    lines = [f'  {network}: {errors}' for network, errors in dict.fromkeys(told) if errors]
     return '\n'.join(['paper, top-1 / top-5 error:', *lines]) if lines else ''
 
 
@@ -231,6 +239,7 @@ def notes_of(run: Run, metric: str) -> list[str]:
     cases = {
         'no config.yaml, its settings are not known': not run.config,
         f'not finished, {epochs_of(run)}': run.unfinished,
+        'its first epochs are in another folder': min((row.get('epoch', 0) for row in run.rows), default=0) > 0,
         f'no {metric}, it is sorted last and not drawn': not run.values(metric),
         f'diverged, its last {LOSS} is not finite': diverged(run),
     }

@@ -94,7 +94,10 @@ def draw_panel(
         draw_curve(axes, np.array(curve).reshape(-1, 2), style, window, behind=len(runs) <= FEW)
         if mark_best and style.front and curve:
             draw_best(axes, curve, style, metric)
-    axes.set_ylim(limits(curves))
+    pick = min if smaller_is_better(metric) else max
+    marked = [pick(value for _, value in curve) for curve, style in zip(curves, styles, strict=True)
+              if mark_best and style.front and curve]
+    axes.set_ylim(limits(curves, marked))
     unit = next((unit for name, unit in UNITS.items() if name in metric), '')
     mean = f', running mean of {window} values' if window > 1 else ''
     axes.set_title(f'{metric}{unit}{mean}', loc='left', fontsize='medium', fontweight='bold')
@@ -122,13 +125,14 @@ def draw_best(axes: Any, curve: Curve, style: Style, metric: str) -> None:
               markeredgewidth=1.6, zorder=4)
 
 
-def limits(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Return the lowest and highest value to show, those of all curves but for the beginnings of long ones.
+def limits(curves: Sequence[Curve], marked: Sequence[float] = ()) -> tuple[float, float]:
+    """Return the lowest and highest value to show, those of all curves but for the beginnings of long ones, and marks.
 
     A first loss or accuracy is far from all later ones, and would press those together.
     """
     values = [value for curve in curves for place, value in curve if len(curve) <= POINTS
               or place >= curve[0][0] + BEGINNING * (curve[-1][0] - curve[0][0])]
+    values += marked
     margin = 0.06 * (max(values) - min(values)) or 0.06 * abs(values[0]) or 1.0
     return min(values) - margin, max(values) + margin
 

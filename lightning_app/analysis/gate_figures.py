@@ -15,6 +15,7 @@ from .gate_statistics import BlockGates
 __all__ = ['draw_by_class', 'draw_within_class', 'save', 'write_by_class', 'write_within_class']
 
 COLUMNS = 3
+STYLES = ('-', '--', ':')  # of as many classes as there are colours each
 
 
 def draw_by_class(results: Sequence[BlockGates], classes: Sequence[int], titles: Sequence[str], heading: str) -> Any:
@@ -23,20 +24,22 @@ def draw_by_class(results: Sequence[BlockGates], classes: Sequence[int], titles:
 
     columns = min(COLUMNS, len(results))
     rows = -(-len(results) // columns)
-    figure = Figure(figsize=(4.6 * columns, 2.9 * rows + 0.5), layout='constrained')
+    labels = [*(literal(titles[label]) for label in classes), 'all']
+    in_a_row = max(1, min(6, len(labels), int(60 * columns / (6 + max(map(len, labels))))))  # 60 signs beneath a panel
+    height = 2.9 * rows + 0.3 + 0.22 * -(-len(labels) // in_a_row)
+    figure = Figure(figsize=(4.6 * columns, height), layout='constrained')
     for axes, result in zip(figure.subplots(rows, columns, squeeze=False).flat, results, strict=False):
         channels = sampled(len(result.means))
         for position, label in enumerate(classes):
             axes.plot(channels, result.class_means[label, channels], lw=1, marker='.', ms=3,
-                      color=COLOURS[position % len(COLOURS)])
+                      color=COLOURS[position % len(COLOURS)], ls=STYLES[position // len(COLOURS) % len(STYLES)])
         axes.plot(channels, result.means[channels], lw=1.4, color='black')
         finish(axes, result)
     for axes in figure.axes[len(results):]:
         axes.remove()
-    labels = [*(literal(titles[label]) for label in classes), 'all']
     # not by the labels of the lines, among which matplotlib leaves out those that begin with _
-    figure.legend(figure.axes[0].lines, labels, loc='outside lower center', ncols=min(len(labels), 6), frameon=False)
-    figure.suptitle(heading)
+    figure.legend(figure.axes[0].lines, labels, loc='outside lower center', ncols=in_a_row, frameon=False)
+    figure.suptitle(heading, wrap=True)
     return figure
 
 
@@ -45,7 +48,7 @@ def draw_within_class(
     """Return a figure like Fig. 7: mean and standard deviation over the images of a class, a row for each class."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(results), 2.6 * len(classes) + 0.4), layout='constrained')
+    figure = Figure(figsize=(max(3.2 * len(results), 5), 2.6 * len(classes) + 0.6), layout='constrained')
     panels = figure.subplots(len(classes), len(results), squeeze=False, sharey='col')
     for position, label in enumerate(classes):
         for axes, result in zip(panels[position], results, strict=True):
@@ -56,7 +59,7 @@ def draw_within_class(
             axes.plot(channels, mean, lw=1, color=colour)
             finish(axes, result)
             axes.set_title(literal(f'{result.block.title}: {titles[label]}'), fontsize=10)
-    figure.suptitle(heading)
+    figure.suptitle(heading, wrap=True)
     return figure
 
 
@@ -72,8 +75,12 @@ def finish(axes: Any, result: BlockGates) -> None:
     axes.set_title(block.title, fontsize=10)
     axes.set_xlabel('channel', fontsize=9)
     axes.set_ylabel('gate', fontsize=9)
-    margin = 0.03 * (block.high - block.low)
-    axes.set_ylim(block.low - margin, block.high + margin)
+    values = [value for line in axes.lines for value in line.get_ydata()]
+    low, high = block.low, block.high
+    if np.nanmin(values) < low or np.nanmax(values) > high:  # the gates have no bounds
+        low, high = min(low, axes.dataLim.y0), max(high, axes.dataLim.y1)
+    margin = 0.03 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(-0.01 * len(result.means), 1.01 * len(result.means))
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25, lw=0.5)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ LIMIT = 8 * UNIT  # larger gates, which an excitation by ReLU can have, count as
 
 @dataclass(frozen=True)
 class BlockGates:
-    """What the gates of one SE block did over many images.
+    """What the gates of one SE block did over many images; NaN if one of them is not finite.
 
     Attributes:
         block: The block.
@@ -99,8 +99,10 @@ class GateStatistics:
             self.channels = {block.name: gates[block.name].shape[1] for block in self.blocks}
             self._begin(values.device)
         counts = labels != IGNORE
+        finite = values.isfinite()
         classes = labels.clamp(min=0) if self.num_classes > 1 else torch.zeros_like(labels)
-        units = (values * UNIT).round().clamp(-LIMIT, LIMIT).long() * counts[:, None]
+        units = (values.nan_to_num(0) * UNIT).round().clamp(-LIMIT, LIMIT).long() * counts[:, None]
+        self.sums['broken'] += (~finite & counts[:, None]).sum(0)
         self.sums['counts'].index_add_(0, classes, counts.long())
         self.sums['sums'].index_add_(0, classes, units)
         self.sums['squares'].index_add_(0, classes if self.within else torch.zeros_like(classes), units.square())
@@ -112,7 +114,7 @@ class GateStatistics:
     def _begin(self, device: torch.device) -> None:
         total = sum(self.channels.values())
         rows = {'sums': self.num_classes, 'squares': self.num_classes if self.within else 1, 'below': BINS - 1,
-                'near': 2}
+                'near': 2, 'broken': 1}
         self.sums = {name: torch.zeros(count, total, dtype=torch.int64, device=device) for name, count in rows.items()}
         self.sums['counts'] = torch.zeros(self.num_classes, dtype=torch.int64, device=device)
         # (BINS + 1, C): the edges of each channel's bins
@@ -129,9 +131,19 @@ class GateStatistics:
             return []
         counts = self.sums['counts'].cpu().numpy()
         parts = {name: self.sums[name].cpu().split(list(self.channels.values()), 1)
-                 for name in ('sums', 'squares', 'below', 'near')}
-        return [block_gates(block, counts, self.within, *(parts[name][index].numpy() for name in parts))
-                for index, block in enumerate(self.blocks)]
+                 for name in ('sums', 'squares', 'below', 'near', 'broken')}
+        broken = parts.pop('broken')
+        found = [block_gates(block, counts, self.within, *(parts[name][index].numpy() for name in parts))
+                 for index, block in enumerate(self.blocks)]
+        return [without_numbers(result) if gates.any() else result for result, gates in zip(found, broken, strict=True)]
+
+
+def without_numbers(result: BlockGates) -> BlockGates:
+    """Return the statistics of a block of which some gates are not finite: NaN, like the loss of such a network."""
+    arrays = {name: np.full_like(value, np.nan) for name in ('class_means', 'class_stds', 'means', 'stds')
+              if (value := getattr(result, name)) is not None}
+    numbers = dict.fromkeys(('near_zero', 'near_one', 'class_specific'), float('nan'))
+    return replace(result, **arrays, **numbers, histogram=np.zeros_like(result.histogram))  # type: ignore[arg-type]
 
 
 def block_gates(

@@ -34,6 +34,8 @@ ABLATED = 'se_resnet50'
 DEFAULTS: dict[str, Any] = {
     'se': True, 'reduction': 16, 'squeeze': 'avg', 'excitation': 'sigmoid', 'bias': True, 'placement': 'standard'}
 
+BLOCK = ('reduction', 'squeeze', 'excitation', 'bias', 'placement', 'stages')  # arguments of SE
+
 
 class Printed(NamedTuple):
     """Errors, and in which table of the paper they stand."""
@@ -70,7 +72,8 @@ def tables_of(run: Run) -> tuple[Table[Any], ...]:
 def not_default(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments that change the network, lists as tuples."""
     changed = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-    return {name: value for name, value in changed.items() if name not in INITIAL_WEIGHTS
+    without = BLOCK if changed.get('se') is False else ()  # what has no effect
+    return {name: value for name, value in changed.items() if name not in (*INITIAL_WEIGHTS, *without)
             and (name not in DEFAULTS or value != DEFAULTS[name])}
 
 

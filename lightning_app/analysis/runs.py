@@ -198,9 +198,10 @@ def run_folders(path: Path) -> list[Path]:
         raise InputError(message(f'RUN: {path}', reason, suggestion(path)))
     if is_run(path):
         return [path]
-    for pattern in ('*', '*/*'):
-        if found := sorted(filter(is_run, path.glob(pattern)), key=lambda folder: natural(str(folder))):
-            return found
+    below = [*filter(is_run, path.glob('*'))]
+    below += [folder for folder in path.glob('*/*') if is_run(folder) and folder.parent not in below]  # not evaluations
+    if below:
+        return sorted(below, key=lambda folder: natural(str(folder)))
     raise InputError(message(
         f'RUN: {path}', f'neither it nor a folder in it holds {CONFIG} or {METRICS}, as a run does', suggestion(path)))
 

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .runs import Run, natural
+from .runs import Run, natural, value_at
 
-__all__ = ['differing', 'labels', 'settings', 'with_other_seeds']
+__all__ = ['EARLY', 'differing', 'labels', 'progress', 'settings', 'with_other_seeds']
 
 SEED = 'seed_everything'
 # where a run is written, and what it tells of itself
@@ -19,6 +20,8 @@ LEFT_OUT = (
 GROUPS = ('model', 'data', SEED, 'trainer')  # the order in which they are shown
 FOLDERS = ('data.root',)  # the last part of the path tells the data; the rest is of the machine
 IN_LABEL = 4
+DATA = ('classes', 'train_images', 'val_images')  # of the record of a run
+EARLY = '.EarlyStopping'  # in keys of settings
 
 Settings = dict[str, str]
 
@@ -40,8 +43,11 @@ def flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
         for name, item in value.items():
             yield from flat(f'{prefix}{name}', item)
     elif isinstance(value, list) and value and all(map(names_class, value)):
+        names: Counter[str] = Counter()
         for item in value:
             name = item['class_path'].rpartition('.')[2]
+            names[name] += 1
+            name = name if names[name] == 1 else f'{name}_{names[name]}'  # another of the same class
             yield f'{prefix}{name}', 'true'
             yield from flat(f'{prefix}{name}', item.get('init_args') or {})
     elif isinstance(value, float):
@@ -70,18 +76,25 @@ def place(key: str) -> int:
 
 
 def with_other_seeds(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return the groups of runs whose settings are the same but for the seed.
+    """Return the groups of runs whose settings, and numbers of images and classes, are the same but for the seed.
 
     Of several runs with a seed, it is the one that came furthest, the last of those: never the best, as the mean over
     the seeds would be too good.
     """
     groups: dict[Any, dict[str | None, Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.epochs, natural(str(run.folder)))):
+    for run in sorted(runs, key=lambda run: (*progress(run), natural(str(run.folder)))):
         if run.config:
             found = settings(run)
-            seed = found.pop(SEED, None)
-            groups.setdefault(frozenset(found.items()), {})[seed] = run
+            seed = found.pop(SEED, 'false')
+            data = {name: value_at(run.hparams, f'provenance.data.{name}') for name in DATA}
+            seed = str(run.folder) if seed == 'false' else seed  # each begins otherwise
+            groups.setdefault(frozenset({**found, **data}.items()), {})[seed] = run
     return [[run for run in runs if run in group.values()] for group in groups.values() if len(group) > 1]
+
+
+def progress(run: Run) -> tuple[int, int]:
+    """Return how far a run has come: its epochs, and its steps where these are planned."""
+    return run.epochs, run.steps if run.planned_epochs is None else 0
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

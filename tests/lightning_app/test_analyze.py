@@ -16,6 +16,7 @@ from timm.data import ImageNetInfo
 
 from lightning_app import ImageClassifier
 from lightning_app.analysis.findings import described, removable, variation
+from lightning_app.analysis.gate_figures import draw_by_class, draw_within_class
 from lightning_app.analysis.gate_statistics import GateStatistics
 from lightning_app.analysis.subject import first_of_each_class, labels_of
 from lightning_app.cli import main
@@ -150,6 +151,49 @@ def test_class_without_images_is_drawn_by_no_default(trained, photos, cli_error)
     assert {row['class'] for row in rows('out/figure6.csv')} == {'ant', 'bee', 'all'}
     given, why, _ = cli_error([*arguments, '--classes=[bee,cat]'])
     assert (given, why) == ('classes: cat', 'there is no image of it')
+
+
+@pytest.mark.parametrize('count', [2, 9])
+@pytest.mark.parametrize('name', ['cat', 'a name of a class that is rather long'])
+def test_figures_hold_every_line_title_and_name(count, name):
+    block = SEBlock('layer3.2', 'layer3.2.se', 'SE_4_3', 0., 2., 1)
+    statistics = GateStatistics([block], count, within=True)
+    labels = torch.arange(40) % count
+    statistics.update({'layer3.2': 3 + torch.rand(40, 16)}, labels)  # of a ReLU
+    titles = [f'{name} {number}' for number in range(count)]
+    classes = list(range(count))
+    for draw in (draw_by_class, draw_within_class):
+        figure = draw(statistics.results(), classes, titles, 'Gates within a class: se_resnet20_cifar, 40 images')
+        figure.canvas.draw()
+        width = figure.bbox.x1 + 1
+        shown = [text for axes in figure.axes for text in (axes.title, *axes.texts)] + [figure._suptitle]
+        shown += [text for legend in figure.legends for text in legend.get_texts()]
+        for text in shown:
+            box = text.get_window_extent()
+            assert -1 <= box.x0 <= box.x1 <= width, text.get_text()
+        for axes in figure.axes:
+            assert axes.get_ylim()[1] > 3.4
+            assert axes.get_window_extent().height > 150
+        if figure.legends:
+            looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+            assert len(set(looks)) == len(looks)
+
+
+def test_network_beside_a_checkpoint(trained, cli_error):
+    given, why, _ = cli_error(['analyze', '--ckpt_path', trained.path, '--network.reduction=8'])
+    assert given == "network: {'reduction': 8} with ckpt_path"
+    assert why == 'the network is that of the checkpoint'
+
+
+def test_gates_that_are_no_numbers(trained, tmp_path, cli_error):
+    checkpoint = torch.load(trained.path, weights_only=True)
+    name = next(name for name in checkpoint['state_dict'] if '.se.' in name)
+    checkpoint['state_dict'][name].fill_(float('nan'))
+    torch.save(checkpoint, tmp_path / 'nan.ckpt')
+    given, why, do = cli_error(['analyze', '--ckpt_path', str(tmp_path / 'nan.ckpt')])
+    assert given.startswith('gates of ')
+    assert 'not finite' in why
+    assert do == 'take an earlier checkpoint'
 
 
 def test_images_of_one_class(trained, photos):

@@ -371,6 +371,88 @@ def test_labels_name_what_differs(models, expected, write_run, in_tmp_path):
     assert labels(read_runs(['a', 'b'])[0]) == expected
 
 
+def seeds(parts):
+    """The line of the means over seeds: how many, their mean, and the runs; None where there is none."""
+    lines = parts.get('mean', '').splitlines()[2:]
+    return [re.split(r' {2,}', line)[1:] for line in lines] or None
+
+
+def test_runs_on_other_data_are_no_seeds_of_one(write_run, in_tmp_path, shown):
+    for seed, place, classes in ((0, 'cats', 37), (1, 'dogs', 120)):
+        write_run(f'runs/{place}', validated(60.0, 61.0), {
+            'seed_everything': seed, 'data': {'class_path': 'X', 'init_args': {'root': f'/{place}/images'}}},
+            {'provenance': {'data': {'classes': classes}}})
+    assert seeds(shown('runs')) is None
+
+
+def test_interrupted_run_of_planned_steps_is_no_seed(write_run, in_tmp_path, shown):
+    plan = {'trainer': {'max_epochs': -1, 'max_steps': 20}}
+    for seed, rows in ((0, validated(60.0, 61.0)), (1, validated(62.0, 65.0)), (2, validated(20.0))):
+        write_run(f'runs/{seed}', rows, {**plan, 'seed_everything': seed})
+    assert seeds(shown('runs')) == [['2', '63.00 +- 2.8', '1, 0']]
+
+
+def test_runs_that_stop_early_are_seeds_however_long_they_are(write_run, in_tmp_path, shown):
+    plan = {'trainer': {'max_epochs': 9, 'callbacks': [{'class_path': 'lightning.pytorch.callbacks.EarlyStopping'}]}}
+    for seed, rows in ((0, validated(60.0, 61.0, 60.0)), (1, validated(63.0, 62.0))):
+        write_run(f'runs/{seed}', rows, {**plan, 'seed_everything': seed})
+    assert seeds(shown('runs')) == [['2', '62.00 +- 1.4', '1, 0']]
+
+
+def test_seed_without_a_value_does_not_count(write_run, in_tmp_path, shown):
+    for seed, loss in ((0, 0.8), (1, 0.9), (2, float('nan'))):
+        write_run(f'runs/{seed}', [row(9, val_loss=loss, val_top1=60.0)], {'seed_everything': seed})
+    assert seeds(shown('runs', '--metric=val/loss')) == [['2', '60.00 +- 0.0', '0.8500 +- 0.071', '0, 1']]
+
+
+def test_runs_without_a_seed_are_several(write_run, in_tmp_path, shown):
+    for name, top1, seed in (('a', 60.0, False), ('b', 62.0, False), ('c', 64.0, 0)):
+        write_run(f'runs/{name}', validated(top1, top1), {'seed_everything': seed})
+    assert seeds(shown('runs')) == [['3', '62.00 +- 2.0', 'c, b, a']]
+
+
+def test_two_callbacks_of_a_class_are_told_apart(write_run, in_tmp_path, shown):
+    for seed, patience in ((0, 1), (1, 50)):
+        stop = [{'class_path': 'lightning.pytorch.callbacks.EarlyStopping', 'init_args': {'patience': each}}
+                for each in (patience, 3)]
+        write_run(f'runs/{seed}', validated(60.0, 61.0), {
+            'seed_everything': seed, 'trainer': {'max_epochs': 2, 'callbacks': stop}})
+    parts = shown('runs')
+    assert seeds(parts) is None
+    assert 'trainer.callbacks.EarlyStopping.patience' in parts['settings']
+
+
+def test_network_on_several_data_keeps_the_errors_of_each(write_run, in_tmp_path, shown):
+    for name, classes in (('net', 1000), ('places', 365), ('own', 10)):
+        data = {'class_path': 'lightning_app.data.ImageNetDataModule', 'init_args': {'num_classes': classes}}
+        write_run(f'runs/{name}', validated(60.0, 61.0), {'data': data}, name='se_resnet152')
+    lines = shown('runs')['paper,'].splitlines()[1:]
+    assert [line.partition(': ')[2] for line in sorted(lines)] == ['21.57 / 5.73 (Table 2)', '40.37 / 11.01 (Table 6)']
+
+
+def test_plain_twin_of_the_ablations_has_the_errors_of_the_table(write_run, in_tmp_path, shown):
+    data = {'class_path': 'lightning_app.data.ImageNetDataModule', 'init_args': {'num_classes': 1000}}
+    write_run('runs/a', validated(60.0, 61.0), {'data': data}, network={'bias': False}, plain=True)
+    assert '23.30 / 6.55' in shown('runs')['paper,']
+
+
+def test_runs_of_both_levels_are_shown_and_evaluations_are_not(write_run, in_tmp_path, shown):
+    for name in ('version_0', 'version_0/validate_0', 'paper/version_0', 'quick/version_0'):
+        write_run(f'runs/{name}', validated(60.0, 61.0))
+    assert len(shown('runs')['run'].splitlines()) == 4
+
+
+def test_training_that_began_in_another_folder(write_run, in_tmp_path, shown):
+    write_run('runs/a', validated(60.0, 61.0, first=3), {'trainer': {'max_epochs': 5}})
+    assert 'a: its first epochs are in another folder' in shown('runs')['notes']
+
+
+def test_best_value_is_in_the_picture(write_run):
+    folder = write_run('runs/a', validated(*range(40, 80, 10), *([10.1] * 30), *([10.2] * 30)))
+    figure = curves.draw(read_runs([folder])[0], 'val/top1', ['a'])
+    assert figure.axes[0].get_ylim()[1] > 70
+
+
 def test_seeds_are_put_together(write_run, in_tmp_path, shown):
     for seed, top1 in enumerate((60, 62, 67)):
         write_run(f'se{seed}', validated(50, top1), config={'seed_everything': seed})

@@ -209,3 +209,29 @@ def test_classes_by_name_title_and_number():
 def test_unknown_class_is_refused_with_the_nearest(refused):
     with refused("class: 'goldfsh'", 'there is no such class', 'goldfish'):
         find_classes(['n01', 'n02'], ['goldfish', 'pug'], ['goldfsh'])
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('images', [1, 2])
+def test_gates_that_are_no_numbers_have_no_statistics(value, images):
+    values, labels = gates()
+    values['a.0'][:images, 2] = value
+    broken, whole = measured(values, labels, within=True).results()
+    for name in ('mean', 'std', 'near_zero', 'near_one', 'class_specific'):
+        assert np.isnan(getattr(broken, name))
+    assert np.isnan(broken.class_means).all()
+    assert not broken.histogram.any()
+    assert_equal([whole], measured(gates()[0], labels, within=True).results()[1:])
+
+
+def test_gates_of_images_that_do_not_count_may_be_anything():
+    values, labels = gates()
+    labels[3] = IGNORE
+    expected = measured(values, labels).results()
+    values['b'][3] = float('nan')
+    assert_equal(measured(values, labels).results(), expected)
+
+
+def test_class_is_found_as_it_is_written_first():
+    names = ['Cat', 'cat', 'dog']
+    assert find_classes(names, names, ['cat', 'Cat', 'DOG']) == [1, 0, 2]

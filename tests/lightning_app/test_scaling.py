@@ -140,6 +140,7 @@ def test_help_has_the_defaults(capsys):
 @pytest.mark.parametrize(('arguments', 'given', 'why', 'do'), [
     (['--nvlink', '0'], '--nvlink 0', 'above 0', 'leave it out'),
     (['--epochs', 'many'], 'invalid int value', 'cannot be read', '--help'),
+    (['--gpus-per-machine', '3'], '--gpus-per-machine 3', 'whole machines', 'power of two'),
     (['--reached', '1.2'], '--reached 1.2', 'it is a share', 'up to 1'),
     (['--markdown', 'nowhere.md'], '--markdown nowhere.md', 'No such file', 'docs/scaling.md'),
     (['--markdown', 'picture.png'], '--markdown picture.png', "can't decode", 'docs/scaling.md'),
