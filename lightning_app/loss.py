@@ -85,7 +85,7 @@ def build_loss(
         return WeightedCrossEntropy(weight, reduction='none', label_smoothing=0.0 if mixed else loss.smoothing)
     if weight is not None:
         return WeightedBinaryCrossEntropy(
-            weight, loss.bce_sum, smoothing=loss.smoothing, target_threshold=loss.bce_threshold)
+            weight, loss.bce_sum, loss.smoothing, target_threshold=loss.bce_threshold)
     options: dict[str, Any] = {'jsd_splits': splits} if splits else {}
     return create_classification_loss(
         loss.name, smoothing=loss.smoothing, soft_targets=mixed, bce_sum=loss.bce_sum,
@@ -115,20 +115,28 @@ class WeightedCrossEntropy(nn.CrossEntropyLoss):
 
 
 class WeightedBinaryCrossEntropy(nn.Module):
-    """The mean over the images of their binary cross-entropies, each times the weight of its class, or classes."""
+    """The mean over the images of their binary cross-entropies, each times the weight of its class, or classes.
+
+    Of soft targets, which are smoothed already, these are what they were before.
+    """
 
     weight: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, sum_classes: bool, **options: Any) -> None:
+    def __init__(self, weight: torch.Tensor, sum_classes: bool, smoothing: float, **options: Any) -> None:
         super().__init__()
         self.register_buffer('weight', weight)
         self.sum_classes = sum_classes
-        self.entropies = BinaryCrossEntropy(reduction='none', **options)
+        self.smoothing = smoothing
+        self.entropies = BinaryCrossEntropy(reduction='none', smoothing=smoothing, **options)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the loss of a batch."""
         entropies = self.entropies(logits, target)
-        weight = self.weight[target] if target.ndim == 1 else (target * self.weight).sum(-1)
+        if target.ndim == 1:
+            weight = self.weight[target]
+        else:
+            hard = (target - self.smoothing / target.shape[-1]) / (1 - self.smoothing)
+            weight = (hard * self.weight).sum(-1)
         return (weight * (entropies.sum(-1) if self.sum_classes else entropies.mean(-1))).mean()
 
 

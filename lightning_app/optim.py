@@ -277,12 +277,12 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
         raise InputError(message(
             f'model.schedule.decay_epochs: {schedule.decay_epochs}', 'the schedule step drops every so many epochs',
             'say after how many, such as --model.schedule.decay_epochs 30'))
-    for name in ('decay_epochs', 'decay_rate'):
+    for name, least in (('decay_epochs', 'above 0'), ('decay_rate', 'from 0')):
         value = getattr(schedule, name)
-        if value is not None and not 0 < value < math.inf:
+        if value is not None and not (0 <= value < math.inf and (value or name == 'decay_rate')):
             raise InputError(message(
                 f'model.schedule.{name}: {value}', 'the learning rate would rise, or jump about',
-                'take a number above 0'))
+                f'take a number {least}'))
 
 
 def without_effect(optim: Optim, schedule: Schedule, epochs: int) -> list[str]:

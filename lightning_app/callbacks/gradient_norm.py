@@ -8,6 +8,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ..classifier import log_interval
+from .freezing import Freeze
 
 __all__ = ['GradientNorm']
 
@@ -15,14 +16,18 @@ __all__ = ['GradientNorm']
 class GradientNorm(Callback):
     """Logs `train/grad_norm`, the Euclidean norm of the gradient of a whole step, before it is clipped.
 
-    At logging steps only, and without a wait for the device.
+    Without the gradients that a callback drops. At logging steps only, and without a wait for the device.
     """
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Log the norm if metrics are logged after this step."""
         if (trainer.global_step + 1) % log_interval(trainer):
             return
-        norm = get_total_norm([p.grad for p in pl_module.net.parameters() if p.grad is not None])
+        dropped = {id(parameter) for each in trainer.callbacks  # type: ignore[attr-defined]
+                   if isinstance(each, Freeze) and each.frozen(trainer, trainer.current_epoch)
+                   for parameter in each.parameters(pl_module.net)}
+        norm = get_total_norm([each.grad for each in pl_module.net.parameters()
+                               if each.grad is not None and id(each) not in dropped])
         scaler = getattr(trainer.precision_plugin, 'scaler', None)
         if scaler is not None and getattr(optimizer, '_step_supports_amp_scaling', False):
             norm = norm / scaler.get_scale()  # fused optimisers divide by the scale themselves, in the step

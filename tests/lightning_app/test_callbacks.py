@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_app import ImageClassifier
 from lightning_app.callbacks import (
+    FreezeBackbone,
     GradientNorm,
     LastCheckpoint,
     NetworkSummary,
@@ -324,6 +325,22 @@ def test_images_that_are_no_larger_than_the_start(make_trainer, photo_data, refu
 
 
 # Gradient norm
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_gradient_norm_is_without_what_a_callback_drops(first, make_trainer, photo_data, tmp_path, read_csv):
+    heads = []
+
+    class Keep(ImageClassifier):
+        def on_before_optimizer_step(self, optimizer):
+            super().on_before_optimizer_step(optimizer)
+            every = [p.grad for p in self.net.get_classifier().parameters()]
+            heads.append(float(torch.cat([grad.flatten().double() for grad in every]).norm()))
+
+    callbacks = [GradientNorm(), FreezeBackbone(1)]
+    make_trainer(callbacks=callbacks if first else callbacks[::-1], logger=CsvLogger(str(tmp_path / 'run')),
+                 max_epochs=1).fit(Keep('test_resnet', 3, optim=Optim(lr=0.01)), photo_data())
+    assert [value for _, value in read_csv(tmp_path / 'run', 'train/grad_norm')] == pytest.approx(heads, rel=1e-5)
 
 
 @pytest.mark.parametrize('options', [{}, {'log_every_n_steps': 2}, {'accumulate_grad_batches': 2}], ids=str)

@@ -75,6 +75,15 @@ def test_weights_of_classes_are_those_of_their_images(options):
     torch.testing.assert_close(weighted(LOGITS, LABELS), (each * torch.tensor(weights)[LABELS]).mean())
 
 
+@pytest.mark.parametrize('name', ['ce', 'bce'])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_weights_are_the_same_of_labels_and_of_targets_that_are_smoothed(name, smoothing):
+    loss = Loss(name, smoothing, class_weights=[1.0, 2.0, 0.5, 1.0, 4.0])
+    targets = F.one_hot(LABELS, 5) * (1 - smoothing) + smoothing / 5
+    torch.testing.assert_close(
+        build_loss(loss, 5, mixed=True)(LOGITS, targets), build_loss(loss, 5)(LOGITS, LABELS), rtol=1e-4, atol=1e-5)
+
+
 def test_balanced_weights_are_inverse_to_the_number_of_images():
     loss = build_loss(Loss(class_weights='balanced'), 3, labels=[0] * 6 + [1] * 3 + [2] * 2)
     weights = torch.tensor([1 / 6, 1 / 3, 1 / 2])

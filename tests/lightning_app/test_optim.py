@@ -336,7 +336,7 @@ def test_numbers_with_which_nothing_trains(refused, given, text):
 
 @pytest.mark.parametrize('schedule', [
     Schedule('step', decay_epochs=-1), Schedule('step', decay_epochs=2, decay_rate=-1.0),
-    Schedule('multistep', decay_milestones=[3], decay_rate=0.0), Schedule('multistep', decay_milestones=[-1, 3])])
+    Schedule('multistep', decay_milestones=[3], decay_rate=math.nan), Schedule('multistep', decay_milestones=[-1, 3])])
 def test_drops_that_are_none(refused, schedule):
     with refused('model.schedule.decay_', '', ''):
         rates(schedule, 0.5, 5, [0])

@@ -564,7 +564,7 @@ def test_average_that_is_given_up(steps, caplog):
     main(steps(EMA, **{'trainer.max_epochs': 2}))
     there = state(at(4))
     with caplog.at_level('INFO'):
-        main([*steps(**{'model.optim.lr': 0, 'model.optim.momentum': 0, 'model.optim.weight_decay': 0.0001}),
+        main([*steps(**{'model.optim.lr': 1e-30, 'model.optim.momentum': 0, 'model.optim.weight_decay': 0.0001}),
               '--ckpt_path', killed_after(4)])
     assert 'goes on without' in caplog.text
     last = state(at(9))
