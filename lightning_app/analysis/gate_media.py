@@ -64,7 +64,7 @@ def pictures(results: Sequence[BlockGates]) -> dict[str, Any]:
         present = np.flatnonzero(result.counts)[:ROWS]
         block, channels = result.block, sampled(len(result.means))
         means = result.class_means[present][:, channels]
-        grey = np.clip((means - block.low) / (block.high - block.low), 0, 1)
+        grey = np.nan_to_num(np.clip((means - block.low) / (block.high - block.low), 0, 1))
         pixels = np.kron((255 * grey).round(), np.ones((ROW, ROW))).astype(np.uint8)
         images[f'gates_map/{result.key}'] = wandb.Image(
             pixels, caption=f'{block.title}: {len(present)} classes (rows) x every {channels.step}. channel, '

@@ -372,9 +372,9 @@ class ImageDataModule(LightningDataModule):
                 f'with {len(self.training)} training images not one step is left, as incomplete batches are left out',
                 f'take a batch size of at most {len(self.training)}'))
         if self.trainer:
-            self._check_validations(self.trainer)
+            self._check_batches(self.trainer)
 
-    def _check_validations(self, trainer: Any) -> None:
+    def _check_batches(self, trainer: Any) -> None:
         every = getattr(trainer, 'val_check_interval', None)  # not set where it is a time
         limit = trainer.limit_train_batches
         batches = len(self.training) // self.batch_size * trainer.accumulate_grad_batches

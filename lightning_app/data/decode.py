@@ -5,12 +5,15 @@ import io
 
 import numpy as np
 from PIL import Image
-from PIL.TiffImagePlugin import BITSPERSAMPLE
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 __all__ = ['UnreadableImage', 'decode']
 
 
 SIXTEEN_BITS = ('PNG', 'PPM')  # formats whose 16 bits may have Pillow's mode of 32, `I`
+
+
+WHITE_IS_ZERO = 0  # of TIFF files, such as scans
 
 
 class UnreadableImage(ValueError):
@@ -49,7 +52,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if (image.mode == 'I' and image.format in SIXTEEN_BITS) or image.mode.startswith('I;16'):
         bits, = getattr(image, 'tag_v2', {}).get(BITSPERSAMPLE, (16,))
-        values = np.asarray(image) * (255 / (2 ** bits - 1))
+        stored = np.asarray(image)
+        values = stored * (255 / (2 ** bits - 1))
+        if getattr(image, 'tag_v2', {}).get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+            values = 255 - values
+        if 'transparency' in image.info:  # one value
+            values = np.where(stored == image.info['transparency'], 255, values)
         return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8)).convert('RGB')
     if image.mode in ('F', 'I'):
         kind = 'floating-point' if image.mode == 'F' else '32-bit'

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from fsspec.callbacks import TqdmCallback
 from fsspec.core import url_to_fs
@@ -126,9 +127,16 @@ def entries_at(store: Any, path: str) -> dict[str, Entry]:
 
     Each is listed by itself: the library's `find` leaves out, without a word, folders that it fails to list.
     """
-    entries = {os.path.basename(entry['name'].rstrip('/')): entry for entry in store.ls(path, detail=True)
+    entries = {name_of(store, entry): entry for entry in store.ls(path, detail=True)
                if entry['name'].rstrip('/') != path.rstrip('/')}  # of itself, some stores have an entry
     return {name: entry for name, entry in entries.items() if name not in ('', '.', '..')}
+
+
+def name_of(store: Any, entry: Entry) -> str:
+    """Return the last part of the name of an entry; web servers have it as in a URL."""
+    name = os.path.basename(entry['name'].rstrip('/'))
+    plain = unquote(name) if 'http' in store.protocol else name
+    return name if '/' in plain else plain
 
 
 def files_below(store: Any, place: str, entry: Entry) -> Iterator[tuple[str, Entry]]:

@@ -92,6 +92,10 @@ CASES = {
     '16-bit grey tiff': (encode(SIXTEEN_GREY, 'TIFF'), EIGHT),
     '16-bit grey tiff, big endian': (
         encode(Image.frombytes('I;16B', (len(SIXTEEN), 1), big_endian(*SIXTEEN)), 'TIFF'), EIGHT),
+    '16-bit grey tiff, white is 0': (
+        encode(SIXTEEN_GREY, 'TIFF', tiffinfo={262: 0}), grey(255, 255, 254, 254, 127, 1, 0)),
+    '16-bit grey png, one value transparent': (
+        png(0, 16, [big_endian(*SIXTEEN)], (b'tRNS', big_endian(257))), grey(0, 0, 1, 255, 128, 254, 255)),
     '12-bit grey tiff': (TWELVE_GREY, grey(0, 64, 128, 255)),
     '16-bit grey pgm': (b'P5 7 1 65535\n' + big_endian(*SIXTEEN), EIGHT),
     '16-bit grey with alpha': (png(4, 16, [big_endian(32768, 65535, 0, 0)]), grey(128, 255)),

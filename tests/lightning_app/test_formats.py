@@ -534,6 +534,18 @@ def test_copies_from_a_web_server(written, tmp_path, monkeypatch):
         server.shutdown()
 
 
+def test_names_on_a_web_server_are_those_of_the_files(tmp_path, monkeypatch, write_images):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    root = write_images(tmp_path / 'web' / 'train', {'golden retriever': 2, 'été': 1, '100%25': 1})
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / 'web'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = open_split(f'http://127.0.0.1:{server.server_port}', 'train')
+        assert source.classes == FolderSource(root).classes
+        assert [source.read(index) for index in range(4)] == [FolderSource(root).read(index) for index in range(4)]
+        server.shutdown()
+
+
 @pytest.mark.parametrize(('entry', 'expected'), [
     ({'size': 3, 'LastModified': datetime(2026, 1, 2, tzinfo=timezone.utc), 'mtime': 'x'}, (3, 1767312000)),
     ({'size': 3, 'last_modified': datetime(2026, 1, 2)}, (3, 1767312000)),  # of no time zone
