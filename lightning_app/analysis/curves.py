@@ -26,6 +26,7 @@ GREY = '#B8B8B8'
 IN_COLOUR = 10  # with more runs, only the best has a colour
 FEW = 3  # runs behind whose running means the values are drawn
 POINTS = 40  # values of a curve that are drawn as points; of more over steps, a running mean is drawn
+SIGNS = 65  # of the legend, beside each other in the width of a panel
 BEGINNING = 0.15  # part of a longer curve that may lie outside
 UNITS = {'top1': ' (%)', 'top5': ' (%)', 'error': ' (%)'}
 
@@ -55,13 +56,21 @@ def draw(runs: Sequence[Run], metric: str, labels: Sequence[str]) -> Figure:
     styles = styles_of(runs, metric, labels)
     panels = [metric, *([LOSS] if metric != LOSS and any(run.values(LOSS) for run in runs) else [])]
     shown = [style for style in styles if style.label is not None]
-    columns = max(1, 130 // (8 + max(len(str(style.label)) for style in shown)))
+    width = SIGNS * len(panels)
+    shown = [style._replace(label=shortened(str(style.label), width - 8)) for style in shown]
+    columns = max(1, width // (8 + max(len(str(style.label)) for style in shown)))
     figure = Figure(figsize=(5.5 * len(panels), 4 + 0.2 * -(-len(shown) // columns)), layout='constrained')
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axis = 'epoch' if name == metric and all(once_an_epoch(run, name) for run in runs) else 'step'
         draw_panel(axes, runs, styles, name, axis, mark_best=name == metric)
     add_legend(figure, shown, min(columns, 3), f'run: settings that differ (best {metric})')
     return figure
+
+
+def shortened(text: str, length: int) -> str:
+    """Return a text without what is in its middle if it is longer than `length`: runs differ in beginning and end."""
+    half = length // 2 - 1
+    return text if len(text) <= length else f'{text[:half]} ... {text[-half:]}'
 
 
 def styles_of(runs: Sequence[Run], metric: str, labels: Sequence[str]) -> list[Style]:

@@ -590,6 +590,18 @@ def test_legend_covers_no_curve_and_lies_in_the_picture(count, write_run, in_tmp
     assert legend.y0 >= 0
 
 
+@pytest.mark.parametrize('metric', ['val/top1', 'train/loss'])
+def test_long_settings_lie_in_the_picture(metric, write_run, in_tmp_path):
+    figure = drawn([
+        write_run(f'version_{index}', validated(70 - index), network={'path': f'/{index}' + '/a/folder' * 20})
+        for index in range(4)], metric)
+    figure.savefig('curves.png')
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 <= legend.x1 <= figure.bbox.x1
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert all(text.startswith('version_') and text.endswith(')') and ' ... ' in text for text in texts)
+
+
 @pytest.mark.parametrize(('output', 'files'), [
     ('new/curves', ['curves.png', 'curves.svg']), ('new/curves.png', ['curves.png']),
     ('new/curves.svg', ['curves.svg'])])
