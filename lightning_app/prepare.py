@@ -205,7 +205,8 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
     classes = next(iter(sources.values())).classes
     if names.is_file():
         classes = lines_of(names)
-        if new := [name for source in sources.values() for name in source.classes if name not in classes]:
+        known = set(classes)
+        if new := [name for source in sources.values() for name in source.classes if name not in known]:
             raise InputError(message(
                 f'class: {new[0]}', f'{names} has none of this name: an earlier prepare made it of other splits',
                 'begin in another folder, with all splits, or first with the one that has all classes'))

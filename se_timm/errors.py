@@ -154,7 +154,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
-        self.register('type', Path, lambda text: Path(text).expanduser())  # shells leave the ~ of --output=~/x
+        self.register('type', Path, lambda text: Path(os.path.expanduser(text)))  # shells leave the ~ of --output=~/x
 
     def error(self, text: str) -> NoReturn:
         """Raise `InputError` in place of printing the usage."""

@@ -102,8 +102,8 @@ def fold(net: nn.Module) -> nn.Module:
     What stays as it is: a batch norm without running statistics; a convolution whose output or weight is used elsewhere
     in the forward methods; convolutions and batch norms that are called twice, that stand in several places of the
     network, that have hooks or parametrizations, or a forward method of their own; what a forward method calls that
-    `torch.fx` cannot read, or that is called, or may be, with arguments beside those that it needs. What other methods,
-    or code outside of the network, do with the output of a convolution cannot be seen.
+    `torch.fx` cannot read, for each argument that is given or left out, unless all callers leave it out. What other
+    methods, or code outside of the network, do with the output of a convolution cannot be seen.
 
     Args:
         net: Any network, in any mode; it is not changed.
@@ -153,13 +153,15 @@ class Tracer(fx.Tracer):
         return is_whole(m)
 
 
-def trace(module: nn.Module) -> fx.Graph | None:
-    """Return what `forward` of `module` does with the defaults of its arguments, or None if that cannot be read."""
+def trace(module: nn.Module, defaults: bool = True) -> fx.Graph | None:
+    """Return what `forward` of `module` does with the defaults of its arguments, or with all of them given.
+
+    None if that cannot be read.
+    """
     if 'forward' in vars(module):  # `torch.fx` would read that of the class
         return None
-    defaults = {given.name: given.default for given in arguments_of(module) if given.default is not given.empty}
     try:
-        return Tracer().trace(module, concrete_args=defaults)
+        return Tracer().trace(module, concrete_args=defaults_of(module) if defaults else None)
     except Exception:  # this runs code of others on stand-ins for tensors: it may fail in any way
         return None
 
@@ -167,6 +169,11 @@ def trace(module: nn.Module) -> fx.Graph | None:
 def arguments_of(module: nn.Module) -> list[inspect.Parameter]:
     """Return the arguments of the forward method of a module, but for itself."""
     return list(inspect.signature(type(module).forward).parameters.values())[1:]
+
+
+def defaults_of(module: nn.Module) -> dict[str, Any]:
+    """Return the arguments of the forward method of a module that need not be given, with their defaults."""
+    return {given.name: given.default for given in arguments_of(module) if given.default is not given.empty}
 
 
 def is_call(node: fx.Node) -> bool:
@@ -195,7 +202,11 @@ def fold_pairs(net: nn.Module, shared: set[int]) -> None:
     uses = Counter(id(used) for module, graph in graphs for used in used_modules(module, graph))
     varying = with_other_arguments(net, graphs)
     for module, graph in graphs:
-        for source, target in direct_calls(graph) if id(module) not in varying else ():
+        pairs = direct_calls(graph)
+        if id(module) in varying:
+            given = trace(module, defaults=False)
+            pairs = [pair for pair in pairs if given is not None and pair in direct_calls(given)]
+        for source, target in pairs:
             conv, norm = module.get_submodule(source), module.get_submodule(target)
             if uses[id(conv)] == uses[id(norm)] == 1 and can_fold(conv, norm, shared):
                 fold_norm(conv, norm)
@@ -203,16 +214,19 @@ def fold_pairs(net: nn.Module, shared: set[int]) -> None:
 
 
 def with_other_arguments(net: nn.Module, graphs: list[tuple[nn.Module, fx.Graph]]) -> set[int]:
-    """Return the modules, by their ids, that may be called with more than they need: their graph is of the defaults."""
-    plain: dict[int, bool] = {id(net): True}
+    """Return the modules, by their ids, that may be called with others than the defaults, as their graph is."""
+    optional = {id(module): defaults_of(module) for module, _ in graphs}
+    plain, others = {id(net)}, set()
     for module, graph in graphs:
         for node in graph.find_nodes(op='call_module'):
             callee = module.get_submodule(str(node.target))
-            needed = [given.name for given in arguments_of(callee) if given.default is given.empty]
-            is_plain = len(node.args) <= len(needed) and set(node.kwargs) <= set(needed)
-            plain[id(callee)] = plain.get(id(callee), True) and is_plain
-    return {id(module) for module, _ in graphs if not plain.get(id(module), False)
-            and any(given.default is not given.empty for given in arguments_of(module))}
+            names = [given.name for given in arguments_of(callee)] if optional.get(id(callee)) else []
+            given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+            if all(given.get(name, default) is default for name, default in optional.get(id(callee), {}).items()):
+                plain.add(id(callee))
+            else:
+                others.add(id(callee))
+    return {id(module) for module, _ in graphs if optional[id(module)] and id(module) not in plain - others}
 
 
 def forward_methods(net: nn.Module) -> list[tuple[nn.Module, fx.Graph]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .cost import cost
 from .errors import check_module, message
 from .gates import SEBlock, choose_blocks
-from .insertion import size_of
+from .insertion import holders, size_of
 from .meta import copied
 from .placement import PlacedSE
 from .residual_blocks import block_of, is_hooked
@@ -94,7 +94,7 @@ def prune_se(
         raise ValueError(message(
             f'gates: of {", ".join(gates) or "no block"}', f'those of {missing[0]} are missing',
             'give the mean gates of each block that is taken out, or no gates at all'))
-    if twice := [block for block in chosen if names_of(net, net.get_submodule(block.module)) > 1]:
+    if twice := [block for block in chosen if places_of(net, net.get_submodule(block.module)) > 1]:
         raise ValueError(message(
             f'block: {twice[0].module}', 'its SE stands in several places, and could not be taken out of one',
             'give each block a module of its own'))
@@ -141,7 +141,7 @@ def take_out(net: nn.Module, block: SEBlock, gate: Tensor | None) -> str:
     replacement: nn.Module = nn.Identity()
     if gate is not None:
         norm = norm_before(holder, child)
-        if norm is None or names_of(net, norm) > 1:
+        if norm is None or places_of(net, norm) > 1:
             weight = next(net.get_submodule(block.module).parameters())
             replacement, kept = ChannelScale(gate.to(weight.device, weight.dtype)), 'scale'
         else:
@@ -165,6 +165,6 @@ def norm_before(holder: nn.Module, child: str) -> Any:
     return norm if foldable and norm.affine else None
 
 
-def names_of(net: nn.Module, module: nn.Module) -> int:
-    """Return in how many places of `net` a module stands."""
-    return sum(each is module for _, each in net.named_modules(remove_duplicate=False))
+def places_of(net: nn.Module, module: nn.Module) -> int:
+    """Return in how many places of `net` a module stands; a place may have several names."""
+    return len(holders(net, module))

@@ -15,7 +15,7 @@ import timm
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -385,12 +385,10 @@ class ImageDataModule(LightningDataModule):
                 f'trainer.val_check_interval: {every}', f'an epoch has {batches} batches',
                 f'take at most {batches}, a share of them such as 0.5, or count over the epochs by '
                 'trainer.check_val_every_n_epoch: null'))
-        if (left := batches % trainer.accumulate_grad_batches) and not getattr(trainer, 'fast_dev_run', False):
-            raise InputError(message(
-                f'trainer.limit_train_batches: {limit}, with trainer.accumulate_grad_batches: '
-                f'{trainer.accumulate_grad_batches}',
-                f'the last step of an epoch would have {left} of as many batches, and a smaller gradient',
-                f'take a multiple of {trainer.accumulate_grad_batches}'))
+        every = trainer.accumulate_grad_batches
+        if left := batches % every:
+            rank_zero_warn(f'trainer.limit_train_batches: {limit}: an epoch has {batches} batches, {every} make a '
+                           f'step, and the last step has {left} of {every}, with a smaller gradient')
 
     def _checked(self, source: Source) -> Source:
         if self.given_num_classes is not None and len(source.classes) != self.given_num_classes:

@@ -65,7 +65,7 @@ def column_of(dataset: Any, kind: type, title: str, what: str, usual: Sequence[s
         InputError: If there is none, or several of which it cannot be told.
     """
     columns = [str(name) for name, feature in dataset.features.items() if isinstance(feature, kind)]
-    named = [name for name in usual if name in columns]
+    named = [name for each in usual for name in columns if name.lower() == each]
     if len(columns) == 1 or named:
         return [*named, *columns][0]
     if columns:

@@ -20,6 +20,7 @@ from .sources import Source, check_labels
 
 __all__ = ['LitDataSource', 'chunks_of']
 
+SLACK = 1e-3  # of rounding
 FILE = bytes | bytearray | memoryview  # as which litdata may give what was written as bytes
 
 
@@ -118,10 +119,13 @@ def check_pixels(value: Any, root: str) -> None:
         return
     channels = value.shape[0 if isinstance(value, Tensor) else -1]
     is_float = 'float' in str(value.dtype)
-    if channels not in (1, 3, 4) or (value.max() > 1 if is_float else 'uint8' not in str(value.dtype)):
+    low, high = value.min(), value.max()
+    in_range = low >= -SLACK and high <= 1 + SLACK if is_float else 'uint8' in str(value.dtype)
+    if channels not in (1, 2, 3, 4) or 'bfloat16' in str(value.dtype) or not in_range:
         raise InputError(message(
-            f'data.root: {root}', f'its pixels are {value.dtype} of shape {tuple(value.shape)}, up to {value.max():g}',
-            'write files as bytes, or arrays (H, W, 3) or tensors (3, H, W), of uint8, or of floats up to 1'))
+            f'data.root: {root}',
+            f'its pixels are {value.dtype} of shape {tuple(value.shape)}, from {low:g} to {high:g}',
+            'write files as bytes, or arrays (H, W, 3) or tensors (3, H, W), of uint8, or of floats from 0 to 1'))
 
 
 def keys_of(sample: Any, root: str) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from .tars import Place, TarFiles, places_in
 
 __all__ = ['ShardSource', 'is_shard', 'lines_of', 'missing_shards', 'named', 'samples_in']
 
+MAIN = ('', 'image', 'img', 'rgb', 'input')  # what the image is called among others
 LABELS = ('cls', 'json')  # fields with a label: a number, and a number under `label`
 A_SERIES = 100_000  # shards at most; larger numbers are dates, hashes or the like
 WORDNET = re.compile(r'n\d{8}(?=_)')  # as the files of ImageNet are called
@@ -154,7 +155,7 @@ def samples_in(path: str) -> Iterator[Sample]:
             folder, _, file = name.rpartition('/')
             key, _, kind = file.partition('.')
             same = fields.setdefault(f'{folder}/{key}', {})
-            if kind.lower() in same:
+            if kind.lower() in same and (kind.lower() in LABELS or images_among([kind.lower()])):
                 raise several_images(path, f'{folder}/{key}', [same[kind.lower()], name])
             same[kind.lower()] = name
     tar = TarFiles([path])
@@ -172,8 +173,13 @@ def check_sample(path: str, key: str, names: dict[str, str]) -> None:
     images = images_among(names)
     least = min((kind.count('.') for kind in images), default=0)
     has_label = bool(names.keys() & set(LABELS))
-    if len(images) > 1 and (not has_label or sum(kind.count('.') == least for kind in images) > 1):
+    if len(images) > 1 and not has_label:
         raise several_images(path, key, [names[kind] for kind in images])
+    plain = [kind for kind in images if kind.count('.') == least]
+    if len(plain) > 1 and not any(kind.rpartition('.')[0] in MAIN and is_photo(kind) for kind in plain):
+        raise InputError(message(
+            f'sample: {path}:{key.lstrip("/")}', f'which image is meant: {", ".join(names[kind] for kind in plain)}?',
+            'leave one in it, or call it KEY.jpg'))
     further = {kind.rpartition('.')[0] for kind in images} - {''}
     if not has_label and (longer := [kind for kind in names for part in further if kind == f'{part}.cls']):
         raise InputError(message(
@@ -191,8 +197,14 @@ def several_images(path: str, key: str, names: Iterable[str]) -> InputError:
 
 def image_of(names: dict[str, str]) -> str | None:
     """Return the image among the files of a sample."""
-    kinds = sorted(images_among(names), key=lambda kind: (kind.count('.'), kind))  # KEY.jpg before KEY.mask.png
+    kinds = sorted(images_among(names), key=lambda kind: (  # KEY.jpg before KEY.png, and both before KEY.mask.png
+        kind.count('.'), kind.rpartition('.')[0] not in MAIN, not is_photo(kind), kind))
     return names[kinds[0]] if kinds else None
+
+
+def is_photo(kind: str) -> bool:
+    """Return whether a kind of files is JPEG: what is beside it, and is not, says something of the image."""
+    return kind.endswith(('jpg', 'jpeg'))
 
 
 def images_among(kinds: Iterable[str]) -> list[str]:

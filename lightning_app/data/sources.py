@@ -21,6 +21,7 @@ __all__ = [
     'FolderSource', 'ImageFolder', 'Source', 'TarSource', 'below_common_folder', 'check_labels', 'first_files',
 ]
 
+LOST = 'lost+found'  # at the top of a disk, for its administrator
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
 
 
@@ -225,7 +226,7 @@ def _files_below(root: Path) -> list[str]:
 
     found = []
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        folders[:] = sorted(name for name in folders if not name.startswith('.') and name != LOST)
         for name in folders:
             check_link(folder, name)
         relative = os.path.relpath(folder, root)

@@ -29,6 +29,7 @@ HUB = 'hf://'
 SAVED = 'dataset_dict.json'  # in a folder that save_to_disk of Hugging Face's datasets wrote, with splits
 RECORD = 'prepared.json'  # beside shards that `prepare` makes: what they follow from, and how many there shall be
 SPLIT_NAMES = {'train', 'val', 'validation', 'valid', 'dev', 'test'}
+NUMBER = re.compile('[0-9a-f]*[0-9][0-9a-f]*|[0-9a-f]{6,}|of')  # or a hash, in names of shards
 RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
 
 
@@ -138,29 +139,31 @@ def entries_of(names: list[str], split: str) -> list[str]:
 
 
 def shards_of(names: list[str], split: str) -> list[str]:
-    """Return which of the `names` are shards of a split: the series called so, or the one with it in its name.
+    """Return which of the `names` are shards of a split, `[PREFIX-]SPLIT-REST.tar`.
+
+    Those whose rest is of numbers alone, or all where none is; where some are not, that is said.
 
     Raises:
-        InputError: If several have, such as those of `v1-val` and of `v2-val`.
+        InputError: If they have several prefixes, as those of `v1-val` and of `v2-val` have.
     """
-    series: dict[str, list[str]] = {}
+    found: dict[str, list[tuple[str, bool]]] = {}
     for name in names:
-        stem, ending = os.path.splitext(name)
-        is_named = re.fullmatch(rf'(.*[-_.])?{re.escape(split)}([-_.].*)?', stem)
-        if is_named and ending == '.tar' and not name.startswith('.'):
-            title = re.sub(r'[-_.]?\d+([-_.]of[-_.]\d+)?$', '', stem)
-            others = set(re.split('[-_.]', title)) & SPLIT_NAMES - {split}
-            if not others or title.endswith(split):
-                series.setdefault(title, []).append(name)
-    for group in ([split], [title for title in series if re.search(rf'[-_.]{re.escape(split)}$', title)], list(series)):
-        found = [title for title in group if title in series]
-        if len(found) > 1:
-            raise InputError(message(
-                f'shards: {split}', f'several series have this in their names: {", ".join(found)}',
-                f'name those that are meant, such as {found[0]}*.tar, by data.train_split and data.val_split'))
-        if found:
-            return series[found[0]]
-    return []
+        match = re.fullmatch(rf'(.*[-_.])?{re.escape(split)}[-_.](.+)\.tar', name)
+        words = {word for word in re.split('[-_.]', match[2]) if not NUMBER.fullmatch(word)} if match else set()
+        if match and not name.startswith('.') and not words & SPLIT_NAMES:
+            found.setdefault(match[1] or '', []).append((name, not words))
+    if '' not in found and len(found) > 1:
+        first, second, *_ = found
+        raise InputError(message(
+            f'shards: {split}', f'those of {first}{split} and of {second}{split} lie here',
+            f'name those that are meant, such as {first}{split}, by data.train_split and data.val_split'))
+    series = found.get('', next(iter(found.values()), []))
+    chosen = [name for name, is_number in series if is_number] or [name for name, _ in series]
+    if len(chosen) < len(series):
+        other = next(name for name, _ in series if name not in chosen)
+        rank_zero_warn(f'shards: {split}: {len(chosen)} are taken that are numbered alone, such as {chosen[0]}, and '
+                       f'{len(series) - len(chosen)} others are not, such as {other}; {split}-*.tar names all')
+    return chosen
 
 
 def places_of(split: str) -> list[str]:

@@ -14,6 +14,7 @@ from .index_cache import tell
 
 __all__ = ['Place', 'TarFiles', 'places_in']
 
+SPARSE = -1  # length of a file whose holes are left out
 PADDING = 1 << 20  # read at once of what follows the end
 LINKS = 40  # one after the other at most, as in Linux
 OPEN_FILES = 128  # at most, in a process: systems allow 1024, loaders need some
@@ -47,8 +48,8 @@ def _places(tar: tarfile.TarFile, path: str | Path) -> dict[str, Place]:
     places, links = {}, {}
     for member in tar:
         if member.issparse():
-            raise tarfile.ReadError(f'{member.name} is kept without its holes, as by tar -S')
-        if member.isfile():
+            places[member.name] = Place(member.offset_data, SPARSE)
+        elif member.isfile():
             places[member.name] = Place(member.offset_data, member.size)
         elif member.islnk():
             links[member.name] = member.linkname
@@ -104,7 +105,9 @@ class TarFiles:
         self._open: OrderedDict[int, int] = OrderedDict()  # file descriptors, the one used last at the end
 
     def read(self, number: int, place: Place) -> bytes:
-        """Return what is at `place` in the tar file of this number."""
+        """Return what is at `place` in the tar file of this number; raise `OSError` if that is not all of a file."""
+        if place.length == SPARSE:
+            raise OSError('it is kept without its holes, as by tar -S; make the tar file anew without that')
         return os.pread(self._descriptor(number), place.length, place.offset)
 
     def _descriptor(self, number: int) -> int:

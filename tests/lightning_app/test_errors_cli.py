@@ -468,8 +468,6 @@ def test_output_that_is_a_folder(refused, on_photos, weights, photos):
     (['--model.network.features_only=true'], 'model.network.features_only: True', 'no classes'),
     (['--model.network.in_chans=1'], 'model.network.in_chans: 1', 'three channels'),
     (['--model.name=se_inception_v3', '--model.network.aux_logits=true'], 'model.network.aux_logits: True', 'no loss'),
-    (['--trainer.accumulate_grad_batches=2', '--trainer.limit_train_batches=3'],
-     'trainer.limit_train_batches: 3, with trainer.accumulate_grad_batches: 2', '1 of as many batches'),
     (['--trainer.accumulate_grad_batches=0'], 'trainer.accumulate_grad_batches: 0', 'number of batches'),
     (['--trainer.check_val_every_n_epoch=0'], 'trainer.check_val_every_n_epoch: 0', 'number of epochs'),
     (['--trainer.val_check_interval=0'], 'trainer.val_check_interval: 0', 'share of an epoch'),

@@ -809,27 +809,51 @@ def test_class_column_of_several(folders, tmp_path, refused):
     (['val-0000.tar', 'val-v2-0000.tar'], 'val-v2', ['val-v2-0000.tar']),
     (['imagenet-train-val-0000.tar'], 'train', []), (['imagenet-train-val-0.tar'], 'val', ['imagenet-train-val-0.tar']),
     (['._train-0000.tar', 'train-0000.tar'], 'train', ['train-0000.tar']),
-    (['train-shard-01.tar', 'train-shard-02.tar'], 'train', ['train-shard-01.tar', 'train-shard-02.tar']),
     (['train-00000-of-00002.tar', 'x.tar'], 'train', ['train-00000-of-00002.tar']),
     (['net1k-train-0.tar', 'train_9.tar'], 'train', ['train_9.tar']),
+    (['im-train.tar', 'im-train-0000.tar'], 'train', ['im-train-0000.tar']),
+    *((names, 'train', names) for names in (
+        ['train-shard-01.tar', 'train-shard-02.tar'],
+        ['train-00000042.tar', 'train-0000abcd.tar', 'train-fadedcab.tar'],
+        ['train-00a.tar', 'train-010.tar'], ['train-00000-of-00002-a1b2c3d4.tar', 'train-00001-of-00002-9.tar'],
+        ['train-000000-000999.tar', 'train-001000-001999.tar'], ['x-train-0-00000.tar', 'x-train-1-00000.tar'],
+        ['train_rank0_000.tar', 'train_rank1_000.tar'], ['train-aa.tar', 'train-ab.tar'], ['train-0000.224.tar'],
+        ['train-0000_images.tar', 'train-0001_images.tar'], ['test-set-train-part-0001.tar'])),
     (['train2-0.tar', 'pretrain-0.tar'], 'train', [])])
-def test_shards_of_a_split_are_one_series(names, split, expected):
+@pytest.mark.filterwarnings('ignore:shards. val')
+def test_shards_of_a_split(names, split, expected):
     assert shards_of(names, split) == expected
 
 
+def test_shards_that_are_not_taken_are_told():
+    with pytest.warns(UserWarning, match='1 are taken.*val_256.tar, and 1 others are not, such as val_large.tar; val-'):
+        assert shards_of(['val_256.tar', 'val_large.tar'], 'val') == ['val_256.tar']
+
+
 def test_several_series_of_shards(refused):
-    with refused('shards: val', 'several series have this in their names: v1-val, v2-val', 'such as v1-val*.tar'):
+    with refused('shards: val', 'those of v1-val and of v2-val lie here', 'such as v1-val, by'):
         shards_of(['v1-val-0.tar', 'v2-val-0.tar'], 'val')
 
 
 @pytest.mark.parametrize(('members', 'why'), [
     ({'a/1.jpg': b'0', 'a/1.JPG': b'1'}, 'several images have this key: a/1.jpg, a/1.JPG'),
-    ({'1.png': b'0', '1.webp': b'1', '1.cls': b'0'}, 'several images have this key: 1.png, 1.webp'),
+    ({'1.png': b'0', '1.webp': b'1', '1.cls': b'0'}, 'which image is meant: 1.png, 1.webp?'),
+    ({'1.left.jpg': b'0', '1.right.jpg': b'1', '1.cls': b'0'}, 'which image is meant: 1.left.jpg, 1.right.jpg?'),
     ({'a/1.full.jpg': b'0', 'a/1.full.cls': b'1'}, 'a key ends at the first point')])
 def test_samples_of_which_it_cannot_be_told_what_they_are(tmp_path, members, why, refused):
     write_shard(tmp_path / 'train-0.tar', members)
-    with refused(f'sample: {tmp_path}/train-0.tar', why, 'lightning_app prepare'):
+    with refused(f'sample: {tmp_path}/train-0.tar', why, ''):
         open_split(tmp_path, 'train')
+
+
+@pytest.mark.parametrize('others', [
+    {'1.png': b'mask'}, {'1.depth.png': b'depth'}, {'1.txt': b'a', '1.TXT': b'b'},
+    {'1.seg.png': b'0', '1.seg.cls': b'9'}])
+def test_photo_is_the_image_of_several(tmp_path, others):
+    write_shard(tmp_path / 'train-0.tar', {'1.jpg': b'photo', '1.cls': b'0', **others})
+    assert open_split(tmp_path, 'train').read(0) == b'photo'
+    write_shard(tmp_path / 'val-0.tar', {'1.rgb.jpg': b'photo', '1.depth.png': b'depth', '1.cls': b'0'})
+    assert open_split(tmp_path, 'val').read(0) == b'photo'
 
 
 def test_what_is_left_out_is_told_each_time(tmp_path):
@@ -848,7 +872,7 @@ def test_archive_that_was_appended_to_another(folders, tmp_path, refused):
         open_split(tmp_path, 'train')
 
 
-def test_files_that_are_kept_without_their_holes(tmp_path, refused):
+def test_files_that_are_kept_without_their_holes(tmp_path):
     holes = tmp_path / 'pets' / 'cat' / '1.bmp'
     holes.parent.mkdir(parents=True)
     with open(holes, 'wb') as file:
@@ -857,8 +881,9 @@ def test_files_that_are_kept_without_their_holes(tmp_path, refused):
     done = subprocess.run(['tar', '-S', '-cf', tmp_path / 'train.tar', '-C', tmp_path / 'pets', 'cat'], check=False)
     if done.returncode:
         pytest.skip('there is no tar with -S')
-    with refused(f'tar file: {tmp_path}/train.tar', 'cat/1.bmp is kept without its holes', 'make it anew'):
-        open_split(tmp_path, 'train')
+    source = open_split(tmp_path, 'train')
+    with pytest.raises(OSError, match='kept without its holes'):
+        source.read(0)
 
 
 @pytest.mark.parametrize('name', ['train', 'train.tar', 'train-0000.tar'])

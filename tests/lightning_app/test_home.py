@@ -60,6 +60,7 @@ def test_data_modules(home, photos):
 
 
 def test_tools(home):
+    assert zoo.main(['se_resnet20_cifar', '--csv=~nobody-of-this-name.csv']) == 0
     assert zoo.main(['se_resnet20_cifar', '--csv=~/zoo.csv']) == 0
     with open(home / 'zoo.csv', newline='') as file:
         assert len(list(csv.DictReader(file))) == 1

@@ -829,10 +829,12 @@ class Calls(nn.Module):
     def forward(self, x):
         x = self.a(x)
         return {'plain': lambda: self.b(x), 'mask': lambda: self.b(x, x), 'named': lambda: self.b(x, mask=x),
-                'switch': lambda: self.b(x, norm=False), 'by name': lambda: self.b(x=x)}[self.way]()
+                'switch': lambda: self.b(x, norm=False), 'by name': lambda: self.b(x=x),
+                'default': lambda: self.b(x, None, norm=True)}[self.way]()
 
 
-@pytest.mark.parametrize(('way', 'norms'), [('plain', 0), ('by name', 0), ('mask', 1), ('named', 1), ('switch', 1)])
+@pytest.mark.parametrize(('way', 'norms'), [
+    ('plain', 0), ('by name', 0), ('default', 0), ('mask', 1), ('named', 1), ('switch', 1)])
 def test_what_is_called_with_further_arguments_is_not_read_by_its_defaults(way, norms, randomise):
     net = randomise(Calls(way)).eval()
     folded = fold(net)
@@ -840,3 +842,19 @@ def test_what_is_called_with_further_arguments_is_not_read_by_its_defaults(way, 
     with torch.no_grad():
         torch.testing.assert_close(folded(x), net(x), rtol=1e-4, atol=1e-4)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == norms
+
+
+def test_blocks_whose_optional_arguments_come_later_lose_their_norms(randomise):
+    net = randomise(timm.create_model('dla46_c', num_classes=3)).eval()
+    folded = fold(net)
+    assert not of(folded, nn.BatchNorm2d)
+    assert_same(folded, net, torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize('make', [torch.jit.script, lambda child: torch.jit.trace(child, torch.zeros(1, 4, 8, 8))])
+def test_scripted_and_traced_children_stay(make, randomise):
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), make(nn.Conv2d(4, 4, 1)), nn.Flatten())
+    net = randomise(net).eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(fold(net)(x), net(x), rtol=1e-4, atol=1e-4)

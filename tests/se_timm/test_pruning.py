@@ -197,3 +197,17 @@ def test_network_that_cannot_be_copied_is_refused(function):
     net.layer1[0].conv1(torch.zeros(1, 64, 8, 8))
     with pytest.raises(ValueError, match=r'it cannot be copied.*\n  do:  take out what cannot be'):
         function(net)
+
+
+def test_second_name_of_a_stage_is_no_second_place(x):
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network('se_resnet18')
+            self.last = self.net.layer4
+
+        def forward(self, x):
+            return self.net(x)
+
+    gates = {'net.layer4.0': torch.rand(512)}
+    assert prune_se(Named(), 'net.layer4.0', gates, input_size=(3, 64, 64)).blocks == {'net.layer4.0': 'folded'}
