@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sized
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, Callback, Checkpoint, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
@@ -31,6 +32,7 @@ from .optim import (
     Schedule,
     build_optimizer,
     build_schedule,
+    check_numbers,
     check_optimizer,
     clip_gradients,
     scaled_lr,
@@ -186,17 +188,21 @@ class ImageClassifier(LightningModule):
             self.net.compile()  # in place: the keys of the state dict stay those of the bare network
 
     def _check_number_of_classes(self) -> None:
-        """Raise `InputError` if the network has more or fewer outputs than the data has classes."""
+        """Raise `InputError` if the network has fewer outputs than the data has classes, and say if it has more."""
         names, outputs = self._classes_of_data(), self.net.num_classes
-        if names and len(names) != outputs:
+        if names and len(names) > outputs:
             raise InputError(message(
                 f'num_classes: {outputs}', f'the data has {len(names)} classes',
                 f'build the network for them: ImageClassifier({self.name!r}, num_classes={len(names)}, ...)'))
+        if names and len(names) < outputs:
+            rank_zero_warn(f'num_classes: the network has {outputs} outputs, and the data {len(names)} classes')
 
     def configure_callbacks(self) -> list[Callback]:
         """Add none; raise `InputError` for one of Lightning's that cannot do here what it is for, before it begins."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        for kind, (why, do) in UNSUITED.items():
+        for kind, (why, do) in UNSUITED.items() if self.trainer.state.fn == TrainerFn.FITTING else ():
+            if kind is BackboneFinetuning and hasattr(self, 'backbone'):
+                continue  # of a subclass
             # with those of the tuner the training ends when they have found something
             if any(isinstance(each, kind) and not getattr(each, '_early_exit', False) for each in callbacks):
                 raise InputError(message(f'trainer.callbacks: {kind.__name__}', why, do))
@@ -226,7 +232,8 @@ class ImageClassifier(LightningModule):
         """Return the names of the classes of the images at hand, if they have labels."""
         if self._trainer is None or self.trainer.state.fn == TrainerFn.PREDICTING:
             return None
-        return getattr(getattr(self.trainer, 'datamodule', None), 'class_names', None)
+        names = getattr(getattr(self.trainer, 'datamodule', None), 'class_names', None)
+        return names if isinstance(names, Sized) else None  # type: ignore[return-value]  # that of others is anything
 
     @property
     def lr(self) -> float:
@@ -237,6 +244,7 @@ class ImageClassifier(LightningModule):
     def lr(self, rate: float) -> None:
         self.optim = dataclasses.replace(self.optim, lr=rate, lr_scaling='none')
         self.hparams['optim'] = dataclasses.asdict(self.optim)
+        rank_zero_info(f'lr: {rate:g} from now on, lr_scaling: none')
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `(N, num_classes)` of normalised images `(N, 3, H, W)`."""
@@ -327,6 +335,7 @@ class ImageClassifier(LightningModule):
         data = getattr(self.trainer, 'datamodule', None)
         batch_size = data.batch_size if isinstance(data, ImageDataModule) else None  # of others it may mean anything
         optim = with_clipping(self.optim, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
+        check_numbers(optim)
         optimizer = build_optimizer(self.net, optim, scaled_lr(optim, batch_size), scaled=self._scaled)
         schedule = self.schedule
         for setting in without_effect(optim, schedule, self.trainer.max_epochs or 0):

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from se_timm.errors import InputError, unknown
+from se_timm.errors import InputError, meant, nearest, unknown
 
 from .data.samples import IGNORE
 
@@ -65,19 +66,25 @@ class ClassificationMetrics(Metric):
 
 
 def check_monitors(callbacks: Iterable[Any], given: Iterable[str]) -> None:
-    """Raise `InputError` for a callback that waits for a validation metric which there is not.
-
-    Lightning says so after the first epoch.
+    """Say which callbacks wait for a validation metric that is not given: Lightning does it after the first epoch.
 
     Args:
         callbacks: Those of a training.
-        given: The metrics that a validation gives.
+        given: The metrics of the validation before it. Others may come with the epochs.
+
+    Raises:
+        InputError: For one that is to keep the best.
     """
     names = [*given, 'val/top1_best']  # that one is of validations in the training
     for callback in callbacks:
-        monitor = getattr(callback, 'monitor', None)
-        if isinstance(monitor, str) and monitor.startswith('val') and monitor not in names:
-            raise InputError(unknown(f'{type(callback).__name__}: monitor', monitor, names))
+        monitor, kind = getattr(callback, 'monitor', None), type(callback).__name__
+        if not isinstance(monitor, str) or not monitor.startswith('val') or monitor in names:
+            continue
+        if kind == 'BestCheckpoint' and monitor.startswith('val/'):
+            raise InputError(unknown(f'{kind}: monitor', monitor, names))
+        if getattr(callback, 'strict', True):
+            rank_zero_warn(f'{kind} waits for {monitor}, which the validation before the training does not give: '
+                           f'{meant(nearest(monitor, names))}Without it the training ends after its first epoch')
 
 
 def smaller_is_better(metric: str) -> bool:

@@ -19,8 +19,8 @@ from torch.optim import SGD, Optimizer
 from se_timm.errors import InputError, check_least, message, unknown
 
 __all__ = [
-    'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_optimizer', 'check_options', 'check_schedule',
-    'clip_gradients', 'scaled_lr', 'with_clipping', 'without_effect',
+    'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_numbers', 'check_optimizer', 'check_options',
+    'check_schedule', 'clip_gradients', 'scaled_lr', 'with_clipping', 'without_effect',
 ]
 
 WITHOUT_END = ('step', 'multistep', 'constant')  # schedules that know no lowest learning rate
@@ -118,7 +118,6 @@ def check_optimizer(optim: Optim) -> None:
     """Raise `InputError` for an optimiser that timm does not have, or that needs another training step."""
     usable = [name for name in list_optimizers() if not get_optimizer_info(name).second_order]
     if (name := _base_name(optim)) in usable:
-        check_numbers(optim)
         return
     if name in list_optimizers():
         raise InputError(message(
@@ -130,7 +129,7 @@ def check_optimizer(optim: Optim) -> None:
 def check_numbers(optim: Optim) -> None:
     """Raise `InputError` for numbers with which nothing would train, or all would run away."""
     for name, fits, valid in (
-            ('lr', 0 < optim.lr < math.inf, 'above 0'),
+            ('lr', 0 <= optim.lr < math.inf, 'above 0'),
             ('weight_decay', 0 <= optim.weight_decay < math.inf, 'from 0'),
             ('layer_decay', optim.layer_decay is None or 0 < optim.layer_decay <= 1, 'above 0 and up to 1')):
         if not fits:
@@ -264,7 +263,7 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
         raise InputError(message(
             f'model.schedule.min_lr: {schedule.min_lr}', f'the schedule {schedule.name} does not decay to one',
             'leave it out, or take another schedule, such as cosine'))
-    milestones = sorted({epoch for epoch in schedule.decay_milestones if epoch > 0})
+    milestones = sorted({epoch for epoch in schedule.decay_milestones if epoch >= 0})
     if schedule.name == 'multistep' and milestones != schedule.decay_milestones:
         raise InputError(message(
             f'model.schedule.decay_milestones: {schedule.decay_milestones}', 'each must be later than the one before',
@@ -278,10 +277,10 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
             f'model.schedule.decay_epochs: {schedule.decay_epochs}', 'the schedule step drops every so many epochs',
             'say after how many, such as --model.schedule.decay_epochs 30'))
     for name, least in (('decay_epochs', 'above 0'), ('decay_rate', 'from 0')):
-        value = getattr(schedule, name)
-        if value is not None and not (0 <= value < math.inf and (value or name == 'decay_rate')):
+        value = getattr(schedule, name) if schedule.name in USED_BY[name] else None
+        if value is not None and not (value > 0 if name == 'decay_epochs' else value >= 0):
             raise InputError(message(
-                f'model.schedule.{name}: {value}', 'the learning rate would rise, or jump about',
+                f'model.schedule.{name}: {value}', 'the learning rate would not fall',
                 f'take a number {least}'))
 
 
@@ -295,7 +294,8 @@ def without_effect(optim: Optim, schedule: Schedule, epochs: int) -> list[str]:
         why['model.schedule.decay_milestones'] = f'trainer.max_epochs is {epochs}'
     if optim.lr_scaling == 'none' and differs(optim, 'lr_batch'):
         why['model.optim.lr_batch'] = 'lr_scaling is none'
-    return [f'{name} has no effect: {reason}' for name, reason in why.items()]
+    at_rest = ['model.optim.lr is 0: nothing trains'] * (optim.lr == 0)
+    return [*at_rest, *(f'{name} has no effect: {reason}' for name, reason in why.items())]
 
 
 def differs(settings: Any, name: str) -> bool:

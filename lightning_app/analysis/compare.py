@@ -16,7 +16,7 @@ from .curves import draw, figure_files
 from .drawing import write_figure
 from .printed import printed
 from .runs import Row, Run, read_runs, value_at
-from .settings import EARLY, differing, labels, progress, settings, with_other_seeds
+from .settings import differing, labels, progress, settings, stopped_early, with_other_seeds
 
 __all__ = ['compare']
 
@@ -192,7 +192,7 @@ def seeds_part(runs: Sequence[Run], metric: str) -> str:
     """Return mean and standard deviation of the runs that differ in their seed only, as text; nothing if none do.
 
     Of each group, only runs count that have values, and have come as far as the furthest of them; where they may stop
-    early, all with values.
+    early, those that have, and those that came to the end.
     """
     columns = [TOP1, *([metric] if metric != TOP1 else [])]
     lines = [['network', 'seeds', *(f'best {name}' for name in columns), 'runs']]
@@ -206,8 +206,9 @@ def seeds_part(runs: Sequence[Run], metric: str) -> str:
 
 def as_far(group: Sequence[Run]) -> list[Run]:
     """Return the runs that have come as far as the furthest of them, or as they would by themselves."""
-    if any(EARLY in key for key in settings(group[0])):
-        return list(group)
+    ended = [run for run in group if stopped_early(run)]
+    if ended:
+        return [run for run in group if run in ended or not run.unfinished]
     return [run for run in group if progress(run) == max(map(progress, group))]
 
 
@@ -239,11 +240,18 @@ def notes_of(run: Run, metric: str) -> list[str]:
     cases = {
         'no config.yaml, its settings are not known': not run.config,
         f'not finished, {epochs_of(run)}': run.unfinished,
-        'its first epochs are in another folder': min((row.get('epoch', 0) for row in run.rows), default=0) > 0,
+        'its first epochs are in another folder': begins_late(run),
         f'no {metric}, it is sorted last and not drawn': not run.values(metric),
         f'diverged, its last {LOSS} is not finite': diverged(run),
     }
     return [note for note, holds in cases.items() if holds]
+
+
+def begins_late(run: Run) -> bool:
+    """Return whether the first epoch of which there is something comes after the first validation."""
+    every = run.setting('trainer.check_val_every_n_epoch')
+    first = min((row.get('epoch', 0) for row in run.rows), default=0)
+    return bool(first >= (every if isinstance(every, int) else 1))
 
 
 def diverged(run: Run) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .runs import Run, natural, value_at
 
-__all__ = ['EARLY', 'differing', 'labels', 'progress', 'settings', 'with_other_seeds']
+__all__ = ['differing', 'labels', 'progress', 'settings', 'stopped_early', 'with_other_seeds']
 
 SEED = 'seed_everything'
 # where a run is written, and what it tells of itself
@@ -21,7 +21,8 @@ GROUPS = ('model', 'data', SEED, 'trainer')  # the order in which they are shown
 FOLDERS = ('data.root',)  # the last part of the path tells the data; the rest is of the machine
 IN_LABEL = 4
 DATA = ('classes', 'train_images', 'val_images')  # of the record of a run
-EARLY = '.EarlyStopping'  # in keys of settings
+EARLY = 'trainer.callbacks.EarlyStopping'  # key of settings
+PATIENCE = 3  # Lightning's default
 
 Settings = dict[str, str]
 
@@ -95,6 +96,17 @@ def with_other_seeds(runs: Sequence[Run]) -> list[list[Run]]:
 def progress(run: Run) -> tuple[int, int]:
     """Return how far a run has come: its epochs, and its steps where these are planned."""
     return run.epochs, run.steps if run.planned_epochs is None else 0
+
+
+def stopped_early(run: Run) -> bool:
+    """Return whether EarlyStopping has ended a run: its metric has not been better for as long as it waits."""
+    found = settings(run)
+    monitor, mode = found.get(f'{EARLY}.monitor', ''), found.get(f'{EARLY}.mode', 'min')
+    values = [row[monitor] for row in run.values(monitor)]
+    if EARLY not in found or not values:
+        return False
+    best = (max if mode == 'max' else min)(values)
+    return len(values) - 1 - values.index(best) >= int(found.get(f'{EARLY}.patience', PATIENCE))
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

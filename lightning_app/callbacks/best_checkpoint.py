@@ -37,9 +37,10 @@ class BestCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take a name of its own beside others that come before: they would overwrite each other's files."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        before = callbacks[:callbacks.index(self)]
-        if any(isinstance(each, BestCheckpoint) and each.filename == self.filename for each in before):
-            self.filename = str(self.filename).replace('best', f'best-{str(self.monitor).replace("/", "-")}', 1)
+        taken = {each.filename for each in callbacks[:callbacks.index(self)] if isinstance(each, BestCheckpoint)}
+        words = [str(self.monitor).replace('/', '-'), self.mode, *map(str, range(2, 3 + len(taken)))]
+        while self.filename in taken:
+            self.filename = str(self.filename).replace('best', f'best-{words.pop(0)}', 1)
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

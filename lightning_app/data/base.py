@@ -327,7 +327,7 @@ class ImageDataModule(LightningDataModule):
                 raise InputError(message(
                     f'data.{name}: {value}', f'it must be at least {least}', 'correct it, or leave it out'))
         for name, what in NOT_ZERO.items():
-            if getattr(self.trainer, name, None) == 0:
+            if type(value := getattr(self.trainer, name, None)) is int and value == 0:  # a share of 0 is each batch
                 raise InputError(message(
                     f'trainer.{name}: 0', f'it is a number of {what}', 'take a number from 1, or leave it out'))
         if any(isinstance(each, GradientAccumulationScheduler) for each in getattr(self.trainer, 'callbacks', [])):

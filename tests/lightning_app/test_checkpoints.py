@@ -163,6 +163,15 @@ def test_best_by_two_metrics_are_two_files(make_trainer, photo_data, tmp_path, k
             'best.ckpt', 'best-val-loss.ckpt', 'best-val-top1_error.ckpt']
 
 
+def test_names_of_several_best_are_all_others(make_trainer):
+    best = [BestCheckpoint('val/loss'), BestCheckpoint(), BestCheckpoint(mode='min')]
+    trainer = make_trainer(enable_checkpointing=True, callbacks=best)
+    for each in best:
+        each.setup(trainer, ImageClassifier('test_resnet', num_classes=3), 'fit')
+    assert len({each.filename for each in best}) == 3
+    assert best[0].filename == 'best'
+
+
 def test_checkpoints_of_another_training_are_not_removed(make_trainer, photo_data, tmp_path, refused):
     kept = LastCheckpoint()
     trainer = make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[kept])

@@ -1,4 +1,5 @@
 """The classifier with a plain Trainer: training, schedule, precision, metrics, checkpoints, any network of timm."""
+import contextlib
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
+    EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
@@ -532,12 +534,57 @@ def test_callbacks_that_cannot_do_what_they_are_for(callback, why, do, make_trai
         make_trainer(callbacks=[callback()]).fit(classifier(), photo_data())
 
 
-@pytest.mark.parametrize('outputs', [None, 2])
 @pytest.mark.parametrize('work', ['fit', 'validate'])
-def test_network_with_other_outputs_than_the_data_has_classes(outputs, work, make_trainer, photo_data, refused):
-    model = classifier(num_classes=outputs)  # None: 1000
-    with refused(f'num_classes: {outputs or 1000}', 'the data has 3 classes', "('test_resnet', num_classes=3, ...)"):
-        getattr(make_trainer(), work)(model, photo_data())
+def test_network_with_fewer_outputs_than_the_data_has_classes(work, make_trainer, photo_data, refused):
+    with refused('num_classes: 2', 'the data has 3 classes', "('test_resnet', num_classes=3, ...)"):
+        getattr(make_trainer(), work)(classifier(num_classes=2), photo_data())
+
+
+@pytest.mark.parametrize('work', ['fit', 'validate'])
+def test_more_outputs_than_classes_are_told(work, make_trainer, photo_data):
+    model = classifier(num_classes=None)
+    with pytest.warns(UserWarning, match='the network has 1000 outputs, and the data 3 classes'):
+        getattr(make_trainer(limit_train_batches=1), work)(model, photo_data())
+
+
+def test_class_names_of_other_modules_may_be_anything(make_trainer, photo_data):
+    data = photo_data()
+    data.setup('validate')
+
+    class Other(LightningDataModule):
+        def val_dataloader(self):
+            return DataLoader(normalised(data), batch_size=8)
+
+        def class_names(self):
+            return 'a method'
+
+    make_trainer().validate(classifier(), Other(), verbose=False)
+
+
+@pytest.mark.parametrize(('callback', 'told'), [
+    (EarlyStopping('val_loss'), 'EarlyStopping waits for val_loss.*did you mean val/loss'),
+    (ModelCheckpoint(monitor='val/recall'), 'ModelCheckpoint waits for val/recall')])
+def test_monitor_that_may_not_come_is_told_before_the_training(callback, told, make_trainer, photo_data):
+    class Later(Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                pl_module.log_dict({'val_loss': 1.0, 'val/recall': 2.0})
+
+    with pytest.warns(UserWarning, match=told):
+        make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[callback, Later()]).fit(
+            classifier(), photo_data())
+
+
+def test_backbone_of_a_subclass_is_unfrozen_by_lightning(make_trainer, photo_data):
+    class Own(ImageClassifier):
+        @property
+        def backbone(self):
+            return self.net.layer1
+
+    model = Own('test_resnet', 3, optim=Optim(lr=0.01))
+    with contextlib.suppress(AttributeError, KeyError, RuntimeError):  # what that callback makes of it is its own
+        make_trainer(max_epochs=1, callbacks=[BackboneFinetuning(5)]).fit(model, photo_data())
+    assert not model.net.layer1[0].conv1.weight.requires_grad
 
 
 def test_network_without_outputs(refused):

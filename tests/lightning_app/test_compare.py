@@ -393,8 +393,10 @@ def test_interrupted_run_of_planned_steps_is_no_seed(write_run, in_tmp_path, sho
 
 
 def test_runs_that_stop_early_are_seeds_however_long_they_are(write_run, in_tmp_path, shown):
-    plan = {'trainer': {'max_epochs': 9, 'callbacks': [{'class_path': 'lightning.pytorch.callbacks.EarlyStopping'}]}}
-    for seed, rows in ((0, validated(60.0, 61.0, 60.0)), (1, validated(63.0, 62.0))):
+    stop = {'class_path': 'lightning.pytorch.callbacks.EarlyStopping',
+            'init_args': {'monitor': 'val/top1', 'mode': 'max', 'patience': 1}}
+    plan = {'trainer': {'max_epochs': 9, 'callbacks': [stop]}}
+    for seed, rows in ((0, validated(60.0, 61.0, 60.0)), (1, validated(63.0, 62.0)), (2, validated(20.0))):
         write_run(f'runs/{seed}', rows, {**plan, 'seed_everything': seed})
     assert seeds(shown('runs')) == [['2', '62.00 +- 1.4', '1, 0']]
 
@@ -445,6 +447,8 @@ def test_runs_of_both_levels_are_shown_and_evaluations_are_not(write_run, in_tmp
 def test_training_that_began_in_another_folder(write_run, in_tmp_path, shown):
     write_run('runs/a', validated(60.0, 61.0, first=3), {'trainer': {'max_epochs': 5}})
     assert 'a: its first epochs are in another folder' in shown('runs')['notes']
+    write_run('sparse/a', validated(60.0, first=1), {'trainer': {'max_epochs': 2, 'check_val_every_n_epoch': 2}})
+    assert 'notes' not in shown('sparse')
 
 
 def test_best_value_is_in_the_picture(write_run):

@@ -15,6 +15,7 @@ from lightning_app.optim import (
     Schedule,
     build_optimizer,
     build_schedule,
+    check_numbers,
     check_optimizer,
     scaled_lr,
     with_clipping,
@@ -326,12 +327,12 @@ def test_drops_after_the_end_of_the_training():
 
 
 @pytest.mark.parametrize(('given', 'text'), [
-    (Optim(lr=0.0), 'lr: 0.0'), (Optim(lr=math.nan), 'lr: nan'), (Optim(lr=-1.0), 'lr: -1.0'),
+    (Optim(lr=math.inf), 'lr: inf'), (Optim(lr=math.nan), 'lr: nan'), (Optim(lr=-1.0), 'lr: -1.0'),
     (Optim(weight_decay=math.inf), 'weight_decay: inf'), (Optim(layer_decay=0.0), 'layer_decay: 0.0'),
     (Optim(layer_decay=1.5), 'layer_decay: 1.5')])
 def test_numbers_with_which_nothing_trains(refused, given, text):
     with refused(f'model.optim.{text}', 'stand still, or run away', 'take a number'):
-        check_optimizer(given)
+        check_numbers(given)
 
 
 @pytest.mark.parametrize('schedule', [
