@@ -20,7 +20,9 @@ from lightning.pytorch import Callback, Trainer
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from se_timm.errors import check_least
+from se_timm.cost import cost
+from se_timm.errors import InputError, check_least, message
+from se_timm.gates import find_se
 from se_timm.tables import aligned
 
 from .callbacks import Gates, LastCheckpoint, ProgressBar, Throughput, WeightEMA
@@ -153,13 +155,14 @@ def benchmark(
         stage: `fit` or `validate`.
 
     Raises:
-        InputError: For numbers with which nothing can be measured.
+        InputError: For numbers with which nothing can be measured, or a network of which not.
 
     Returns:
         For each row the time of its step relative to that of the first.
     """
     check_least(1, batch_size=batch_size, size=size, rounds=rounds, threads=1 if threads is None else threads)
     check_least(WARMUP + 2, steps=steps)
+    check_network(name, size, stage)
     if threads:
         torch.set_num_threads(threads)
     times: dict[str, list[float]] = {}
@@ -187,6 +190,20 @@ def benchmark(
           f'threads; medians of {rounds} rounds of {steps} steps; torch {torch.__version__}, '
           f'lightning {lightning.__version__}, Python {platform.python_version()}\n\n{table}')
     return ratios
+
+
+def check_network(name: str, size: int, stage: str) -> None:
+    """Raise `InputError` for a network that does not take such images, or has no gates to be read."""
+    net = ImageClassifier(name, CLASSES).net
+    if stage == 'validate' and not find_se(net):
+        raise InputError(message(
+            f'name: {name} with stage: validate', 'it has no SE whose gates could be read',
+            'take a network with SE, or stage: fit'))
+    try:
+        cost(net, (3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(message(
+            f'size: {size}', f'{name} does not take such images ({error})', 'take the size it is made for')) from error
 
 
 def training_rows(common: dict[str, Any], make: Callable[..., ImageClassifier], batches: Batches) -> Rows:

@@ -101,8 +101,9 @@ def add_se(
     Known are the blocks of `se_timm.insertion_points.KNOWN`, and all that have stochastic depth, of any rate, whose
     module stands at that end. A block with channel attention of its own is left. In networks without residual blocks,
     name modules by `at`. The parameters that were there keep their keys; those of the gates are `se.*` at the block (in
-    its place for attention) or at the module before or after which the gate stands. How many channels there are is
-    found by a run of a copy, on the meta device where that can be.
+    its place for attention) or at the module before or after which the gate stands; to timm's layer decay, those of a
+    gate at the end of a stage are parts of the head. How many channels there are is found by a run of a copy, on the
+    meta device where that can be.
 
     Args:
         net: A network of timm, torchvision or one's own, in plain PyTorch; not compiled or wrapped yet.

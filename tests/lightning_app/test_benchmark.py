@@ -38,3 +38,12 @@ def test_unknown_option(cli_error):
     ('--accelerator=foo', 'correct')])
 def test_what_cannot_be_measured(option, do, cli_error):
     assert do in cli_error(['benchmark', option])[2]
+
+
+@pytest.mark.parametrize(('options', 'given', 'why'), [
+    (['--name=test_vit3', '--size=32'], 'size: 32', 'does not take such images'),
+    (['--name=test_resnet', '--size=32', '--stage=validate'], 'name: test_resnet with stage: validate', 'no SE')])
+def test_network_that_cannot_be_measured(options, given, why, cli_error):
+    lines = cli_error(['benchmark', *options])
+    assert lines[0] == given
+    assert why in lines[1]
