@@ -134,7 +134,7 @@ def checkpoints_near(path: Path) -> str:
     found = [str(file) for suffix in {path.suffix, '.ckpt'} - {''} for depth in ('', '*/', '*/*/')  # not all of a disk
              for file in (path if path.is_dir() else path.parent).glob(f'{depth}*{suffix}')]
     close = nearest(str(path), found) or found[:3]
-    return meant(close).strip()
+    return meant(close)
 
 
 def mapped(path: str | Path) -> Any:

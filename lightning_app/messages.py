@@ -122,7 +122,7 @@ def _nearest_keys(key: str, keys: list[str]) -> list[str]:
 
 
 def _suggest(name: str, options: Iterable[str], otherwise: str) -> str:
-    return meant(nearest(name, options)).strip() or otherwise
+    return meant(nearest(name, options)) or otherwise
 
 
 def _unknown_key(match: re.Match[str], parser: ArgumentParser) -> str:
@@ -136,9 +136,9 @@ def _unknown_key(match: re.Match[str], parser: ArgumentParser) -> str:
         return message(match[1], 'a folder alone is no option', f'say --data.root {match[1]}')
     dashes = '--' * ('unrecognized arguments' in match.string)  # as on the command line, not in a file
     close = [f'{dashes}{each}' for each in _nearest_keys(key, _keys(parser))]
-    return message(match[1], 'there is no such option', meant(close).strip() if close
-                   else 'see python -m lightning_app fit --print_config for all there are' if _has_data(parser)
-                   else f'see {parser.prog} --help for all there are')
+    return message(match[1], 'there is no such option', meant(close) or (
+        'see python -m lightning_app fit --print_config for all there are' if _has_data(parser)
+        else f'see {parser.prog} --help for all there are'))
 
 
 def _unknown_class_option(match: re.Match[str], parser: ArgumentParser) -> str:

@@ -149,7 +149,7 @@ def read_sweep(file: str) -> dict[str, Any]:
         close = nearest(unknown[0], KEYS)
         raise InputError(message(
             f'{unknown[0]}: {content[unknown[0]]}', 'a grid that is run here has no use for it',
-            meant(close).strip() or 'remove it, or let W&B run it: wandb sweep FILE'))
+            meant(close) or 'remove it, or let W&B run it: wandb sweep FILE'))
     return content
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 __all__ = [
     'ArgumentParser', 'InputError', 'check_file', 'check_installed', 'check_least', 'check_module', 'check_switches',
-    'check_writable', 'exit_status', 'is_installed', 'meant', 'message', 'nearby', 'nearest', 'unknown',
+    'check_writable', 'existing', 'exit_status', 'is_installed', 'meant', 'message', 'nearby', 'nearest', 'unknown',
 ]
 
 
@@ -45,7 +45,7 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
 
 
 def meant(close: Sequence[str]) -> str:
-    """Return the question whether one of some names was meant, with a space after it; nothing without names."""
+    """Return for a `message` the question whether one of some names was meant, and a space; nothing without names."""
     return f'did you mean {" or ".join(close)}? ' if close else ''
 
 
