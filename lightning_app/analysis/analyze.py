@@ -83,7 +83,6 @@ def analyze(
     check_writable('output:', Path(output))
     see = partial(survey, subject, batch_size=batch_size, num_workers=num_workers)
     found = see(every)
-    check_finite(found.results)
     lines = drawn(named, subject.names, found.results[0].counts.tolist())
     removed = [each for each in found.results if each.block in pruned] if prune else removable(found.results)
     parts = summary(subject, see, found, removed, images_per_class)
@@ -150,15 +149,6 @@ def check_options(
         if names == []:
             raise InputError(message(f'{what}: []', 'nothing would be drawn', 'name one, or leave it out'))
     check_installed('analyze', 'analysis', 'matplotlib', *(['captum'] if grad_cam else []))
-
-
-def check_finite(results: Sequence[BlockGates]) -> None:
-    """Raise `InputError` if the gates of a block are no numbers, of which nothing can be said."""
-    if broken := [result.block.title for result in results if np.isnan(result.mean)]:
-        raise InputError(message(
-            f'gates of {broken[0]}' + (f' and {len(broken) - 1} more blocks' if len(broken) > 1 else ''),
-            'some are not finite: the weights are of a training that has diverged, or they overflow',
-            'take an earlier checkpoint'))
 
 
 def checkpoint_of(ckpt_path: str | None) -> dict[str, Any] | None:

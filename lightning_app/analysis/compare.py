@@ -16,7 +16,7 @@ from .curves import draw, figure_files
 from .drawing import write_figure
 from .printed import printed
 from .runs import Row, Run, read_runs, value_at
-from .settings import differing, labels, progress, settings, stopped_early, with_other_seeds
+from .settings import differing, labels, settings, stopped_early, with_other_seeds
 
 __all__ = ['compare']
 
@@ -209,7 +209,8 @@ def as_far(group: Sequence[Run]) -> list[Run]:
     ended = [run for run in group if stopped_early(run)]
     if ended:
         return [run for run in group if run in ended or not run.unfinished]
-    return [run for run in group if progress(run) == max(map(progress, group))]
+    furthest = max(run.progress for run in group)
+    return [run for run in group if run.progress == furthest]
 
 
 def spread(values: Sequence[float]) -> str:

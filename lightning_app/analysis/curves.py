@@ -99,13 +99,11 @@ def draw_panel(
 
     curves = [[(row[axis], row[metric]) for row in run.values(metric) if axis in row] for run in runs]
     window = max(1, max(map(len, curves)) // POINTS) if axis == 'step' else 1
+    marked: list[float] = []
     for curve, style in zip(curves, styles, strict=True):
         draw_curve(axes, np.array(curve).reshape(-1, 2), style, window, behind=len(runs) <= FEW)
         if mark_best and style.front and curve:
-            draw_best(axes, curve, style, metric)
-    pick = min if smaller_is_better(metric) else max
-    marked = [pick(value for _, value in curve) for curve, style in zip(curves, styles, strict=True)
-              if mark_best and style.front and curve]
+            marked.append(draw_best(axes, curve, style, metric))
     axes.set_ylim(limits(curves, marked))
     unit = next((unit for name, unit in UNITS.items() if name in metric), '')
     mean = f', running mean of {window} values' if window > 1 else ''
@@ -127,14 +125,16 @@ def draw_curve(axes: Any, curve: Any, style: Style, window: int, behind: bool) -
               zorder=3 if style.front else 2)
 
 
-def draw_best(axes: Any, curve: Curve, style: Style, metric: str) -> None:
-    """Mark the best value of a curve by a circle."""
+def draw_best(axes: Any, curve: Curve, style: Style, metric: str) -> float:
+    """Mark the best value of a curve by a circle, and return it."""
     pick = min if smaller_is_better(metric) else max
-    axes.plot(*pick(curve, key=lambda point: point[1]), 'o', color=style.colour, markersize=7, markerfacecolor='white',
+    place, value = pick(curve, key=lambda point: point[1])
+    axes.plot(place, value, 'o', color=style.colour, markersize=7, markerfacecolor='white',
               markeredgewidth=1.6, zorder=4)
+    return value
 
 
-def limits(curves: Sequence[Curve], marked: Sequence[float] = ()) -> tuple[float, float]:
+def limits(curves: Sequence[Curve], marked: Sequence[float]) -> tuple[float, float]:
     """Return the lowest and highest value to show, those of all curves but for the beginnings of long ones, and marks.
 
     A first loss or accuracy is far from all later ones, and would press those together.

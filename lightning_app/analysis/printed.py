@@ -33,7 +33,6 @@ ABLATED = 'se_resnet50'
 # what the networks do where nothing is said
 DEFAULTS: dict[str, Any] = {
     'se': True, 'reduction': 16, 'squeeze': 'avg', 'excitation': 'sigmoid', 'bias': True, 'placement': 'standard'}
-
 BLOCK = ('reduction', 'squeeze', 'excitation', 'bias', 'placement', 'stages')  # arguments of SE
 
 

@@ -110,6 +110,11 @@ class Run:
         return limit(self.setting('trainer.max_steps'))
 
     @property
+    def progress(self) -> tuple[int, int]:
+        """How far it has come: its epochs, and its steps where these are planned."""
+        return self.epochs, self.steps if self.planned_epochs is None else 0
+
+    @property
     def unfinished(self) -> bool:
         """Whether it has come to none of the ends that were planned."""
         plans = [(self.epochs, self.planned_epochs), (self.steps, self.planned_steps)]
@@ -218,7 +223,7 @@ def suggestion(path: Path) -> str:
     beside = {str(folder) for pattern in ('*', '*/*') for folder in existing.glob(pattern)
               if os.path.isdir(folder) and not folder.name.startswith('.')}
     close = inside[:1] or nearest(str(path), beside - {str(path)})
-    return meant(close).strip() or (
+    return meant(close) or (
         'name the folder of a training, such as runs/paper/version_0, or one that holds such folders')
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .runs import Run, natural, value_at
 
-__all__ = ['differing', 'labels', 'progress', 'settings', 'stopped_early', 'with_other_seeds']
+__all__ = ['differing', 'labels', 'settings', 'stopped_early', 'with_other_seeds']
 
 SEED = 'seed_everything'
 # where a run is written, and what it tells of itself
@@ -83,7 +83,7 @@ def with_other_seeds(runs: Sequence[Run]) -> list[list[Run]]:
     the seeds would be too good.
     """
     groups: dict[Any, dict[str | None, Run]] = {}
-    for run in sorted(runs, key=lambda run: (*progress(run), natural(str(run.folder)))):
+    for run in sorted(runs, key=lambda run: (*run.progress, natural(str(run.folder)))):
         if run.config:
             found = settings(run)
             seed = found.pop(SEED, 'false')
@@ -91,11 +91,6 @@ def with_other_seeds(runs: Sequence[Run]) -> list[list[Run]]:
             seed = str(run.folder) if seed == 'false' else seed  # each begins otherwise
             groups.setdefault(frozenset({**found, **data}.items()), {})[seed] = run
     return [[run for run in runs if run in group.values()] for group in groups.values() if len(group) > 1]
-
-
-def progress(run: Run) -> tuple[int, int]:
-    """Return how far a run has come: its epochs, and its steps where these are planned."""
-    return run.epochs, run.steps if run.planned_epochs is None else 0
 
 
 def stopped_early(run: Run) -> bool:

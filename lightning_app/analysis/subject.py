@@ -159,7 +159,7 @@ def survey(
     """Let the network, or `net` in its place, see all images, and return what its gates did and how right it was.
 
     Raises:
-        InputError: If no image could be read, all of which were to be left out then.
+        InputError: If no image could be read, all of which were to be left out then, or gates are not finite.
     """
     net = subject.net if net is None else net
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -179,5 +179,15 @@ def survey(
         raise InputError(message(
             f'allow_unreadable: true, {len(subject.labels)} images', 'none of them could be read',
             'see what the log says of each'))
+    check_finite(results)
     found = {name: float(value) for name, value in metrics.compute().items()}
     return Survey(results, found if subject.net_labels else None)
+
+
+def check_finite(results: Sequence[BlockGates]) -> None:
+    """Raise `InputError` if the gates of a block are no numbers, of which nothing can be said."""
+    if broken := [result.block.title for result in results if np.isnan(result.mean)]:
+        raise InputError(message(
+            f'gates of {broken[0]}' + (f' and {len(broken) - 1} more blocks' if len(broken) > 1 else ''),
+            'some are not finite: the weights are of a training that has diverged, or they overflow',
+            'take an earlier checkpoint'))
