@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
 from .cost import cost
 from .errors import check_module, message
+from .fold import NORMS
 from .gates import SEBlock, choose_blocks
 from .insertion import holders, size_of
 from .meta import copied
@@ -18,8 +18,6 @@ from .residual_blocks import block_of, is_hooked
 from .residual_tail import is_plain
 
 __all__ = ['ChannelScale', 'Pruned', 'prune_se']
-
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)  # by exact class: others may be anything
 
 
 class ChannelScale(nn.Module):
@@ -94,7 +92,7 @@ def prune_se(
         raise ValueError(message(
             f'gates: of {", ".join(gates) or "no block"}', f'those of {missing[0]} are missing',
             'give the mean gates of each block that is taken out, or no gates at all'))
-    if twice := [block for block in chosen if places_of(net, net.get_submodule(block.module)) > 1]:
+    if twice := [block for block in chosen if len(holders(net, net.get_submodule(block.module))) > 1]:
         raise ValueError(message(
             f'block: {twice[0].module}', 'its SE stands in several places, and could not be taken out of one',
             'give each block a module of its own'))
@@ -141,7 +139,7 @@ def take_out(net: nn.Module, block: SEBlock, gate: Tensor | None) -> str:
     replacement: nn.Module = nn.Identity()
     if gate is not None:
         norm = norm_before(holder, child)
-        if norm is None or places_of(net, norm) > 1:
+        if norm is None or len(holders(net, norm)) > 1:
             weight = next(net.get_submodule(block.module).parameters())
             replacement, kept = ChannelScale(gate.to(weight.device, weight.dtype)), 'scale'
         else:
@@ -162,9 +160,4 @@ def norm_before(holder: nn.Module, child: str) -> Any:
         return None
     norm: Any = tail.norm
     foldable = type(norm) in NORMS and is_plain(norm) and not is_hooked(norm)  # a parametrised one is of another class
-    return norm if foldable and norm.affine else None
-
-
-def places_of(net: nn.Module, module: nn.Module) -> int:
-    """Return in how many places of `net` a module stands; a place may have several names."""
-    return len(holders(net, module))
+    return norm if foldable and getattr(norm, 'affine', False) else None  # frozen ones have buffers

@@ -385,10 +385,10 @@ class ImageDataModule(LightningDataModule):
                 f'trainer.val_check_interval: {every}', f'an epoch has {batches} batches',
                 f'take at most {batches}, a share of them such as 0.5, or count over the epochs by '
                 'trainer.check_val_every_n_epoch: null'))
-        every = trainer.accumulate_grad_batches
-        if left := batches % every:
-            rank_zero_warn(f'trainer.limit_train_batches: {limit}: an epoch has {batches} batches, {every} make a '
-                           f'step, and the last step has {left} of {every}, with a smaller gradient')
+        accumulated = trainer.accumulate_grad_batches
+        if left := batches % accumulated:
+            rank_zero_warn(f'trainer.limit_train_batches: {limit}: an epoch has {batches} batches, {accumulated} make '
+                           f'a step, and the last step has {left} of {accumulated}, with a smaller gradient')
 
     def _checked(self, source: Source) -> Source:
         if self.given_num_classes is not None and len(source.classes) != self.given_num_classes:

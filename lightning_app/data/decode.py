@@ -11,8 +11,6 @@ __all__ = ['UnreadableImage', 'decode']
 
 
 SIXTEEN_BITS = ('PNG', 'PPM')  # formats whose 16 bits may have Pillow's mode of 32, `I`
-
-
 WHITE_IS_ZERO = 0  # of TIFF files, such as scans
 
 

@@ -13,13 +13,10 @@ from PIL import Image
 from se_timm.errors import InputError, check_installed, meant, message, nearest
 
 from .decode import UnreadableImage
-from .sources import Source, check_labels
+from .sources import IMAGES, LABELS, Source, check_labels
 
-__all__ = ['IMAGES', 'LABELS', 'HuggingFaceSource', 'hub_splits', 'names_of', 'open_hub', 'open_saved', 'split_named']
+__all__ = ['HuggingFaceSource', 'hub_splits', 'names_of', 'open_hub', 'open_saved', 'split_named']
 
-# what columns are called, first come first
-IMAGES = ('image', 'img', 'images', 'jpg', 'picture')
-LABELS = ('label', 'labels', 'class', 'cls', 'target', 'fine_label')
 SPLITS = {'val': ('val', 'validation', 'valid', 'dev')}  # what our names are called elsewhere, first come first
 
 

@@ -13,10 +13,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from se_timm.errors import InputError, check_installed, message
 
-from .hugging_face import IMAGES, LABELS
 from .index_cache import cached_arrays
 from .shards import named
-from .sources import Source, check_labels
+from .sources import IMAGES, LABELS, Source, check_labels
 
 __all__ = ['LitDataSource', 'chunks_of']
 

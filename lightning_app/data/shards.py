@@ -159,12 +159,12 @@ def samples_in(path: str) -> Iterator[Sample]:
                 raise several_images(path, f'{folder}/{key}', [same[kind.lower()], name])
             same[kind.lower()] = name
     tar = TarFiles([path])
-    without = [key for key, names in fields.items() if image_of(names) is None]
-    if without:
+    images = {key: image_of(names) for key, names in fields.items()}
+    if without := [key for key, image in images.items() if image is None]:
         tell(f'{path}: {len(without)} samples have no image and are left out: {without[0].lstrip("/")}')
     for key, names in fields.items():
         check_sample(path, key, names)
-        if image := image_of(names):
+        if image := images[key]:
             yield Sample(image, places[image], label_of(tar, path, names, places))
 
 

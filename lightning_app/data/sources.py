@@ -21,6 +21,9 @@ __all__ = [
     'FolderSource', 'ImageFolder', 'Source', 'TarSource', 'below_common_folder', 'check_labels', 'first_files',
 ]
 
+# what the image and its class are called in samples of other libraries, first come first
+IMAGES = ('image', 'img', 'images', 'jpg', 'picture')
+LABELS = ('label', 'labels', 'class', 'cls', 'target', 'fine_label')
 LOST = 'lost+found'  # at the top of a disk, for its administrator
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
 

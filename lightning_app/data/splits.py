@@ -28,7 +28,7 @@ __all__ = ['RANGE', 'RECORD', 'has_split', 'located', 'open_split', 'read_record
 HUB = 'hf://'
 SAVED = 'dataset_dict.json'  # in a folder that save_to_disk of Hugging Face's datasets wrote, with splits
 RECORD = 'prepared.json'  # beside shards that `prepare` makes: what they follow from, and how many there shall be
-SPLIT_NAMES = {'train', 'val', 'validation', 'valid', 'dev', 'test'}
+SPLIT_NAMES = {'train', 'test', *names_of('val')}
 NUMBER = re.compile('[0-9a-f]*[0-9][0-9a-f]*|[0-9a-f]{6,}|of')  # or a hash, in names of shards
 RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
 

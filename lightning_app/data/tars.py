@@ -73,7 +73,7 @@ def _linked(places: dict[str, Place], links: dict[str, str], path: str | Path) -
             found[name] = normal[end]
     if lost := [name for name in links if name not in found]:
         tell(f'{path}: {len(lost)} links lead to no file in it, and what they stand for is left out: '
-                       f'{lost[0]}; make it anew with tar -h to have that')
+             f'{lost[0]}; make it anew with tar -h to have that')
     return found
 
 
