@@ -140,10 +140,7 @@ class ImageClassifier(LightningModule):
         if self.distill:
             check_distill(self.distill)
         self.net, self.classes_of_weights = build_network(name, num_classes, network, plain, add_se)
-        if self.net.num_classes < 1:
-            raise InputError(message(
-                f'num_classes: {self.net.num_classes}', 'the network would have no classifier',
-                'say how many classes there are, such as num_classes=10'))
+        self._check_number_of_outputs()
         fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
@@ -172,24 +169,31 @@ class ImageClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data, and compile the network for a training."""
-        self.class_names = self._classes_of_data() or self.class_names
+        names = self._classes_of_data()
+        self.class_names = names or self.class_names
         tell_of_slow_precision(self.trainer)
         if stage == 'fit' and not self.trainer.global_step:  # nothing of a training before, unless this one goes on
             self.nonfinite, self.best_top1, self.latest, self.resumed_nonfinite_steps = None, 0.0, {}, 0
             self.resumed = {}
-        if stage == 'fit' and first_other_class(trained_classes(self.net), self._classes_of_data()):
+        if stage == 'fit' and first_other_class(trained_classes(self.net), names):
             rank_zero_info('initial weights: of classes with other names; the classifier begins anew')
             renew_classifier(self.net)
-        self._check_number_of_classes()
-        check_classes(trained_classes(self.net), self._classes_of_data())
+        self._check_number_of_classes(names)
+        check_classes(trained_classes(self.net), names)
         if stage == 'fit':
             self._build_loss()
         if self.compile_network and stage == 'fit':
             self.net.compile()  # in place: the keys of the state dict stay those of the bare network
 
-    def _check_number_of_classes(self) -> None:
+    def _check_number_of_outputs(self) -> None:
+        if self.net.num_classes < 1:
+            raise InputError(message(
+                f'num_classes: {self.net.num_classes}', 'the network would have no classifier',
+                'say how many classes there are, such as num_classes=10'))
+
+    def _check_number_of_classes(self, names: list[str] | None) -> None:
         """Raise `InputError` if the network has fewer outputs than the data has classes, and say if it has more."""
-        names, outputs = self._classes_of_data(), self.net.num_classes
+        outputs = self.net.num_classes
         if names and len(names) > outputs:
             raise InputError(message(
                 f'num_classes: {outputs}', f'the data has {len(names)} classes',

@@ -80,7 +80,7 @@ def check_monitors(callbacks: Iterable[Any], given: Iterable[str]) -> None:
         monitor, kind = getattr(callback, 'monitor', None), type(callback).__name__
         if not isinstance(monitor, str) or not monitor.startswith('val') or monitor in names:
             continue
-        if kind == 'BestCheckpoint' and monitor.startswith('val/'):
+        if getattr(callback, 'keeps_best', False) and monitor.startswith('val/'):
             raise InputError(unknown(f'{kind}: monitor', monitor, names))
         if getattr(callback, 'strict', True):
             rank_zero_warn(f'{kind} waits for {monitor}, which the validation before the training does not give: '

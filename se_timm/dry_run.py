@@ -17,8 +17,8 @@ __all__ = ['NO_SHORTCUT', 'End', 'layout_of', 'observe']
 
 NO_SHORTCUT = 'its block adds no shortcut'
 CUBE = 'cube'  # layout of maps with as many channels as rows and columns, until the others tell
-# modules that in evaluation may hand the weights of their children to one function, and call none of them
 CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# modules that in evaluation may hand the weights of their children to one function, and call none of them
 FUSED_BY_TORCH = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention)
 
 

@@ -156,7 +156,8 @@ def calibrate(net: nn.Module, images: Tensor) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
-    net.train()(torch.cat([images, images.flip(3)]) if len(images) == 1 else images)  # one with maps of 1x1 has none
+    # a single image, which has no variance where its maps are 1x1, with its mirror image
+    net.train()(torch.cat([images, images.flip(3)]) if len(images) == 1 else images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

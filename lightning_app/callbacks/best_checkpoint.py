@@ -28,6 +28,8 @@ class BestCheckpoint(ModelCheckpoint):
             second has its metric in the name, such as `best-val-loss.ckpt`.
     """
 
+    keeps_best = True  # for `check_monitors`
+
     def __init__(
             self, monitor: str = 'val/top1', mode: Literal['max', 'min'] | None = None, keep: int = 1) -> None:
         super().__init__(
