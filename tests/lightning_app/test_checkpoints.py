@@ -163,6 +163,15 @@ def test_best_by_two_metrics_are_two_files(make_trainer, photo_data, tmp_path, k
             'best.ckpt', 'best-val-loss.ckpt', 'best-val-top1_error.ckpt']
 
 
+def test_metric_of_a_subclass_is_looked_for_before_the_training(make_trainer, photo_data, refused):
+    class Own(BestCheckpoint):
+        pass
+
+    with refused("Own: monitor: 'val/acc'", 'no such', 'val/top1'):
+        make_trainer(enable_checkpointing=True, callbacks=[Own('val/acc')]).fit(
+            ImageClassifier('test_resnet', num_classes=3), photo_data())
+
+
 def test_names_of_several_best_are_all_others(make_trainer):
     best = [BestCheckpoint('val/loss'), BestCheckpoint(), BestCheckpoint(mode='min')]
     trainer = make_trainer(enable_checkpointing=True, callbacks=best)
