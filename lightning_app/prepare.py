@@ -14,7 +14,7 @@ import tarfile
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -41,6 +41,7 @@ from .data.workers import cores, deaf, heed_the_parent, start_method
 __all__ = ['Settings', 'prepare']
 
 CLASSES = 'classes.txt'
+SECONDS_DEAF = 0.2  # at most, until Ctrl-C is heard where shards are waited for
 # of the files of Pillow's formats that are kept as they are
 ENDINGS = {'JPEG': 'jpg', 'MPO': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'TIFF': 'tif', 'BMP': 'bmp', 'PPM': 'ppm'}
 
@@ -130,6 +131,27 @@ def stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Hear Ctrl-C and SIGTERM at the end of this alone.
+
+    What they raise within a pool could leave a lock taken that its threads wait for.
+    """
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # they raise nothing here
+        yield
+        return
+    before = {number: signal.signal(number, lambda number, _: heard.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if heard:
+            signal.raise_signal(heard[0])
 
 
 def name_alike(sources: dict[str, Source], root: str) -> None:
@@ -250,33 +272,41 @@ def write_split(
     shards = [order[start:start + settings.images_per_shard]
               for start in range(0, len(order), settings.images_per_shard)]
     paths = shard_paths(folder, split, source, settings)
-    todo = [(path, shard) for path, shard in zip(paths, shards, strict=True) if not path.is_file()]
-    with tqdm(total=len(order), initial=len(order) - sum(len(shard) for _, shard in todo), desc=split,
+    todo = {path: shard for path, shard in zip(paths, shards, strict=True) if not path.is_file()}
+    with tqdm(total=len(order), initial=len(order) - sum(len(shard) for shard in todo.values()), desc=split,
               unit=' images', disable=None) as bar:
         for path in write_shards(todo, source, settings, workers):
-            bar.update(dict(todo)[path].size)
+            bar.update(todo[path].size)
     return [(name, reason) for path in paths for name, reason in skipped_beside(path)]
 
 
 def write_shards(
-        todo: list[tuple[Path, Any]], source: Source, settings: Settings, workers: int) -> Iterator[Path]:
+        todo: dict[Path, Any], source: Source, settings: Settings, workers: int) -> Iterator[Path]:
     """Write shards, each in a process; yield each path as it is done."""
     if workers == 1 or len(todo) <= 1:
-        for path, shard in todo:
+        for path, shard in todo.items():
             write_shard(path, shard, source, settings)
             yield path
         return
     context = multiprocessing.get_context(start_method(1))
-    with ProcessPoolExecutor(min(workers, len(todo)), context, _keep, (source, settings)) as pool:
-        with deaf():  # the workers: signals to all processes are for the one that has all shards
-            pending: dict[Future[None], Path] = {pool.submit(_write, path, shard): path for path, shard in todo}
-        try:
-            for future in as_completed(pending):
+    pool = ProcessPoolExecutor(min(workers, len(todo)), context, _keep, (source, settings))
+    remaining = iter(todo.items())
+    pending: dict[Future[None], Path] = {}
+    try:
+        while True:
+            with deferred(), deaf():  # the workers: signals to all processes are for the one that has all shards
+                for path, shard in itertools.islice(remaining, 2 * workers - len(pending)):  # so that none waits
+                    pending[pool.submit(_write, path, shard)] = path
+            if not pending:
+                break
+            with deferred():
+                done, _ = wait(pending, SECONDS_DEAF, FIRST_COMPLETED)
+            for future in done:
                 future.result()
-                yield pending[future]
-        except BaseException:
+                yield pending.pop(future)
+    finally:
+        with deferred():
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 _kept: list[Any] = []

@@ -1,12 +1,14 @@
 """Shards that are written from class folders: the same images, whole or not at all, and nothing left out in silence."""
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import wait
 
 import numpy as np
 import pytest
@@ -277,6 +279,35 @@ def test_sigterm_ends_it_as_ctrl_c_does(folders, tmp_path, monkeypatch, capsys):
     assert end.value.code == 143
     assert 'the same command goes on' in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_signals_do_not_interrupt_the_pool(folders, tmp_path, monkeypatch, name):
+    """Python's pools wait for ever if their locks stay taken."""
+    calls = []
+
+    def signalled(*args):
+        signal.raise_signal(getattr(signal, name))
+        calls.append(wait(*args))
+        return calls[-1]
+
+    monkeypatch.setattr(module, 'wait', signalled)
+    with pytest.raises(SystemExit) as end:
+        prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=1, workers=2)
+    assert end.value.code == 128 + getattr(signal, name)
+    assert len(calls) == 1  # it came to its end, and no other one began
+    assert not multiprocessing.active_children()
+    monkeypatch.undo()
+    assert prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=1, workers=2)['val'] == 5
+
+
+def test_no_further_shards_are_written_once_it_is_interrupted(folders, tmp_path, monkeypatch):
+    """Wherever that is: here, while the progress is shown."""
+    monkeypatch.setattr(module.tqdm, 'update', lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit):
+        prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=1, workers=2)
+    assert not multiprocessing.active_children()
+    assert len(list((tmp_path / 'shards').glob('*.tar'))) <= 5  # of 23
 
 
 def test_a_shard_that_is_being_written_elsewhere(folders, tmp_path):
