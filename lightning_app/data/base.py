@@ -42,6 +42,7 @@ __all__ = ['ImageDataModule', 'evaluation_settings']
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
 LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1, 'repeats': 1,
          'prefetch': 1}
+PREFETCH = 2
 # settings of the Trainer with which nothing would be computed, or by which something is divided
 NOT_ZERO = {'accumulate_grad_batches': 'batches', 'check_val_every_n_epoch': 'epochs',
             'val_check_interval': 'batches, or a share of an epoch'}
@@ -113,7 +114,7 @@ class ImageDataModule(LightningDataModule):
             ] = 'auto',
             exact: bool | None = None,
             decode_on_device: bool = False,
-            prefetch: int = 2,
+            prefetch: int = PREFETCH,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -357,6 +358,8 @@ class ImageDataModule(LightningDataModule):
 
     def _check_training_step(self) -> None:
         self._process_batch_size  # noqa: B018  (checks divisibility before any work)
+        if self.prefetch != PREFETCH and not self._process_workers:
+            rank_zero_warn('data.prefetch has no effect: it is of worker processes, and data.num_workers is 0')
         if self.batch_size % self.repeats:
             raise InputError(message(
                 f'data.repeats: {self.repeats}, with data.batch_size {self.batch_size}',

@@ -156,6 +156,11 @@ def test_repeats_have_no_place_in_batches_that_lightning_reads_in_order(pets, re
         trainer(overfit_batches=1).fit(ImageClassifier('test_resnet', num_classes=3), imagenet(pets, repeats=2))
 
 
+def test_prefetch_without_workers_is_said():
+    with pytest.warns(UserWarning, match='data.prefetch has no effect'):
+        set_up(DigitsDataModule(batch_size=64, num_workers=0, prefetch=4))
+
+
 def test_smaller_gradient_of_the_last_step_is_told(pets):
     with pytest.warns(UserWarning, match='the last step has 1 of 2'):
         set_up(imagenet(pets, batch_size=4), accumulate_grad_batches=2, limit_train_batches=3)
