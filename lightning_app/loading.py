@@ -126,7 +126,8 @@ class Opened(Dataset[tuple[Any, int]]):
 def loading(
         *roots: str, split: str = 'train', size: int = 224, batch_size: int = 64, images: int = 2000, rounds: int = 5,
         decoder: str = 'auto', made_size: tuple[int, int] | None = None, workers: int = 2, cold: bool = False,
-        images_per_second: float | None = None, augment: Augment = Augment()) -> dict[str, float]:  # noqa: B008
+        images_per_second: float | None = None, augment: Augment = Augment(),  # noqa: B008
+        label_column: str | None = None) -> dict[str, float]:
     """Time the loading of training batches, random crops that may be flipped, beside timm's loader and bare decoding.
 
     With one worker and several, each a core. Rounds alternate between all rows, ratios are within a round, and their
@@ -145,6 +146,7 @@ def loading(
         cold: Have the system forget the files before each row: as from storage, not from memory.
         images_per_second: That a GPU trains on, as `train/images_per_second` says: how many cores it needs is printed.
         augment: As `data.augment`, of what timm has as well.
+        label_column: As `data.label_column`.
 
     Returns:
         Images a second for each row.
@@ -155,7 +157,7 @@ def loading(
     made = dict(zip(('width of made_size', 'height of made_size'), made_size or (), strict=False))
     gpu = {} if images_per_second is None else {'images_per_second': images_per_second}
     check_least(1, size=size, batch_size=batch_size, images=images, rounds=rounds, workers=workers, **made, **gpu)
-    sources = {root: Part(open_split(root, split, 'root'), images, made_size) for root in roots}
+    sources = {root: Part(open_split(root, split, 'root', label_column), images, made_size) for root in roots}
     first = sources[roots[0]]
     check(first, batch_size, workers, cold)
     check_augment(augment, size)

@@ -13,11 +13,11 @@ import sys
 import tarfile
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,13 +34,12 @@ from .data.locking import locked
 from .data.object_store import is_url
 from .data.shards import lines_of, samples_in
 from .data.sources import Source, first_files
-from .data.splits import RANGE, RECORD, has_split, located, open_split, read_record
+from .data.splits import CLASSES, RANGE, RECORD, has_split, located, open_split, read_record
 from .data.tars import TarFiles
 from .data.workers import cores, deaf, heed_the_parent, start_method
 
 __all__ = ['Settings', 'prepare']
 
-CLASSES = 'classes.txt'
 SECONDS_DEAF = 0.2  # at most, until Ctrl-C is heard where shards are waited for
 # of the files of Pillow's formats that are kept as they are
 ENDINGS = {'JPEG': 'jpg', 'MPO': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'TIFF': 'tif', 'BMP': 'bmp', 'PPM': 'ppm'}
@@ -65,7 +64,8 @@ class Settings:
 
 def prepare(
         root: str, output: str, splits: Sequence[str] = ('train', 'val'), short_side: int | None = None,
-        quality: int = 90, images_per_shard: int = 1000, seed: int = 0, workers: int | None = None) -> dict[str, int]:
+        quality: int = 90, images_per_shard: int = 1000, seed: int = 0, workers: int | None = None,
+        label_column: str | None = None) -> dict[str, int]:
     """Write the images of class folders, or of any other form that is read, into WebDataset shards.
 
     Each shard is read again before it gets its name, so that a shard that is there is whole: the same command goes on
@@ -82,6 +82,7 @@ def prepare(
         images_per_shard: Images in a shard.
         seed: Of the order of the images, which is random, as some readers want classes mixed.
         workers: Processes; one a core where not given.
+        label_column: Column with the class, of a data set of Hugging Face that has several.
 
     Returns:
         How many images each split has in its shards.
@@ -93,8 +94,9 @@ def prepare(
     settings = Settings(short_side, quality, images_per_shard, seed)
     check(settings, workers)
     check_places(root, output, splits)
-    sources = {split: open_split(root, split, 'root') for split in splits}
-    name_alike(sources, root)
+    opened = partial(open_split, root, key='root', label_column=label_column)
+    sources = {split: opened(split) for split in splits}
+    name_alike(sources, root, opened)
     folder = Path(output)
     counts = {}
     try:
@@ -154,12 +156,12 @@ def deferred() -> Iterator[None]:
             signal.raise_signal(heard[0])
 
 
-def name_alike(sources: dict[str, Source], root: str) -> None:
+def name_alike(sources: dict[str, Source], root: str, opened: Callable[[str], Source]) -> None:
     """Give classes that are numbers the names that another split, or the training images, have: see `take_names`."""
     numbered = [source for source in sources.values() if source.numbers]
     named = next((source for source in numbered if source.classes != source.numbers), None)
     if numbered and named is None and 'train' not in sources and has_split(root, 'train'):
-        named = open_split(root, 'train', 'root')
+        named = opened('train')
     if named is not None:
         for source in numbered:
             take_names(source, named)
@@ -237,12 +239,12 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
             f'class: {unfit[0]!r}', f'{CLASSES} has a name a line, up to a tab', 'call its folder otherwise'))
     for split, source in sources.items():
         relabel(source, classes, split)
-    for partial in (each for split in sources for each in folder.glob(f'{split}-*.partial')):
-        partial.unlink(missing_ok=True)
+    for unfinished in (each for split in sources for each in folder.glob(f'{split}-*.partial')):
+        unfinished.unlink(missing_ok=True)
     names.write_text(''.join(f'{name}\n' for name in classes), 'utf-8', 'surrogateescape')
-    partial = file.with_suffix('.json.partial')
-    partial.write_text(json.dumps({**before, **asdict(settings), 'splits': splits}))
-    partial.replace(file)
+    unfinished = file.with_suffix('.json.partial')
+    unfinished.write_text(json.dumps({**before, **asdict(settings), 'splits': splits}))
+    unfinished.replace(file)
 
 
 def digest(source: Source) -> int:
@@ -327,11 +329,11 @@ def _write(path: Path, shard: Any) -> None:
 
 def write_shard(path: Path, indices: Any, source: Source, settings: Settings) -> None:
     """Write some images of a source to a shard, read them again, and only then give it its name."""
-    partial = path.with_suffix(f'.tar.{secrets.token_hex(4)}.partial')  # one that was killed may still be writing
+    unfinished = path.with_suffix(f'.tar.{secrets.token_hex(4)}.partial')  # one that was killed may still be writing
     written: dict[str, int] = {}
     keys: set[str] = set()
     skipped = []
-    with tarfile.open(partial, 'w') as tar:
+    with tarfile.open(unfinished, 'w') as tar:
         for index in indices.tolist():
             try:
                 content, ending = image_file(source.read(index), settings)
@@ -342,13 +344,13 @@ def write_shard(path: Path, indices: Any, source: Source, settings: Settings) ->
             written[f'{key}.{ending}'] = zlib.crc32(content)
             add(tar, f'{key}.{ending}', content)
             add(tar, f'{key}.cls', str(int(source.labels[index])).encode())
-    verify(partial, written)
+    verify(unfinished, written)
     record = skipped_file(path)
     if skipped:
         record.write_text(json.dumps(skipped))
     else:
         record.unlink(missing_ok=True)
-    partial.replace(path)
+    unfinished.replace(path)
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

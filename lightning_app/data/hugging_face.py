@@ -26,17 +26,21 @@ class HuggingFaceSource(Source):
     Args:
         dataset: A `datasets.Dataset`.
         title: What messages call it.
+        label: The column of class labels; not needed where there is one, or one with a usual name.
 
     Raises:
         InputError: If it lacks such columns.
     """
 
-    def __init__(self, dataset: Any, title: str) -> None:
+    def __init__(self, dataset: Any, title: str, label: str | None = None) -> None:
         import datasets  # optional: the extra `datasets`
 
         self.title = title
-        self.image = column_of(dataset, datasets.Image, title, 'images', IMAGES)
-        label = column_of(dataset, datasets.ClassLabel, title, 'class labels', LABELS)
+        self.image = column_of(
+            dataset, datasets.Image, title, 'images', IMAGES,
+            f'call the one that is meant {IMAGES[0]}, by its rename_column, and save it again')
+        label = named_column(dataset, datasets.ClassLabel, title, label) if label else column_of(
+            dataset, datasets.ClassLabel, title, 'class labels', LABELS, 'say which by label_column')
         self.classes: list[str] = list(dataset.features[label].names)
         column = dataset.select_columns([label]).with_format('arrow')[:][label]
         self.labels = column.to_numpy().astype(np.int64)
@@ -55,27 +59,41 @@ class HuggingFaceSource(Source):
         return value['bytes'] if value['bytes'] is not None else Path(value['path']).read_bytes()
 
 
-def column_of(dataset: Any, kind: type, title: str, what: str, usual: Sequence[str]) -> str:
+def columns_of(dataset: Any, kind: type) -> list[str]:
+    """Return the names of the columns of a kind."""
+    return [str(name) for name, feature in dataset.features.items() if isinstance(feature, kind)]
+
+
+def named_column(dataset: Any, kind: type, title: str, name: str) -> str:
+    """Return the name of a column; raise `InputError` if there is none of the kind with it."""
+    columns = columns_of(dataset, kind)
+    if name not in columns:
+        raise InputError(message(
+            f'label_column: {name}', f'{title} has {", ".join(columns) or "no column"} of class labels',
+            meant(nearest(name, columns)) + 'name one of them, or cast the column to datasets.ClassLabel'))
+    return name
+
+
+def column_of(dataset: Any, kind: type, title: str, what: str, usual: Sequence[str], remedy: str) -> str:
     """Return the name of the column of a kind, of several of that with a usual name.
 
     Raises:
-        InputError: If there is none, or several of which it cannot be told.
+        InputError: If there is none, or several of which it cannot be told; `remedy` is for those.
     """
-    columns = [str(name) for name, feature in dataset.features.items() if isinstance(feature, kind)]
+    columns = columns_of(dataset, kind)
     named = [name for each in usual for name in columns if name.lower() == each]
     if len(columns) == 1 or named:
         return [*named, *columns][0]
     if columns:
         raise InputError(message(
-            f'data set: {title}', f'it has several columns of {what}: {", ".join(columns)}',
-            f'call the one that is meant {usual[0]}, by its rename_column, and save it again'))
+            f'data set: {title}', f'it has several columns of {what}: {", ".join(columns)}', remedy))
     raise InputError(message(
         f'data set: {title}', f'it has no column of {what}, but {", ".join(dataset.features)}',
         'cast its columns to datasets.Image and datasets.ClassLabel, and save it again'))
 
 
-def open_saved(folder: Path, split: str) -> HuggingFaceSource:
-    """Return the split of what `save_to_disk` left in `folder`, or in `folder/split`."""
+def open_saved(folder: Path, split: str, label: str | None = None) -> HuggingFaceSource:
+    """Return the split of what `save_to_disk` left in `folder`, or in `folder/split`, its classes of column `label`."""
     datasets = library()
     try:
         loaded = datasets.load_from_disk(str(folder))
@@ -83,16 +101,16 @@ def open_saved(folder: Path, split: str) -> HuggingFaceSource:
         raise InputError(message(
             f'data set: {folder}', f'it cannot be read ({error})', 'save it again, by its save_to_disk')) from error
     if isinstance(loaded, datasets.DatasetDict):
-        return HuggingFaceSource(loaded[split_named(split, list(loaded), str(folder))], f'{folder}:{split}')
-    return HuggingFaceSource(loaded, str(folder))
+        return HuggingFaceSource(loaded[split_named(split, list(loaded), str(folder))], f'{folder}:{split}', label)
+    return HuggingFaceSource(loaded, str(folder), label)
 
 
-def open_hub(name: str, split: str) -> HuggingFaceSource:
+def open_hub(name: str, split: str, label: str | None = None) -> HuggingFaceSource:
     """Return the split of a data set of the hub, such as `ILSVRC/imagenet-1k`; it is downloaded to the hub's cache."""
     chosen = split_named(split, hub_splits(name), f'hf://{name}')
     with reached(name):
         loaded = library().load_dataset(name, split=chosen)
-    return HuggingFaceSource(loaded, f'hf://{name}:{chosen}')
+    return HuggingFaceSource(loaded, f'hf://{name}:{chosen}', label)
 
 
 @cache

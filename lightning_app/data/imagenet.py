@@ -28,6 +28,7 @@ class ImageNetDataModule(ImageDataModule):
         train_split: Name of the training folder, tar file or split, or of shards, such as `train-{0000..0146}.tar`.
         val_split: The same for the validation, which may be called `validation`, `valid` or `dev` there.
         test_split: The same for the test; the validation images where not given.
+        label_column: Column with the class, of a data set of Hugging Face that has several, such as `coarse_label`.
         **common: See `ImageDataModule`.
 
     Raises:
@@ -40,6 +41,7 @@ class ImageNetDataModule(ImageDataModule):
             train_split: str = 'train',
             val_split: str = 'val',
             test_split: str | None = None,
+            label_column: str | None = None,
             **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -47,16 +49,20 @@ class ImageNetDataModule(ImageDataModule):
         self.train_split = train_split
         self.val_split = val_split
         self.test_split = test_split
+        self.label_column = label_column
         self._sources: dict[str, Source] = {}
 
     def open(self, split: str) -> Source:
         """Return the images of `train`, `val` or `test`, with the labels of the training classes."""
         folder = {'train': self.train_split, 'val': self.val_split, 'test': self.test_split or self.val_split}[split]
         if folder not in self._sources:
-            self._sources[folder] = open_split(self.root, folder)
+            self._sources[folder] = self._open(folder)
             if split != 'train':
                 self._relabel(self._sources[folder], folder)
         return self._sources[folder]
+
+    def _open(self, split: str) -> Source:
+        return open_split(self.root, split, label_column=self.label_column)
 
     def _relabel(self, source: Source, split: str) -> None:
         classes = self.class_names or []
@@ -75,7 +81,7 @@ class ImageNetDataModule(ImageDataModule):
         """Return the training classes, or those of the validation images where there are no training images."""
         if not has_split(self.root, self.train_split):
             if has_split(self.root, self.val_split):
-                return open_split(self.root, self.val_split).classes
+                return self._open(self.val_split).classes
             if self.images is not None:
                 return None
         return self.open('train').classes

@@ -27,17 +27,18 @@ class LitDataSource(Source):
     """Images of a data set that litdata's `optimize` wrote, local or in an object store.
 
     A sample is a dictionary or a pair of an image (its file as bytes, an image of Pillow's, or pixels) and its class, a
-    whole number. The classes are read once, and kept in a cache; `classes.txt` beside the data names them, a name a
-    line, else they are called by number.
+    whole number. The classes, numbers that there are images of, are read once, and kept in a cache; a `classes.txt`
+    names them, a name a line, else they are called by number.
 
     Args:
         root: The folder with `index.json`.
+        names: The `classes.txt`, where it does not lie in it.
 
     Raises:
         InputError: If litdata is not installed, a file or a label is missing, or the samples are of another kind.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, names: Path | None = None) -> None:
         self.root = str(root)
         chunks = chunks_of(Path(self.root))
         files = ['index.json', *(chunk['filename'] for chunk in chunks)]
@@ -50,9 +51,10 @@ class LitDataSource(Source):
         paths = [os.path.join(self.root, file) for file in files]
         self.labels = cached_arrays('litdata-labels', paths, self._labels)['labels']
         check_labels(f'data.root: {root}', self.labels)
-        names = Path(self.root, 'classes.txt')
-        numbers = [str(number) for number in range(int(self.labels.max()) + 1)]
-        self.classes = named(numbers, names) if names.is_file() else numbers
+        there, self.labels = np.unique(self.labels, return_inverse=True)
+        self.numbers = [str(number) for number in there]
+        names = names or Path(self.root, 'classes.txt')
+        self.classes = named(self.numbers, names) if names.is_file() else self.numbers
         self.dataset = None  # it has threads and open files: each worker opens its own
 
     def _labels(self) -> dict[str, Any]:

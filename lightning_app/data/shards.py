@@ -46,18 +46,19 @@ class ShardSource(Source):
 
     Args:
         paths: The shards.
+        names: The `classes.txt`, where it does not lie beside them.
 
     Raises:
         InputError: If a shard cannot be read, an image has no label, or some have a number and others a folder.
     """
 
-    def __init__(self, paths: Sequence[str | Path]) -> None:
+    def __init__(self, paths: Sequence[str | Path], names: Path | None = None) -> None:
         self.paths_of_shards = [str(path) for path in paths]
         arrays = cached_arrays('samples', self.paths_of_shards, lambda: index_of(self.paths_of_shards))
         self.paths = Texts.of(arrays['names'], arrays['name_ends'])
         numbers = list(Texts.of(arrays['classes'], arrays['class_ends']))
         self.labels, self.places, self.shards = arrays['labels'], arrays['places'], arrays['shards']
-        names = Path(self.paths_of_shards[0]).parent / 'classes.txt'
+        names = names or Path(self.paths_of_shards[0]).parent / 'classes.txt'
         if all(number.isdigit() for number in numbers):
             self.numbers = numbers
         if self.numbers and names.is_file():

@@ -16,24 +16,25 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from se_timm.errors import InputError, meant, message, nearby, nearest
 
-from .hugging_face import hub_splits, names_of, open_hub, open_saved
+from .hugging_face import HuggingFaceSource, hub_splits, names_of, open_hub, open_saved
 from .object_store import is_url, local_copy, names_at
 from .optimised import LitDataSource, chunks_of
 from .shards import ShardSource, is_shard, missing_shards
 from .sources import FolderSource, Source, TarSource
 from .tars import places_in
 
-__all__ = ['RANGE', 'RECORD', 'has_split', 'located', 'open_split', 'read_record']
+__all__ = ['CLASSES', 'RANGE', 'RECORD', 'has_split', 'located', 'open_split', 'read_record']
 
 HUB = 'hf://'
 SAVED = 'dataset_dict.json'  # in a folder that save_to_disk of Hugging Face's datasets wrote, with splits
+CLASSES = 'classes.txt'  # names of classes that are numbers
 RECORD = 'prepared.json'  # beside shards that `prepare` makes: what they follow from, and how many there shall be
 SPLIT_NAMES = {'train', 'test', *names_of('val')}
 NUMBER = re.compile('[0-9a-f]*[0-9][0-9a-f]*|[0-9a-f]{6,}|of')  # or a hash, in names of shards
 RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
 
 
-def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
+def open_split(root: str | Path, split: str, key: str = 'data.root', label_column: str | None = None) -> Source:
     """Return the images of a split, in whatever form they are there.
 
     Args:
@@ -42,17 +43,23 @@ def open_split(root: str | Path, split: str, key: str = 'data.root') -> Source:
         split: Name of a folder, tar file or split, such as `train`, or of shards, such as `train-{0000..0146}.tar`;
             further below, `sub/train`.
         key: What messages call `root`.
+        label_column: Column with the class, of a data set of Hugging Face that has several.
 
     Raises:
         InputError: If there is no such split, or not all of it.
     """
     if str(root).startswith(HUB):
-        return open_hub(str(root).removeprefix(HUB), split)
+        return open_hub(str(root).removeprefix(HUB), split, label_column)
     with readable(root, key):
-        return open_there(root, split, key)
+        source = open_there(root, split, key, label_column)
+    if label_column and not isinstance(source, HuggingFaceSource):
+        raise InputError(message(
+            f'label_column: {label_column}', f'{root} is no data set of Hugging Face, and has no columns',
+            'leave it out'))
+    return source
 
 
-def open_there(root: str | Path, split: str, key: str) -> Source:
+def open_there(root: str | Path, split: str, key: str, label_column: str | None) -> Source:
     """Return the images of a split in a folder or an object store; as `open_split`."""
     root, split = located(root, split)
     names = names_in(root, key)
@@ -64,11 +71,11 @@ def open_there(root: str | Path, split: str, key: str) -> Source:
             meant(close)
             + f'it holds: {", ".join(names[:8]) or "nothing"}; name the splits by data.train_split and data.val_split'))
     if is_url(root):
-        root = local_copy(root, names if entries == [SAVED] else [*entries, 'classes.txt', RECORD], key)
+        root = local_copy(root, names if entries == [SAVED] else [*entries, CLASSES, RECORD], key)
     if entries == [SAVED]:
-        return open_saved(Path(root), split)
+        return open_saved(Path(root), split, label_column)
     if any(entries[0] in places_of(each) for each in names_of(split)):
-        return open_place(Path(root, entries[0]), split)
+        return open_place(Path(root, entries[0]), split, label_column)
     return open_shards(Path(root), split, [Path(root, name) for name in entries])
 
 
@@ -181,22 +188,23 @@ def expanded(pattern: str) -> list[str]:
             for name in expanded(f'{pattern[:match.start()]}{number:0{len(match[1])}}{pattern[match.end():]}')]
 
 
-def open_place(place: Path, split: str) -> Source:
+def open_place(place: Path, split: str, label_column: str | None) -> Source:
     """Return the images in a folder or a file."""
     if place.is_file():
         places = places_in(place)
         return ShardSource([place]) if is_shard(places) else TarSource(place, places)
     if (place / SAVED).is_file() or (place / 'state.json').is_file():
-        return open_saved(place, split)
+        return open_saved(place, split, label_column)
+    names = next((folder / CLASSES for folder in (place, place.parent) if (folder / CLASSES).is_file()), None)
     if chunks_of(place):
-        return LitDataSource(place)
+        return LitDataSource(place, names)
     with os.scandir(place) as entries:  # class folders, beside which an archive may have been left
         folders = any(entry.is_dir() and not entry.name.startswith('.') for entry in entries)
     shards = [] if folders else sorted(path for path in place.glob('*.tar') if not path.name.startswith('.'))
-    return open_shards(place, split, shards) if shards else FolderSource(place)
+    return open_shards(place, split, shards, names) if shards else FolderSource(place)
 
 
-def open_shards(folder: Path, split: str, shards: list[Path]) -> ShardSource:
+def open_shards(folder: Path, split: str, shards: list[Path], names: Path | None = None) -> ShardSource:
     """Return the images in shards; say which a series lacks, but for those that are named one by one.
 
     Raises:
@@ -212,7 +220,7 @@ def open_shards(folder: Path, split: str, shards: list[Path]) -> ShardSource:
         if missing := missing_shards([path.name for path in shards]):
             rank_zero_warn(f'{folder}: {len(missing)} shards are missing by their numbers, and with them their images: '
                            f'{", ".join(missing[:3])}')
-    return ShardSource(shards)
+    return ShardSource(shards, names)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

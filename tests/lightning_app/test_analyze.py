@@ -349,7 +349,8 @@ def test_images_that_cannot_be_read(trained, photos, in_tmp_path, cli_error, cap
 def test_training_images_are_not_needed(trained, photos, in_tmp_path, monkeypatch):
     opened = []
     open_split = imagenet.open_split
-    monkeypatch.setattr(imagenet, 'open_split', lambda root, split: opened.append(split) or open_split(root, split))
+    monkeypatch.setattr(
+        imagenet, 'open_split', lambda root, split, **more: opened.append(split) or open_split(root, split, **more))
     main(['analyze', '--ckpt_path', trained.path, '--output=out'])
     assert opened == ['val']
 

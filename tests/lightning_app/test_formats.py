@@ -794,14 +794,57 @@ def test_arrays_that_are_no_images(pixels, said, refused):
     check_pixels(torch.zeros(3, 4, 4), 'here')
 
 
+def as_numbered_shards_in_folders(root, to):
+    as_shards(root, to)
+    for split in SPLITS:
+        (to / split).mkdir()
+        for path in to.glob(f'pets-{split}-*.tar'):
+            path.rename(to / split / path.name)
+        shutil.copy(to / 'classes.txt', to / split)
+
+
+@pytest.mark.parametrize('write', [as_numbered_shards_in_folders, as_optimised])
+def test_names_of_classes_beside_the_splits(write, folders, tmp_path):
+    """Once for all, and not in each."""
+    write(folders, tmp_path)
+    for split in SPLITS:
+        (tmp_path / split / 'classes.txt').unlink()
+    (tmp_path / 'classes.txt').write_text('a\nb\nc\n')
+    assert open_split(tmp_path, 'val').classes == ['a', 'b', 'c']
+
+
+def test_classes_of_optimised_samples_are_those_there_are(tmp_path):
+    """As of shards: a number without images is no class."""
+    for split, numbers in (('train', [5, 2, 9, 2]), ('val', [9, 2])):
+        optimize(optimised, [('', b'image', number) for number in numbers], tmp_path / split)
+    data = ImageNetDataModule(root=str(tmp_path), batch_size=2)
+    assert (data.class_names, data.open('train').labels.tolist()) == (['2', '5', '9'], [1, 0, 2, 0])
+    assert data.open('val').labels.tolist() == [2, 0]
+
+
 def test_class_column_of_several(folders, tmp_path, refused):
     rows = as_dataset(folders, 'train')
     kind = [label % 2 for label in rows['label']]
     both = rows.add_column('kind', kind).cast_column('kind', datasets.ClassLabel(names=['pet', 'fish']))
     both = both.select_columns(['image', 'kind', 'label'])
     assert HuggingFaceSource(both, 'here').classes == list(CLASSES)
-    with refused('data set: here', 'several columns of class labels: kind, species', 'the one that is meant label'):
-        HuggingFaceSource(both.rename_column('label', 'species'), 'here')
+    both = both.rename_column('label', 'species')
+    with refused('data set: here', 'several columns of class labels: kind, species', 'say which by label_column'):
+        HuggingFaceSource(both, 'here')
+    with refused('label_column: sort', 'here has kind, species of class labels', 'cast the column'):
+        HuggingFaceSource(both, 'here', 'sort')
+    datasets.DatasetDict(train=both, val=both).save_to_disk(str(tmp_path / 'set'))
+    both.to_parquet(tmp_path / 'hub' / 'train.parquet')
+    both.to_parquet(tmp_path / 'hub' / 'validation.parquet')
+    for root in (tmp_path / 'set', f'hf://{tmp_path}/hub'):
+        named = ImageNetDataModule(root=str(root), batch_size=2, image_size=32, num_workers=0, label_column='kind')
+        named.setup('fit')
+        assert named.class_names == ['pet', 'fish']
+        assert named.settings()['init_args']['label_column'] == 'kind'  # a checkpoint has it
+    main(['prepare', '--root', str(tmp_path / 'set'), '--output', str(tmp_path / 'shards'), '--label_column=species'])
+    assert open_split(tmp_path / 'shards', 'val').classes == list(CLASSES)
+    with refused('label_column: kind', 'no data set of Hugging Face', 'leave it out'):
+        open_split(folders, 'train', label_column='kind')
 
 
 @pytest.mark.parametrize(('names', 'split', 'expected'), [
