@@ -342,7 +342,8 @@ class ImageClassifier(LightningModule):
         check_numbers(optim)
         optimizer = build_optimizer(self.net, optim, scaled_lr(optim, batch_size), scaled=self._scaled)
         schedule = self.schedule
-        for setting in without_effect(optim, schedule, self.trainer.max_epochs or 0):
+        for setting in without_effect(
+                optim, schedule, self.trainer.max_epochs or 0, self.trainer.min_epochs or 0):
             rank_zero_info(setting)
         if getattr(self.trainer, 'fast_dev_run', False):  # one epoch, in which no warm-up fits
             schedule = dataclasses.replace(schedule, warmup_epochs=0)

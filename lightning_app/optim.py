@@ -284,8 +284,15 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
                 f'take a number {least}'))
 
 
-def without_effect(optim: Optim, schedule: Schedule, epochs: int) -> list[str]:
-    """Return the settings that do nothing, each with the reason; a recipe that is changed may have some."""
+def without_effect(optim: Optim, schedule: Schedule, epochs: int, least: int = 0) -> list[str]:
+    """Return the settings that do nothing, each with the reason; a recipe that is changed may have some.
+
+    Args:
+        optim: The optimiser.
+        schedule: The learning rate over the epochs.
+        epochs: After which a training ends.
+        least: Before which none ends, `trainer.min_epochs`.
+    """
     why = {f'model.schedule.{name}': f'the schedule is {schedule.name}'
            for name, users in USED_BY.items() if schedule.name not in users and differs(schedule, name)}
     if not schedule.warmup_epochs and differs(schedule, 'warmup_lr'):
@@ -294,6 +301,8 @@ def without_effect(optim: Optim, schedule: Schedule, epochs: int) -> list[str]:
         why['model.schedule.decay_milestones'] = f'trainer.max_epochs is {epochs}'
     if optim.lr_scaling == 'none' and differs(optim, 'lr_batch'):
         why['model.optim.lr_batch'] = 'lr_scaling is none'
+    if least > epochs:
+        why['trainer.min_epochs'] = f'trainer.max_epochs is {epochs}'
     at_rest = ['model.optim.lr is 0: nothing trains'] * (optim.lr == 0)
     return [*at_rest, *(f'{name} has no effect: {reason}' for name, reason in why.items())]
 

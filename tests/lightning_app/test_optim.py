@@ -319,6 +319,11 @@ def test_batch_size_of_a_learning_rate_that_does_not_scale():
     assert not without_effect(Optim(lr_batch=1024, lr_scaling='sqrt'), Schedule(), 20)
 
 
+def test_least_epochs_that_are_more_than_there_are():
+    assert without_effect(Optim(), Schedule(), 3, 4) == ['trainer.min_epochs has no effect: trainer.max_epochs is 3']
+    assert not without_effect(Optim(), Schedule(), 3, 3)
+
+
 def test_drops_after_the_end_of_the_training():
     schedule = Schedule('multistep', decay_milestones=[3, 9])
     assert without_effect(Optim(), schedule, 3) == [
