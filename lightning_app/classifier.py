@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, Callback, Checkpoint, LearningRateFinder
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    Callback,
+    Checkpoint,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -69,7 +76,10 @@ UNSUITED: dict[type, tuple[str, str]] = {
         'find it before the training, in Python: Tuner(trainer).scale_batch_size(model, datamodule=data)'),
     BackboneFinetuning: (
         "it wants a module called backbone, which timm's networks do not have",
-        'take lightning_app.callbacks.FreezeBackbone')}
+        'take lightning_app.callbacks.FreezeBackbone'),
+    StochasticWeightAveraging: (
+        'it puts a schedule of its own in place of model.schedule, and its average is never validated',
+        'take lightning_app.callbacks.WeightEMA')}
 
 
 class ImageClassifier(LightningModule):

@@ -1,6 +1,7 @@
 """The classifier with a plain Trainer: training, schedule, precision, metrics, checkpoints, any network of timm."""
 import contextlib
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    StochasticWeightAveraging,
 )
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner
@@ -528,10 +530,12 @@ def test_learning_rate_that_lightning_finds_is_that_of_the_next_training(make_tr
 @pytest.mark.parametrize(('callback', 'why', 'do'), [
     (LearningRateFinder, 'the schedule exists', 'Tuner(trainer).lr_find'),
     (BatchSizeFinder, 'the training is planned', 'Tuner(trainer).scale_batch_size'),
-    (BackboneFinetuning, 'called backbone', 'FreezeBackbone')])
+    (BackboneFinetuning, 'called backbone', 'FreezeBackbone'),
+    (partial(StochasticWeightAveraging, 0.1), 'in place of model.schedule', 'WeightEMA')])
 def test_callbacks_that_cannot_do_what_they_are_for(callback, why, do, make_trainer, photo_data, refused):
-    with refused(f'trainer.callbacks: {callback.__name__}', why, do):
-        make_trainer(callbacks=[callback()]).fit(classifier(), photo_data())
+    made = callback()
+    with refused(f'trainer.callbacks: {type(made).__name__}', why, do):
+        make_trainer(callbacks=[made]).fit(classifier(), photo_data())
 
 
 @pytest.mark.parametrize('work', ['fit', 'validate'])
