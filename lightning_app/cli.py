@@ -29,7 +29,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from se_timm.errors import InputError, check_file, check_writable, existing, message
+from se_timm.errors import InputError, check_file, check_writable, existing, meant, message, nearest
 
 from .callbacks.predictions import PredictionWriter
 from .callbacks.stop_signals import EndAtOnce
@@ -72,6 +72,7 @@ DESCRIPTIONS = {
 # in place of Lightning's, which are of its own keywords
 RESUMED = ('Checkpoint from which the training goes on: a file; `last`, the newest of the runs that is whole; '
            'or `auto`, the same, and a new training if there is none.')
+NEWEST = ('last', 'auto')
 EVALUATED = 'Checkpoint of a training. It supplies the settings that are not given, too.'
 # With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
@@ -380,8 +381,10 @@ def evaluated_checkpoint(args: list[str], configs: Configs) -> dict[str, Any]:
     given = [content['ckpt_path'] for _, content in configs if 'ckpt_path' in content]
     path = [None, *given, *_options(args, '--ckpt_path')][-1]
     if not args or args[0] not in SUBCOMMANDS or path in (None, 'null') or (
-            args[0] == 'fit' and path in ('last', 'auto')):
+            args[0] == 'fit' and path in NEWEST):
         return {}
+    if args[0] == 'fit' and not Path(path).suffix and not Path(path).exists() and (close := nearest(path, NEWEST)):
+        raise InputError(message(f'ckpt_path: {path}', 'there is no such file', meant(close)))
     checkpoint = load_checkpoint(str(path))  # that a training goes on from is tried, too, before any work
     return {} if args[0] == 'fit' or 'name' not in checkpoint.get('hyper_parameters', {}) else checkpoint
 

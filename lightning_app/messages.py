@@ -152,7 +152,8 @@ def _unknown_class_option(match: re.Match[str], parser: ArgumentParser) -> str:
     if option.startswith('augment.'):
         return _unknown_key(re.match(r'(.*)', f'data.{option}'), parser)  # type: ignore[arg-type]
     return message(f'{name}: {match[2].lstrip("-")}', f'{match[1]} has no such option',
-                   _suggest(option, valid, f'valid: {", ".join(valid)}'))
+                   _suggest(option, valid, f'valid: {", ".join(valid)}' if valid else
+                            'it has none; those of a class stand behind the --config, or the option, that names it'))
 
 
 def _group(match: re.Match[str], parser: ArgumentParser) -> str:

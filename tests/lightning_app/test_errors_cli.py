@@ -133,6 +133,10 @@ def test_unknown_option_of_a_callback(refused, on_photos):
             given='monitr', do='monitor')
 
 
+def test_option_of_a_callback_before_it_is_named(refused, on_photos):
+    refused(['fit', *on_photos, '--trainer.callbacks.patience=3'], 'Callback: patience', do='behind the --config')
+
+
 def test_unknown_command(refused):
     refused(['fitt'], given='fitt', do='fit')
 
@@ -432,6 +436,10 @@ def test_network_without_weights_is_not_evaluated(refused, on_photos, command):
 @pytest.mark.parametrize('word', ['best', 'last', 'hpc'])
 def test_checkpoint_of_no_training_here(refused, on_photos, command, word):
     refused([command, *on_photos, f'--ckpt_path={word}'], f'ckpt_path: {word}', 'no such file')
+
+
+def test_word_like_last(refused, on_photos):
+    refused(['fit', *on_photos, '--ckpt_path=lastt'], 'ckpt_path: lastt', 'no such file', 'did you mean last?')
 
 
 def test_output_that_is_a_folder(refused, on_photos, weights, photos):
