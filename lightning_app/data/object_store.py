@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Container, Iterator, Sequence
 from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -154,9 +155,12 @@ def is_current(store: Any, entry: Entry, copy: Path) -> bool:
     if not copy.is_file():
         return False
     stored = Stored.of(entry)
-    if stored == (None, None):  # a web server says the size of a single file only
-        stored = Stored(store.info(entry['name']).get('size'), None)
-    return stored.equals(copy)
+    if stored != (None, None):
+        return stored.equals(copy)
+    info = store.info(entry['name'])  # a web server tells of single files only
+    changed = info.get('Last-Modified')  # not by older fsspec
+    return Stored(info.get('size'), None).equals(copy) and (
+        changed is None or parsedate_to_datetime(changed).timestamp() <= copy.stat().st_mtime)
 
 
 def fetch(store: Any, files: dict[Path, Entry]) -> None:

@@ -517,33 +517,41 @@ def test_splits_further_below(split, is_stored, bucket, written, refused):
         open_split(root, f'{below}/pets-tain')
 
 
-def test_copies_from_a_web_server(written, tmp_path, monkeypatch):
-    """It says no time, and of a file no size in a list."""
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Return a function that lets a web server have a folder, and returns its URL."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    servers = []
+
+    def served(root):
+        server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=str(root)))
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f'http://127.0.0.1:{server.server_port}'
+
+    yield served
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_copies_from_a_web_server(written, served):
+    """It says no time in a list, and of a file no size."""
     root = written(as_tar)
-    handler = partial(SimpleHTTPRequestHandler, directory=str(root))
-    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f'http://127.0.0.1:{server.server_port}'
-        assert len(open_split(url, 'val').labels) == 18
-        shutil.copy(root / 'train.tar', root / 'val.tar')
-        with open(root / 'val.tar', 'ab') as file:
-            file.write(bytes(10240))
-        copy = Path(open_split(url, 'val').file(0))
-        assert copy.read_bytes() == (root / 'val.tar').read_bytes()
-        server.shutdown()
+    url = served(root)
+    assert len(open_split(url, 'val').labels) == 18
+    shutil.copy(root / 'train.tar', root / 'val.tar')
+    with open(root / 'val.tar', 'ab') as file:
+        file.write(bytes(10240))
+    copy = Path(open_split(url, 'val').file(0))
+    assert copy.read_bytes() == (root / 'val.tar').read_bytes()
 
 
-def test_names_on_a_web_server_are_those_of_the_files(tmp_path, monkeypatch, write_images):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+def test_names_on_a_web_server_are_those_of_the_files(tmp_path, served, write_images):
     root = write_images(tmp_path / 'web' / 'train', {'golden retriever': 2, 'été': 1, '100%25': 1})
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / 'web'))
-    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        source = open_split(f'http://127.0.0.1:{server.server_port}', 'train')
-        assert source.classes == FolderSource(root).classes
-        assert [source.read(index) for index in range(4)] == [FolderSource(root).read(index) for index in range(4)]
-        server.shutdown()
+    source = open_split(served(tmp_path / 'web'), 'train')
+    assert source.classes == FolderSource(root).classes
+    assert [source.read(index) for index in range(4)] == [FolderSource(root).read(index) for index in range(4)]
 
 
 @pytest.mark.parametrize(('entry', 'expected'), [
@@ -563,6 +571,21 @@ def test_what_stores_say_of_a_file(entry, expected):
 def test_object_store_out_of_reach(url, why, refused):
     with refused(f'data.root: {url}', why, 'see '):
         open_split(url, 'train')
+
+
+def test_file_of_a_web_server_that_has_changed(written, served):
+    """Not in its size."""
+    root = written(as_tar)
+    url = served(root)
+    if 'Last-Modified' not in object_store.connected(url, '')[0].info(f'{url}/train.tar'):
+        pytest.skip('this fsspec does not tell')
+    before = open_split(url, 'train').read(0)
+    content = (root / 'train.tar').read_bytes()
+    (root / 'train.tar').write_bytes(content.replace(before, before[:-1] + b'!'))
+    os.utime(root / 'train.tar', (time.time() - 3600,) * 2)
+    assert open_split(url, 'train').read(0) == before  # the copy is younger
+    os.utime(root / 'train.tar', (time.time() + 60,) * 2)
+    assert open_split(url, 'train').read(0) == before[:-1] + b'!'
 
 
 def test_object_store_without_the_split(written, refused):
