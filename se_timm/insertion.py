@@ -29,6 +29,7 @@ GATES = (
     'EfficientLocalAttn', 'StripAttn')
 # attribute of what was put in: the module or None that was there, or that it holds it, or that there was nothing
 REPLACED = '_se_timm_replaced'
+EXEMPT = 'no_weight_decay'  # a method of timm's networks
 INNER, NOTHING = 'inner', 'nothing'
 OWN_ARGUMENTS = ('at', 'kind', 'identity_start', 'input_size', 'inplace')
 SE_ARGUMENTS = tuple(
@@ -135,6 +136,8 @@ def add_se(
         net = copy.deepcopy(net)
     for point in sorted(gates, key=lambda point: -str(point).count('.')):  # the inner ones first: they change no names
         insert(net, point, gates[point], ends[point])
+    if callable(getattr(type(net), EXEMPT, None)):
+        vars(net)[EXEMPT] = partial(exempt, net)
     return Insertion(
         net,
         {str(point): Place(point.kind, ends[point].channels, ends[point].layout, parameters_of(gate))
@@ -162,7 +165,7 @@ def remove_se(net: nn.Module) -> list[str]:
     for name in reversed(gates):  # the inner ones first
         take_out(net, net.get_submodule(name))
     for module in net.modules():
-        for method in REPARAMETERISE:
+        for method in (*REPARAMETERISE, EXEMPT):
             vars(module).pop(method, None)
     return names
 
@@ -370,6 +373,16 @@ def plain_name(net: nn.Module, name: str) -> str:
     parts = name.split('.')
     return '.'.join(part for depth, part in enumerate(parts)
                     if not isinstance(net.get_submodule('.'.join(parts[:depth])), Gated))
+
+
+def exempt(net: nn.Module) -> set[str]:
+    """Return which parameters a network keeps from weight decay, as `named_parameters` has them.
+
+    Some of timm's networks take the names of the state dict, in which there is no `inner`; timm's optimisers do not.
+    """
+    kept: Any = getattr(type(net), EXEMPT)
+    present = {plain_name(net, name): name for name, _ in net.named_parameters()}
+    return {present.get(name, name) for name in kept(net)}
 
 
 def refuse_reparameterisation(block: nn.Module) -> None:

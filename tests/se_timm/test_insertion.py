@@ -10,6 +10,7 @@ import timm
 import torch
 import torchvision
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.optim import create_optimizer_v2
 from timm.utils import reparameterize_model
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ import se_timm
 from se_timm import SqueezeExcite, add_se, remove_se
 from se_timm.dry_run import CUBE, layout_of
 from se_timm.gated import Gated, GatedCall
-from se_timm.insertion import KINDS, added
+from se_timm.insertion import KINDS, added, plain_name
 from se_timm.insertion_points import KNOWN
 
 TORCHVISION = {
@@ -974,3 +975,25 @@ class CalledOneByOne(nn.Module):
 def test_end_of_a_sequence_that_is_called_with_more_than_a_tensor_is_refused():
     with pytest.raises(ValueError, match=r'at: blocks\S*\n  why: it is called with more than a tensor'):
         add_se(CalledOneByOne(), at='blocks', input_size=(3, 32, 32))
+
+
+@pytest.mark.parametrize(('name', 'at'), [('efficientvit_m0', None), ('levit_128s', 'stages.*.blocks.*.attn')])
+def test_exemptions_from_weight_decay_are_kept(name, at):
+    """Of networks that name them as in the state dict; also of copies."""
+    net = timm.create_model(name)
+
+    def exempt(net):
+        groups = create_optimizer_v2(net, 'adamw', lr=0.1, weight_decay=0.05).param_groups
+        ids = {id(parameter) for group in groups if not group['weight_decay'] for parameter in group['params']}
+        return {plain_name(net, key) for key, parameter in net.named_parameters()
+                if id(parameter) in ids and '.se.' not in key}
+
+    before = exempt(net)
+    assert any('attention_biases' in key for key in before)
+    gated = add_se(net, at, reduction=4, inplace=False).net
+    for each in (gated, copy.deepcopy(gated), pickle.loads(pickle.dumps(gated))):
+        assert exempt(each) == before
+        assert all(each.get_parameter(key) is not None for key in each.no_weight_decay())
+    remove_se(gated)
+    assert 'no_weight_decay' not in vars(gated)
+    assert exempt(gated) == before
