@@ -200,6 +200,11 @@ class SEShakeShakeCifar(StagedNetwork):
         check_each_stage(STAGES, layers=layers)
         if shake not in SHAKES:
             raise ValueError(unknown('shake', shake, SHAKES))
+        if width % 2 or (cardinality and width % cardinality):
+            raise ValueError(message(
+                f'width: {width} with cardinality: {cardinality}', 'half of the channels of a block come from each '
+                'convolution of its shortcut, and 3x3 convolutions have groups of them',
+                'take an even width that is a multiple of the cardinality'))
         dd = {'device': device, 'dtype': dtype}
         self.conv1 = nn.Conv2d(in_chans, STEM_WIDTH, 3, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH, **dd)

@@ -578,7 +578,10 @@ def test_further_relu_is_for_the_standard_placement_alone():
     ('se_preresnet164_cifar', {'layers': (1, 1)}, r'layers: \(1, 1\)'),
     ('se_shakeshake26_2x96d_cifar', {'layers': (1, 1)}, r'layers: \(1, 1\)'),
     ('se_shufflenetv1_g3', {'channels': (240, 480)}, r'channels: \(240, 480\)'),
+    ('se_shufflenetv1_g3', {'groups': 7}, r'groups: 7 with channels: \(240, 480, 960\)'),
+    ('se_shakeshake26_2x96d_cifar', {'width': 97}, 'width: 97 with cardinality: 0'),
+    ('se_shakeeven29_2x4x64d_cifar', {'cardinality': 3}, 'width: 256 with cardinality: 3'),
 ])
-def test_numbers_that_mean_no_stage_are_refused(name, arguments, given):
+def test_numbers_that_do_not_fit_are_refused(name, arguments, given):
     with pytest.raises(ValueError, match=rf'^{given}\n  why: '):
         timm.create_model(name, device='meta', **arguments)
