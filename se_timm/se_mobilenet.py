@@ -15,10 +15,11 @@ its weights; they were trained on images of mean and deviation 0.5:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
-from timm.models.efficientnet import EfficientNet, decode_arch_def
+from timm.models.efficientnet import EfficientNet, decode_arch_def, resolve_bn_args
 from torch import nn
 
 from .entry_points import create, imagenet_cfg
@@ -87,6 +88,8 @@ default_cfgs = generate_default_cfgs({
 @register_model
 def se_mobilenetv1_100(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """SE-MobileNet 1.0 (Table 3): 4,718,044 parameters."""
+    if batch_norm := resolve_bn_args(kwargs):  # takes them out, as of timm's network
+        kwargs['norm_layer'] = partial(kwargs.get('norm_layer') or nn.BatchNorm2d, **batch_norm)
     return create(
         SEMobileNetV1, 'se_mobilenetv1_100', pretrained, kwargs,
         dict(block_args=decode_arch_def(UNITS), num_features=0, act_layer='relu6'), bases=(EfficientNet,),

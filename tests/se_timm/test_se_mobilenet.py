@@ -105,6 +105,14 @@ def test_arguments_of_timms_network_are_taken():
     assert net.forward_features(torch.empty(1, 1, 64, 64, device='meta')).shape == (1, 1024, 4, 4)
 
 
+def test_settings_of_batch_norm_are_taken_as_by_timms_network():
+    for net in (on_meta(bn_eps=1e-3, bn_momentum=0.02),
+                timm.create_model('mobilenetv1_100', bn_eps=1e-3, bn_momentum=0.02, device='meta')):
+        norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert len(norms) == 27
+        assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.02)}
+
+
 @pytest.mark.parametrize(('arguments', 'error', 'given', 'remedy'), [
     (dict(stages=(6,)), ValueError, 'stages: \\[6\\]', 'name some of \\[1, 2, 3, 4, 5\\]'),
     (dict(se='yes'), ValueError, "se: 'yes'", 'False for the plain twin'),
