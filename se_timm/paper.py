@@ -406,8 +406,9 @@ def extra_weights(stages: list[tuple[int, int]], reduction: int) -> int:
 def printed_parameters(parameters: int, running_statistics: int) -> float:
     """Return the parameters of a network as the paper's tables print them, in millions.
 
-    They count the running means and variances of the batch norms too. With this, and with the biases of the gate where
-    `Ablation.arguments` do not leave them out, all that is printed is found again; without, ResNet-50 has 25.6 and
-    SE-ResNet-50 with r = 4, 8 and 32 has 35.6, 30.6 and 26.8.
+    Those of the ablations count the running means and variances of the batch norms too. With this, and with the biases
+    of the gate where `Ablation.arguments` do not leave them out, all that they print is found again; without, ResNet-50
+    has 25.6 and SE-ResNet-50 with r = 4, 8 and 32 has 35.6, 30.6 and 26.8. Table 3, of mobile networks, counts the
+    parameters alone, and cuts them off.
     """
     return round((parameters + running_statistics) / 1e6, 1)
