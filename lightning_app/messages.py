@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
@@ -54,6 +55,8 @@ def explain(text: str, parser: ArgumentParser) -> str:
     """Return jsonargparse's error `text` as a message with the nearest valid key of `parser` or its subcommands."""
     if complete := three_lines(text):
         return complete
+    while nested := _OF_A_CLASS.search(text):
+        text = f'Parser key "{nested[1]}.{nested[3]}":\n{textwrap.dedent(nested[4])}'
     for pattern, describe in _CASES.items():
         if match := re.search(pattern, text):
             return describe(match, parser)
@@ -185,6 +188,7 @@ def _wrong_value(match: re.Match[str], parser: ArgumentParser) -> str:
 
 def _wrong_choice(match: re.Match[str], parser: ArgumentParser) -> str:
     choices = dict.fromkeys(re.findall(r"'([\w.-]+)'", ' '.join(re.findall(r'Literal\[[^]]*\]', match[0]))))
+    choices |= dict.fromkeys(('true', 'false') if "<class 'bool'>" in match[0] else ())
     return message(f'{match[1]}: {match[2]}', f'it must be one of {", ".join(choices)}',
                    _suggest(match[2], choices, 'correct the value'))
 
@@ -198,6 +202,10 @@ def _unknown_class(match: re.Match[str], parser: ArgumentParser) -> str:
     close = [*nearest(given.rpartition('.')[2], names), *names]
     example = f', such as lightning_app.{module}.{close[0]}' if close else ''
     return message(f'{key}: {given}', f'there is no such {kind}', f'name a class by its import path{example}')
+
+
+def _number_of_values(match: re.Match[str], parser: ArgumentParser) -> str:
+    return message(f'{match[1]}: {match[3]}', f'it takes {match[2]} values', 'give as many, in brackets')
 
 
 def _list(match: re.Match[str], parser: ArgumentParser) -> str:
@@ -222,6 +230,8 @@ def _incomplete(match: re.Match[str], parser: ArgumentParser) -> str:
 def _no_value(match: re.Match[str], parser: ArgumentParser) -> str:
     if match[1] == '--data':  # the parser forgets which of them it was
         return message('an option of the data without a value', 'each takes one', 'say --data.NAME=VALUE')
+    if match[1] == '--model.distill':  # or which of its own
+        return message('an option of model.distill without a value', 'each takes one', 'say --model.distill.NAME=VALUE')
     return message(f'{match[1]} without a value', 'it takes one', f'say {match[1]}=VALUE')
 
 
@@ -259,11 +269,15 @@ def _missing_argument(match: re.Match[str], parser: ArgumentParser) -> str:
 CLASSES: dict[str, tuple[str, Iterable[str]]] = {
     'logger': ('logger', ('CsvLogger', 'WandbLogger')),
     'callbacks': ('callback', ('Throughput', *callbacks.__all__))}
+# what the parser says of an option of a class, within what it says of all that may be given in place of the class
+_OF_A_CLASS = re.compile(
+    r'Parser key "([\w.]+)":\n(?:.*\n)*?.*class_path .*:\n( +)Parser key "([\w.]+)":\n((?:\2 +.*(?:\n|$))+)')
 # the parser's text (most telling first) -> what is said of it
 _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'Parser key "([\w.]+)":\s+Does not validate[^$\[]*Subtypes: \[[^\n]*?((?:list|tuple)\[(?:str|int|float)[^\]]*)'
     r'[^$]*?Given value: (?!\[)(\S+)': _list,
     r'Parser key "([\w.]+)":\s+Expected a <class \'(list|tuple)\'>\. Got value: (?!\[)([^\n]*)': _list,
+    r'Parser key "([\w.]+)":[^$]*Expected a tuple with (\d+) elements[^$]*Given value: ([^\n]*)': _number_of_values,
     r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted": _unknown_class_option,
     r"class_path '([\w.]+)':\s+unrecognized arguments: (\S+)": _unknown_class_option,
     r"does not accept option '([\w.]+)'": _unknown_key,

@@ -123,7 +123,8 @@ def test_limit_with_which_nothing_is_done(refused, on_photos, command):
 
 @pytest.mark.parametrize(('option', 'given', 'remedy'), [
     ('--model.name', '--model.name', '--model.name=VALUE'), ('--config', '--config', '--config=VALUE'),
-    ('--data.batch_size', 'an option of the data', '--data.NAME=VALUE')])
+    ('--data.batch_size', 'an option of the data', '--data.NAME=VALUE'),
+    ('--model.distill.hard', 'an option of model.distill', '--model.distill.NAME=VALUE')])
 def test_option_without_a_value(refused, on_photos, option, given, remedy):
     refused(['fit', *on_photos, option], given=f'{given} without a value', why='takes one', do=remedy)
 
@@ -131,6 +132,19 @@ def test_option_without_a_value(refused, on_photos, option, given, remedy):
 def test_unknown_option_of_a_callback(refused, on_photos):
     refused(['fit', *on_photos, '--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.monitr=val/top1'],
             given='monitr', do='monitor')
+
+
+@pytest.mark.parametrize(('options', 'given', 'why', 'do'), [
+    (['--data.mean=[0.1,0.2]'], 'data.mean: [0.1, 0.2]', 'it takes 3 values', 'as many'),
+    (['--data.mean=0.1'], 'data.mean: 0.1', 'it takes a list', "'[0.1, 0.1, 0.1]'"),
+    (['--data.batch_size=ten'], 'data.batch_size: ten', 'a whole number', ''),
+    (['--data.crop_mode=centre'], 'data.crop_mode: centre', 'one of center, squash, border', 'did you mean center?'),
+    (['--trainer.logger=lightning_app.logger.WandbLogger', '--trainer.logger.mode=off'], 'trainer.logger.mode: off',
+     'one of online, offline, disabled', 'did you mean offline?'),
+    (['--trainer.logger=lightning_app.logger.WandbLogger', '--trainer.logger.log_model=maybe'],
+     'trainer.logger.log_model: maybe', 'one of all, true, false', '')])
+def test_value_of_an_option_of_a_class(refused, on_photos, options, given, why, do):
+    refused(['fit', *on_photos, *options], given, why, do)
 
 
 def test_option_of_a_callback_before_it_is_named(refused, on_photos):
