@@ -32,7 +32,14 @@ from .distillation import Distill, Teacher, check_distill
 from .loss import Loss, build_loss, check_loss
 from .metrics import ClassificationMetrics, check_monitors
 from .mix import Mix, build_mixup, check_mix
-from .network import architecture, build_network, fuse_network, renew_classifier, trained_classes
+from .network import (
+    architecture,
+    build_network,
+    fuse_network,
+    refused_images,
+    renew_classifier,
+    trained_classes,
+)
 from .nonfinite import NonfiniteSteps
 from .optim import (
     Optim,
@@ -261,8 +268,22 @@ class ImageClassifier(LightningModule):
         rank_zero_info(f'lr: {rate:g} from now on, lr_scaling: none')
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits `(N, num_classes)` of normalised images `(N, 3, H, W)`."""
-        return self.net(images.contiguous(memory_format=self.memory_format))
+        """Return the logits `(N, num_classes)` of normalised images `(N, 3, H, W)`.
+
+        Raises:
+            InputError: For images of which the network takes none, or batch norm has no statistics.
+        """
+        try:
+            return self.net(images.contiguous(memory_format=self.memory_format))
+        except AssertionError as error:  # of networks that are made for one size
+            raise refused_images(self.name, self.net, images.shape[-1], error) from error
+        except ValueError as error:
+            if 'more than 1 value per channel' not in str(error):
+                raise
+            raise InputError(message(
+                f'data.batch_size: {len(images)} images of {images.shape[-1]} px at once',
+                'at the end of the network batch norm has one value of each channel, and no statistics',
+                'take a larger data.batch_size or data.image_size, or fewer processes')) from error
 
     # Training
 

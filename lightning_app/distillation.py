@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.data import resolve_data_config
 from torch import Tensor
 from torch.nn import functional as F
 
 from se_timm.errors import InputError, message
 
-from .data.base import evaluation_settings
 from .network import INITIAL_WEIGHTS, create_network, own_checkpoint, trained_classes
 from .resume import first_other_class
 
@@ -76,9 +76,12 @@ class Teacher:
             memory_format: torch.memory_format, convert: Callable[[Any], Any] = lambda net: net,
             class_names: list[str] | None = None) -> None:
         self.distill = distill
+        path = distill.network.get('checkpoint_path')
+        recorded = ((own_checkpoint(path) if path else None) or {}).get('hyper_parameters', {})
+        own_classes = {'num_classes': recorded['num_classes']} if 'num_classes' in recorded else {}
         net: Any
         net, trained = create_network(
-            distill.teacher, ('model.distill.teacher', 'model.distill.network'), **distill.network)
+            distill.teacher, ('model.distill.teacher', 'model.distill.network'), **{**own_classes, **distill.network})
         classes = net.num_classes if trained is None else trained  # a classifier that begins anew teaches nothing
         if classes != num_classes or trained is not None:
             raise InputError(message(
@@ -86,7 +89,8 @@ class Teacher:
                 f'the network that it teaches has {num_classes}, and the teacher {net.num_classes}',
                 'take a teacher that was trained on the same classes, by network.checkpoint_path and num_classes'))
         self.net = convert(net).to(device, memory_format=memory_format).eval().requires_grad_(False)
-        own = self._normalisation_of(net, class_names)
+        self._check_classes(net, class_names)
+        own = resolve_data_config(pretrained_cfg=net.pretrained_cfg)
         self.same = all(tuple(normalisation[name]) == tuple(own[name]) for name in normalisation)
         mean, std, own_mean, own_std = (
             torch.tensor(values, device=device).view(-1, 1, 1)
@@ -94,18 +98,15 @@ class Teacher:
         # (x * std + mean - own_mean) / own_std, nothing where both are equal
         self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
 
-    def _normalisation_of(self, net: Any, class_names: list[str] | None) -> dict[str, Any]:
-        """Return `mean` and `std` of the images that the teacher was trained on, which had these classes."""
+    def _check_classes(self, net: Any, class_names: list[str] | None) -> None:
+        """Raise `InputError` if the teacher was trained on others."""
         path = self.distill.network.get('checkpoint_path')
-        recorded = (own_checkpoint(path) if path else None) or {}
         if other := first_other_class(trained_classes(net), class_names):
             key, value = ('network.checkpoint_path', path) if path else ('teacher', self.distill.teacher)
             raise InputError(message(
                 f'model.distill.{key}: {value}',
                 'class {} was {} when it was trained, and is {} here'.format(*other),
                 'take a teacher that was trained on the same classes, by the same names'))
-        given = (recorded.get('data') or {}).get('init_args') or {}
-        return evaluation_settings(given, net.pretrained_cfg)[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self  # a copy of the student, such as a weight average, needs no teacher of its own

@@ -29,6 +29,7 @@ Logits = Callable[[Tensor], Tensor]
 
 TOLERANCE = 1e-4  # of the largest logit, where another program computes them
 SUFFIX: dict[str, str] = {'safetensors': '', 'onnx': '.onnx', 'pt2': '.pt2'}
+CONFIGURATION = ('pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')  # arguments of which timm writes the result
 FOLDER = {'config.json', 'model.safetensors'}  # what timm writes for the Hugging Face Hub
 LOAD: dict[str, Callable[[Path], str]] = {
     'safetensors': lambda path: f"import se_timm, timm; timm.create_model({f'local-dir:{path}'!r}, pretrained=True)",
@@ -93,6 +94,8 @@ def export(
         agreement = 'the same' if kind == 'safetensors' else f'the same within {TOLERANCE:g} of the largest'
         print(f'{path}: {source.name}, {source.net.num_classes} classes, {source.weights}, {size(path) / 1e6:.1f} MB; '
               f'its logits are {agreement}\n  load: {LOAD[kind](path)}')
+    if (views := checkpoint.get('data', {}).get('init_args', {}).get('eval_views', 'center')) != 'center':
+        print(f'data.eval_views was {views}: evaluations average over views of an image, and this is of one')
     return list(paths.values())
 
 
@@ -236,6 +239,7 @@ def read(
                          generator=torch.Generator().manual_seed(0))
     words = 'the weights, not their average' if weights == 'raw' else 'the average of the weights'
     arguments = architecture(arguments_of(hparams.get('network'), plain, add_se)) or {}
+    arguments = {key: value for key, value in arguments.items() if key not in CONFIGURATION}
     return Source(net.eval(), name, arguments, words if averaged else 'the weights', settings,
                   checkpoint.get('class_names'), images, dynamic_batch)
 

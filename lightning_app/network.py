@@ -20,10 +20,11 @@ from se_timm.errors import InputError, message, unknown
 from se_timm.residual_tail import BACKENDS
 
 from .checkpoints import checkpoints_near, mapped
+from .data.base import evaluation_settings
 
 __all__ = [
     'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'fuse_network',
-    'own_checkpoint', 'renew_classifier', 'trained_classes',
+    'own_checkpoint', 'refused_images', 'renew_classifier', 'trained_classes',
 ]
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
@@ -172,12 +173,23 @@ def load_weights(net: Any, weights: dict[str, Tensor]) -> int | None:
     return max((len(weights[key]) for key in other), default=None)
 
 
-def take_class_names(
+def describe_weights(
         net: Any, checkpoint: dict[str, Any] | None, arguments: dict[str, Any], other: int | None) -> None:
-    """Keep the names of the classes that a classifier was trained on in timm's `label_names`, and no others."""
-    pretrained = net.pretrained_cfg.get('label_names') if arguments.get('pretrained') else None
-    names = pretrained if checkpoint is None else checkpoint.get('class_names')
-    net.pretrained_cfg = {**net.pretrained_cfg, 'label_names': names if other is None else None}
+    """Keep in timm's `pretrained_cfg` what images initial weights were trained on, and their classes in `label_names`.
+
+    Args:
+        net: The network.
+        checkpoint: Of this program, if the weights are of one.
+        arguments: By which timm has built it.
+        other: Number of classes that the classifier is not of.
+    """
+    names = net.pretrained_cfg.get('label_names') if arguments.get('pretrained') else None
+    images: dict[str, Any] = {}
+    if checkpoint is not None:
+        names = checkpoint.get('class_names')
+        if data := checkpoint.get('data'):
+            images, _ = evaluation_settings(data['init_args'], net.pretrained_cfg)
+    net.pretrained_cfg = {**net.pretrained_cfg, **images, 'label_names': names if other is None else None}
 
 
 def trained_classes(net: Any) -> list[str] | None:
@@ -200,6 +212,15 @@ def other_classes(net: Any, arguments: dict[str, Any]) -> int | None:
     """Return the number of classes of timm's pretrained weights if it is another: the classifier got none of them."""
     classes = net.pretrained_cfg.get('num_classes')
     return classes if arguments.get('pretrained') and classes not in (None, net.num_classes) else None
+
+
+def refused_images(name: str, net: Any, size: int, error: Exception) -> InputError:
+    """Return the error for images of a side, in pixels, that a network which is made for another does not take."""
+    own = net.pretrained_cfg['input_size'][-1]
+    return InputError(message(
+        f'model.name: {name} with images of {size} px', f'it cannot take them ({error})',
+        f'say data.image_size={own}, for which the network is made, or an argument of the network, such as '
+        f'model.network.img_size={size}'))
 
 
 def create_network(
@@ -237,7 +258,7 @@ def create_network(
             classes = load_weights(net, load_state_dict(path) if weights is None else weights)
         if classes is not None:
             rank_zero_info(f'initial weights: of {classes} classes; the classifier of {net.num_classes} begins anew')
-        take_class_names(net, checkpoint, arguments, classes)
+        describe_weights(net, checkpoint, arguments, classes)
         return net, classes
     except (AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
             struct.error) as error:
@@ -246,15 +267,17 @@ def create_network(
         why = textwrap.shorten(str(error) or type(error).__name__, 400, placeholder=' ...')  # some name every tensor
         raise InputError(message(
             f'{keys[0].rpartition(".")[0] or keys[0]}: {name} with {arguments}', why,
-            remedy_of(error, keys, checkpoint))) from error
+            remedy_of(error, name, keys, checkpoint))) from error
 
 
-def remedy_of(error: Exception, keys: tuple[str, str], checkpoint: dict[str, Any] | None) -> str:
+def remedy_of(error: Exception, name: str, keys: tuple[str, str], checkpoint: dict[str, Any] | None) -> str:
     """Return what to do where timm cannot build a network, or load its weights."""
     trained = (checkpoint or {}).get('hyper_parameters', {})
     if 'name' in trained and isinstance(error, RuntimeError):
-        return (f'the checkpoint is of {trained["name"]} with {trained.get("network") or {}}: say the same by '
-                f'{keys[0]} and {keys[1]}')
+        arguments = arguments_of(trained.get('network'), trained.get('plain', False), trained.get('add_se'))
+        return f'the checkpoint is of {trained["name"]} with {arguments}: say the same by {keys[0]} and {keys[1]}'
+    if isinstance(error, OSError) and name.startswith('local-dir:'):
+        return 'put the folder there, as python -m lightning_app export has written it'
     if isinstance(error, OSError):
         return f'give the weights as a file by {keys[1]}.checkpoint_path, or try again with a network connection'
     return f"correct {keys[0]} or {keys[1]}; the arguments are those of the network's class in timm"

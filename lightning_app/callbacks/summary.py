@@ -7,7 +7,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from se_timm.cost import cost
-from se_timm.errors import InputError, message
+
+from ..network import refused_images
 
 __all__ = ['NetworkSummary']
 
@@ -25,11 +26,7 @@ class NetworkSummary(Callback):
         try:
             described = cost(pl_module.net, size)
         except (AssertionError, RuntimeError) as error:
-            own = pl_module.net.pretrained_cfg['input_size'][-1]
-            raise InputError(message(
-                f'model.name: {pl_module.name} with images of {size[-1]} px', f'it cannot take them ({error})',
-                f'say data.image_size={own}, for which the network is made, or an argument of the network, such as '
-                f'model.network.img_size={size[-1]}')) from error
+            raise refused_images(pl_module.name, pl_module.net, size[-1], error) from error
         rank_zero_info(
             f'{pl_module.name}: {described} at {size[-2]}x{size[-1]} px, {pl_module.net.num_classes} classes')
         for logger in trainer.loggers:

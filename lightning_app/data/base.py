@@ -40,6 +40,7 @@ __all__ = ['ImageDataModule', 'evaluation_settings']
 
 # as our ImageNet networks; mean, std and crop are timm's defaults
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
+CONFIGURED = ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')  # beside sizes, what networks have settings of
 LEAST = {'batch_size': 1, 'eval_batch_size': 1, 'num_workers': 0, 'image_size': 1, 'eval_size': 1, 'repeats': 1,
          'prefetch': 1}
 PREFETCH = 2
@@ -138,6 +139,7 @@ class ImageDataModule(LightningDataModule):
         self.decode_on_device = decode_on_device
         self.prefetch = prefetch
         self._fastest: str | None = None  # decoder, once it was looked for
+        self._found: dict[str, Any] = {}  # settings that the network's configuration has where none are given
         self._begin_anew()
 
     # What a data module must provide
@@ -171,6 +173,7 @@ class ImageDataModule(LightningDataModule):
         """Complete the settings by the network's configuration, and make the transforms."""
         net = getattr(getattr(self.trainer, 'lightning_module', None), 'net', None)
         cfg, self.train_size = evaluation_settings(vars(self), getattr(net, 'pretrained_cfg', None))
+        self._found = {**{name: cfg[name] for name in CONFIGURED}, 'image_size': self.train_size}
         normalisation = {name: cfg[name] for name in ('mean', 'std', 'interpolation')}
         self.input_size = cfg['input_size']
         self.normalisation_settings = normalisation
@@ -448,7 +451,10 @@ class ImageDataModule(LightningDataModule):
             persistent_workers=workers > 0, multiprocessing_context=self._start_method)
 
     def settings(self) -> dict[str, Any]:
-        """Return the class and its arguments in plain types, as a checkpoint keeps them."""
+        """Return the class and its arguments in plain types, as a checkpoint keeps them.
+
+        Those that the network's configuration said are among them: it may say something else another time.
+        """
         parameters = [parameter for cls in type(self).__mro__[::-1] if issubclass(cls, ImageDataModule)
                       for parameter in inspect.signature(cls).parameters.values()]
         names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
@@ -457,7 +463,7 @@ class ImageDataModule(LightningDataModule):
                 f'data: {type(self).__name__} without an attribute {missing[0]}',
                 'a checkpoint holds the arguments of the data module, so that it can be evaluated on its own',
                 f'let its __init__ say self.{missing[0]} = {missing[0]}'))
-        values = {name: getattr(self, name) for name in names if name != 'num_classes'}
+        values = {name: _given(getattr(self, name), self._found.get(name)) for name in names if name != 'num_classes'}
         values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
         values['num_classes'] = self.given_num_classes
         values['augment'] = dataclasses.asdict(self.augment)
@@ -474,8 +480,7 @@ def evaluation_settings(
     cfg = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg or WITHOUT_NETWORK)
     train_size = _given(given.get('image_size'), cfg['input_size'][-1])
     size = _given(given.get('eval_size'), train_size)
-    settings = {name: _given(given.get(name), cfg[name])
-                for name in ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')}
+    settings = {name: _given(given.get(name), cfg[name]) for name in CONFIGURED}
     return {**settings, 'input_size': (3, size, size)}, train_size
 
 

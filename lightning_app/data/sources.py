@@ -15,6 +15,7 @@ from se_timm.errors import InputError, message, nearby
 from .compact import Texts
 from .decode import UnreadableImage, decode
 from .index_cache import tell
+from .object_store import is_url
 from .tars import Place, TarFiles, places_in
 
 __all__ = [
@@ -153,6 +154,9 @@ class ImageFolder(Source):
     """
 
     def __init__(self, root: str | Path) -> None:
+        if is_url(root):
+            raise InputError(message(
+                f'data.images: {root}', 'images for prediction are read from this machine', 'copy them to a folder'))
         root = Path(root)
         if not root.exists():
             raise InputError(message(

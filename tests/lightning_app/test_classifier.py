@@ -105,6 +105,14 @@ def test_any_network_of_timm_trains(name, make_trainer, photo_data):
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
+@pytest.mark.parametrize(('name', 'data', 'given', 'do'), [
+    ('test_vit3', {}, 'model.name: test_vit3 with images of 32 px', 'model.network.img_size=32'),
+    ('se_resnet18', {'batch_size': 1}, 'data.batch_size: 1 images of 32 px', 'larger data.batch_size')])
+def test_images_that_the_network_does_not_take(name, data, given, do, make_trainer, photo_data, refused):
+    with refused(given, '', do):
+        make_trainer().fit(ImageClassifier(name, num_classes=3), photo_data(**data))
+
+
 def test_loss_is_the_configured_one(make_trainer, photo_data):
     record, model = Record(), classifier(loss=Loss(smoothing=0.2), optim=Optim(lr=1e-30))
     trainer = make_trainer(limit_train_batches=1, callbacks=[record])

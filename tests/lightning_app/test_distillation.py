@@ -112,7 +112,9 @@ def own_teacher(on_photos, in_tmp_path):
 
 
 def test_teacher_of_this_program_sees_images_as_it_was_trained(own_teacher, make_trainer, photo_data):
-    file, distill = own_teacher
+    """It is of as many classes as it was trained on, without a word."""
+    file, _ = own_teacher
+    distill = Distill('test_resnet', {'checkpoint_path': str(file)}, weight=1.0)
     model = ImageClassifier('test_resnet', num_classes=3, distill=distill)
     make_trainer(limit_train_batches=1).fit(model, photo_data())
     net, images = ImageClassifier.load_from_checkpoint(file).net.eval(), torch.rand(4, 3, 32, 32)

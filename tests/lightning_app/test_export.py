@@ -104,6 +104,55 @@ def test_initial_weights_know_their_classes(initial, photos):
     main(['validate', *initial, '--data=ImageNetDataModule', f'--data.root={photos}', '--trainer.accelerator=cpu'])
 
 
+def test_initial_weights_know_their_images(in_tmp_path, checkpoint, photos):
+    """The same numbers by the checkpoint, by weights out of it, and by its export."""
+    path = checkpoint('--data.crop_mode=squash', '--data.interpolation=bicubic')
+    main(['export', '--ckpt_path', path, '--output', 'exported'])
+    images = ['--data=ImageNetDataModule', f'--data.root={photos}', '--trainer.accelerator=cpu', '--data.num_workers=0']
+    ways = [[f'--ckpt_path={path}'],
+            ['--model.name=se_resnet20_cifar', f'--model.network={{checkpoint_path: {path}}}'],
+            ['--model.name=local-dir:exported', '--model.network={pretrained: true}']]
+    losses = [float(main(['validate', *way, *images]).trainer.callback_metrics['val/loss']) for way in ways]
+    assert losses[0] == losses[1] == losses[2]
+    cli = main(['validate', *ways[1], *images, '--data.mean=[0.5,0.5,0.5]'])  # what is given comes first
+    assert cli.datamodule.normalisation_settings['mean'] == (0.5, 0.5, 0.5)
+    assert float(cli.trainer.callback_metrics['val/loss']) != losses[0]
+
+
+def test_views_of_an_evaluation_are_not_exported(in_tmp_path, checkpoint, capsys):
+    main(['export', '--ckpt_path', checkpoint('--data.eval_views=flip')])
+    assert 'data.eval_views was flip' in capsys.readouterr().out
+
+
+def test_checkpoint_keeps_what_the_networks_configuration_said(in_tmp_path, checkpoint, on_photos, cli_error):
+    """It may say something else later."""
+    main(['export', '--ckpt_path', checkpoint(), '--output', 'exported'])
+    main(['fit', *on_photos, '--model.name=local-dir:exported', '--model.network={pretrained: true}',
+          '--trainer.default_root_dir=tuned'])
+    path = next(Path('tuned').rglob('*.ckpt'))
+    before = main(['validate', f'--ckpt_path={path}']).trainer.callback_metrics['val/loss']
+    config = Path('exported/config.json')
+    config.write_text(config.read_text().replace('0.1', '0.7'))
+    cli = main(['validate', f'--ckpt_path={path}'])
+    assert cli.trainer.callback_metrics['val/loss'] == before
+    assert cli.datamodule.mean == (0.1, 0.2, 0.3)
+    Path('exported').rename('elsewhere')
+    assert cli_error(['validate', f'--ckpt_path={path}'])[2] == (
+        'put the folder there, as python -m lightning_app export has written it')
+
+
+def test_export_of_a_network_with_a_configuration_of_its_own(in_tmp_path, checkpoint, on_photos, images):
+    """As README recommends for weights in a file."""
+    main(['export', '--ckpt_path', checkpoint(), '--output', 'exported'])
+    overlay = '{pretrained: true, pretrained_cfg_overlay: {file: exported/model.safetensors, num_classes: 3}}'
+    main(['fit', *on_photos, '--model.name=se_resnet20_cifar', f'--model.network={overlay}',
+          '--trainer.default_root_dir=tuned'])
+    path = next(Path('tuned').rglob('*.ckpt'))
+    folder, = main(['export', '--ckpt_path', str(path), '--output', 'again'])
+    with torch.no_grad():
+        assert torch.equal(timm_network(folder)(images), logits(path, images))
+
+
 def test_weights_of_other_classes_of_the_same_number_are_not_evaluated(initial, other_photos, cli_error, capfd):
     given, why, _ = cli_error(['validate', *initial, '--data=ImageNetDataModule', f'--data.root={other_photos}',
                                '--trainer.accelerator=cpu'])

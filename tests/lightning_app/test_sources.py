@@ -416,6 +416,8 @@ def test_one_image(tmp_path, write_images):
 def test_missing_images(pets, refused):
     with refused(f'data.images: {pets}/vla', 'no such folder or file', f'did you mean {pets}/val?'):
         ImageFolder(pets / 'vla')
+    with refused('data.images: memory://pets', 'from this machine', 'copy them'):
+        ImageFolder('memory://pets')
 
 
 def test_no_images(tmp_path, refused):
