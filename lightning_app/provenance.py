@@ -44,9 +44,11 @@ def installed() -> dict[str, str | None]:
 def source(folder: Path) -> dict[str, Any] | None:
     """Return commit and cleanness of the git checkout of `folder`, None if it is none."""
     try:
-        commit, changes = (subprocess.run(
+        _, commit, changes = (subprocess.run(
             ['git', '-C', str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-            for words in (('rev-parse', 'HEAD'), ('status', '--porcelain', '--untracked-files=no')))
+            for words in (  # the first one fails for a package that is installed within another repository
+                ('ls-files', '--error-unmatch', '__init__.py'), ('rev-parse', 'HEAD'),
+                ('status', '--porcelain', '--untracked-files=no')))
     except (OSError, subprocess.SubprocessError):
         return None
     return {'commit': commit, 'dirty': bool(changes)}
