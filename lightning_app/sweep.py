@@ -25,6 +25,7 @@ from .analysis.runs import cut_off
 from .checkpoints import of_runs
 from .cli import main
 from .data.workers import STOP_SIGNALS
+from .home import expand
 
 __all__ = ['UNNAMED', 'USAGE', 'Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
 
@@ -36,7 +37,8 @@ OWN = {DRY_RUN: DRY_RUN, '--folder': '--folder', ROOT: '--folder'}  # what is no
 # in the folder of a run, the arguments with which it was begun, and with which it came to its end
 BEGUN, FINISHED = 'begun.json', 'finished.json'
 REMARKS = {'name', 'description', 'metric'}  # of no consequence for a grid
-KEYS = {'program', 'method', 'command', 'parameters', *REMARKS}
+SERVER = {'project': 'WANDB_PROJECT', 'entity': 'WANDB_ENTITY'}  # where W&B has the runs, by what variable
+KEYS = {'program', 'method', 'command', 'parameters', *SERVER, *REMARKS}
 EXAMPLE = 'see configs/sweep/reduction.yaml for the form, or let W&B run it: wandb sweep FILE'
 TRAINING = [sys.executable, '-m', 'lightning_app', 'fit']
 REFUSED = {
@@ -229,30 +231,20 @@ def runs_of(file: str, folder: str | None, options: list[str]) -> list[Run]:
     base = Path(folder or f'runs/sweep/{study}')
     check_writable('folder:', base)
     chosen = combinations(content['parameters'])
-    check_options(options, varying_in(chosen))
+    server = {variable: str(content[key]) for key, variable in SERVER.items() if key in content}
     runs = []
     for values, name in zip(chosen, folders(chosen), strict=True):
         args, variables = expanded(content, values)
         runs.append(Run(
             ', '.join(f'{key}={value}' for key, value in values.items()), base / name,
             [*args, *options, f'{ROOT}={base / name}', f'{CHECKPOINT}=auto'],
-            {'WANDB_RUN_GROUP': study, **variables}))
+            {'WANDB_RUN_GROUP': study, **server, **variables}))
     return runs
 
 
 def varying_in(chosen: list[dict[str, str]]) -> list[str]:
     """Return the parameters in which the combinations differ."""
     return [name for name in chosen[0] if len({values[name] for values in chosen}) > 1]
-
-
-def check_options(options: list[str], varying: list[str]) -> None:
-    """Raise `InputError` for an option which would make the trainings of a sweep the same."""
-    for option in options:
-        name = option.partition('=')[0].removeprefix('--')
-        if same := [each for each in varying if option.startswith('--') and f'{each}.'.startswith(f'{name}.')]:
-            raise InputError(message(
-                f'--{name} with sweep', f'it would win over {same[0]}, which differs from training to training',
-                'leave it out, or say it in the sweep file'))
 
 
 def folders(chosen: list[dict[str, str]]) -> list[str]:
@@ -277,24 +269,61 @@ def check_runs(runs: list[Run]) -> None:
     """Parse all command lines.
 
     Raises:
-        InputError: If a training has been finished with other arguments.
+        InputError: If two trainings would be the same, or one was begun or finished with other settings.
         SystemExit: With status 2, after the message, if `fit` does not take one.
     """
+    found: dict[str, Run] = {}
     for run in runs:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter('ignore')  # of arguments that are not those of this process
-            try:
-                main([*run.args, '--print_config'])
-            except SystemExit as end:
-                if end.code:
-                    raise
-        for marker in (run.folder / FINISHED, run.folder / BEGUN):
-            arguments = arguments_in(marker)
-            if arguments in (None, run.args) or (marker.name == BEGUN and not of_runs(run.folder)):
-                continue
+        settings = resolved(run)
+        other = found.setdefault(json.dumps(settings, sort_keys=True, default=str), run)
+        if other is not run:
+            raise InputError(message(
+                f'{other.name} and {run.name}', 'both would be the same training, as another option or config of the '
+                'command wins over the parameters', 'leave it out, or let it stand before ${args} in the sweep file'))
+        check_unchanged(run, settings)
+
+
+def resolved(run: Run) -> dict[str, Any]:
+    """Return the settings of a training, of the config files too, but for where it lies."""
+    printed = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        warnings.simplefilter('ignore')  # of arguments that are not those of this process
+        try:
+            main([*run.args, '--print_config'])
+        except SystemExit as end:
+            if end.code:
+                raise
+    settings = expand(yaml.safe_load(printed.getvalue()))
+    del settings['ckpt_path'], settings['trainer']['default_root_dir']
+    return dict(settings)
+
+
+def check_unchanged(run: Run, settings: dict[str, Any]) -> None:
+    """Raise `InputError` if a training was begun or finished with other arguments, or by a config that has changed."""
+    for marker in (run.folder / FINISHED, run.folder / BEGUN):
+        arguments = arguments_in(marker)
+        if arguments is None or (marker.name == BEGUN and not of_runs(run.folder)):
+            continue
+        if arguments != run.args:
             raise InputError(message(
                 f'{run.folder}: {marker.stem}', 'it was trained with other options than those given now',
                 f'give the same ({marker} lists them), or another folder by --folder'))
+        for config in run.folder.glob('version_*/config.yaml'):
+            if other := first_difference(yaml.safe_load(config.read_text()), settings):
+                raise InputError(message(
+                    f'{run.folder}: {marker.stem}', '{} was {} when it was trained, and is {} now'.format(*other),
+                    'change the config back, or name another folder by --folder'))
+
+
+def first_difference(before: Any, now: Any, key: str = '') -> tuple[str, Any, Any] | None:
+    """Return key and values of the first setting that two configs have otherwise; one that only one has is none."""
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = (first_difference(before[name], now[name], f'{key}.{name}'.lstrip('.'))
+                 for name in before if name in now)
+        return next(filter(None, found), None)
+    return None if before == now else (key, before, now)
 
 
 def arguments_in(marker: Path) -> list[str] | None:

@@ -17,6 +17,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 import se_timm  # noqa: F401  (registers the networks)
 from lightning_app.analysis.studies import STUDIES
 from lightning_app.cli import main
+from lightning_app.logger import own_project
 from lightning_app.sweep import BEGUN, FINISHED, combinations, mark, read_sweep, runs_of
 from se_timm.paper import FIXED_SCHEDULE, SETTINGS
 
@@ -76,7 +77,8 @@ def test_agent_of_wandb_runs_the_same_command(path, monkeypatch):
     theirs = [word for each in create_sweep_command(content['command']) for word in macros.get(each, [each])]
     env, group, python, *words = theirs
     assert (env, group, python) == ('/usr/bin/env', f'WANDB_RUN_GROUP={path.stem}', 'python')
-    assert run.environment == {'WANDB_RUN_GROUP': path.stem}
+    assert run.environment == {'WANDB_RUN_GROUP': path.stem, 'WANDB_PROJECT': content['project']}
+    assert content['project'] == own_project()  # where `dashboard` looks for them
     assert ['-m', 'lightning_app', *run.args[:-2]] == words  # the last two are folder and checkpoint
 
 
@@ -199,11 +201,13 @@ def test_what_it_cannot_honour_is_refused(changes, given, why, do, sweep_file, c
     ('--ckpt_path=last', '--ckpt_path=last with sweep', 'leave it out'),
     ('--print_config', '--print_config with sweep', 'say --dry_run for'),
     ('--dry_run=perhaps', 'dry_run', 'correct'),
-    ("--model.network={'reduction': 8}", '--model.network with sweep', 'say it in the sweep file'),
-    ('--model=small.yaml', '--model with sweep', 'say it in the sweep file'),
+    ("--model.network={'reduction': 8}", 'network={reduction: 4} and model.network={se: false}', 'before ${args}'),
+    ('--model.network.reduction=8', '', 'before ${args}'), ('--config=fixed.yaml', '', 'before ${args}'),
 ])
-def test_options_are_checked(option, given, do, sweep_file, cli_error):
-    lines = cli_error(['sweep', sweep_file(), option])
+def test_options_are_checked(option, given, do, sweep_file, cli_error, write_yaml, in_tmp_path):
+    write_yaml('fixed.yaml', {'model': {'network': {}}})
+    values = ['{reduction: 4}', '{reduction: 16}'] if not given else ['{reduction: 4}', '{se: false}']
+    lines = cli_error(['sweep', sweep_file(parameters={'model.network': {'values': values}}), option])
     assert given in lines[0]
     assert do in lines[2]
 
@@ -211,6 +215,31 @@ def test_options_are_checked(option, given, do, sweep_file, cli_error):
 def test_options_below_a_parameter_are_taken(sweep_file, capsys, in_tmp_path):
     main(['sweep', sweep_file(), '--dry_run', '--model.network.drop_rate', '0.1'])
     assert capsys.readouterr().out.count('--model.network.drop_rate 0.1') == 2
+
+
+def test_config_that_has_changed_since_a_training(on_photos, sweep_file, write_yaml, in_tmp_path, cli_error):
+    """The rows of a table would be of two recipes."""
+    def recipe(lr):
+        return write_yaml('recipe.yaml', {'model': {'optim': {'lr': lr}}, 'data': {'class_path': 'ImageNetDataModule'}})
+
+    fit = ['${interpreter}', '-m', '${program}', 'fit']
+    photos = [each for each in on_photos if 'model.' not in each]
+    file = sweep_file(command=[*fit, '--config', recipe(0.01), *photos, '${args}'],
+                      parameters={'model.name': {'values': ['test_resnet', 'se_resnet20_cifar']}})
+    run, _ = runs_of(file, None, [])
+    mark(run.folder / BEGUN, run.args)
+    main(run.args)
+    main(['sweep', file, '--dry_run'])
+    recipe(0.02)
+    given, why, _ = cli_error(['sweep', file])
+    assert given == f'{run.folder}: begun'
+    assert why == 'model.optim.lr was 0.01 when it was trained, and is 0.02 now'
+
+
+def test_project_of_the_file_is_that_of_the_runs(sweep_file):
+    run, _ = runs_of(sweep_file(project='mine', entity='team'), None, [])
+    assert {**run.environment, 'WANDB_RUN_GROUP': ''} == {
+        'WANDB_RUN_GROUP': '', 'WANDB_PROJECT': 'mine', 'WANDB_ENTITY': 'team'}
 
 
 def test_file_that_is_not_there(cli_error):
