@@ -282,6 +282,7 @@ class AppCLI(LightningCLI):
             trainer.callbacks.append(EndAtOnce())
         if self.subcommand == 'predict':
             trainer.callbacks.append(PredictionWriter(self._get(self.config_init, 'output')))
+            trainer.logger = False  # a table is written, and nothing else
         config = self.config_init[self.subcommand] if self.subcommand else self.config_init
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         if self.subcommand in ('validate', 'test'):
@@ -295,7 +296,8 @@ class AppCLI(LightningCLI):
         if elsewhere := whole_run(config.ckpt_path) not in (None, folder):
             rank_zero_info(f'{config.ckpt_path} is of a run in another folder: this training goes on in {folder}')
         place_loggers(
-            loggers, folder, resumed=wandb_runs(config.ckpt_path) if logs_to_wandb and not elsewhere else [])
+            loggers, folder, resumed=wandb_runs(config.ckpt_path) if logs_to_wandb and not elsewhere else [],
+            goes_on=config.ckpt_path is not None and not elsewhere)
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.plugins = [*filter(None, plugins), CheckpointFiles()]

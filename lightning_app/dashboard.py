@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,8 @@ from .analysis.channels import default_blocks
 from .analysis.panels import SECTIONS, Blocks, draw
 from .analysis.report import build_report
 from .analysis.studies import find_study
-from .logger import logged_in
-from .network import create_network
+from .logger import logged_in, own_project
+from .network import create_network, with_se
 
 __all__ = ['build_workspace', 'dashboard', 'specification']
 
@@ -27,9 +28,10 @@ SPEC = 'workspace.json'
 
 
 def dashboard(
-        entity: str,
-        project: str = 'se-timm',
+        entity: str | None = None,
+        project: str | None = None,
         network: str = 'se_resnet50',
+        add_se: dict[str, Any] | None = None,
         spec: str | None = None,
         report: str | None = None,
 ) -> None:
@@ -38,9 +40,10 @@ def dashboard(
     Without an account, or if the server does not answer, it is written as JSON instead.
 
     Args:
-        entity: User or team on the server.
-        project: Project of the runs.
+        entity: User or team on the server; `$WANDB_ENTITY` where not given.
+        project: Project of the runs; `$WANDB_PROJECT`, or `se-timm`, where not given.
         network: Name of the network whose SE blocks have pictures; curves show the blocks of any.
+        add_se: As `model.add_se`, of runs that have put SE into it.
         spec: JSON file to write; where it is not given, `workspace.json`, and only if the workspace cannot be saved.
         report: Make a report instead, on a study of the paper: `reduction`, `squeeze`, `excitation`, `stages`,
             `placement`, `3x3` or `no_squeeze`. It holds the paper's table and the runs of the group of that name.
@@ -49,10 +52,13 @@ def dashboard(
         InputError: If that cannot be.
     """
     check_options(spec, report)
+    project = project or own_project()
+    if not (entity := entity or os.environ.get('WANDB_ENTITY')):
+        raise InputError(message('no entity', 'a project is one of a user or team', 'say --entity NAME'))
     if report is not None:
         make_report(report, entity, project)
         return
-    workspace = build_workspace(entity, project, blocks_of(network))
+    workspace = build_workspace(entity, project, blocks_of(network, add_se))
     problem = saved(workspace.save) if logged_in() else 'there is no account: wandb login'
     if problem is None:
         print(f'workspace: {workspace.url}')
@@ -73,18 +79,18 @@ def check_options(spec: str | None, report: str | None) -> None:
     check_installed('dashboard', 'dashboard', 'wandb_workspaces')
 
 
-def blocks_of(network: str) -> Blocks:
+def blocks_of(network: str, add_se: dict[str, Any] | None = None) -> Blocks:
     """Return the SE blocks of a network under the names by which they are logged.
 
     Raises:
         InputError: If there is no such network, or no SE in it.
     """
     net, _ = create_network(network, ('network', 'network'), device='meta')
-    blocks = find_se(net)
+    blocks = find_se(net if add_se is None else with_se(net, add_se))
     if not blocks:
         raise InputError(message(
             f'network: {network}', 'it has no SE block of a kind that is known',
-            'name the network with SE that the runs are of, such as se_resnet50'))
+            'name the network with SE that the runs are of, such as se_resnet50, or give the add_se that put it in'))
     names, shown = ([block.name.replace('.', '_') for block in each] for each in (blocks, default_blocks(blocks)))
     return Blocks(names, shown)
 

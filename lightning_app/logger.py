@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import atexit
+import configparser
+import contextlib
 import csv
+import itertools
 import math
 import netrc
 import os
@@ -25,7 +28,7 @@ from se_timm.errors import InputError, message
 
 from .checkpoints import mapped
 
-__all__ = ['CsvLogger', 'WandbLogger', 'place_loggers']
+__all__ = ['CsvLogger', 'WandbLogger', 'own_project', 'place_loggers']
 
 CONNECT_SECONDS = 20  # how long a training waits for W&B before it goes on offline
 FINISH_SECONDS = 30  # how long a run waits at its end for W&B to take the rest, which may never come back
@@ -87,7 +90,7 @@ def without_gaps(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class CsvLogger(CSVLogger):
-    """Metrics in `save_dir/metrics.csv`; a resumed run goes on in the file.
+    """Metrics in `save_dir/metrics.csv`; a resumed run goes on in the file, and another one sets it aside.
 
     Args:
         save_dir: Folder of the run; the command line fills it in where it is not given.
@@ -107,6 +110,16 @@ class CsvLogger(CSVLogger):
     def place(self, folder: Path) -> None:
         """Write to `folder`."""
         self._save_dir = self._root_dir = str(folder)
+
+    @rank_zero_only
+    def begin_anew(self) -> None:
+        """Let the metrics of another run, in a folder that was given, be `metrics-1.csv` and so on."""
+        path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
+        if path.is_file():
+            numbered = (path.with_name(f'{path.stem}-{number}.csv') for number in itertools.count(1))
+            kept = next(each for each in numbered if not each.exists())
+            path.rename(kept)
+            rank_zero_info(f'{path} was of another run, and is {kept.name} now')
 
     @property
     @rank_zero_experiment
@@ -133,7 +146,7 @@ class WandbLogger(LightningWandbLogger):
     which silently starts a resumed run anew.
 
     Args:
-        project: Project on the server.
+        project: Project on the server; `$WANDB_PROJECT`, or `se-timm`, where not given.
         name: Name of the run; made up by W&B where not given.
         entity: User or team; your default where not given.
         save_dir: Folder of the run; the command line fills it in where it is not given.
@@ -141,7 +154,8 @@ class WandbLogger(LightningWandbLogger):
             in, else offline.
         id: Id of the run, to continue one; where not given, a training that is resumed goes on with its own.
         group: Runs that belong together, such as a study.
-        job_type: Kind of the run; `train`, and for evaluations `validate` or `test`, where not given.
+        job_type: Kind of the run; where not given, `$WANDB_JOB_TYPE`, or `train`, and for evaluations `validate` or
+            `test`.
         tags: Tags.
         notes: A longer description.
         log_model: Keep the best checkpoints as artifacts of type `model`, named after network and run: `true` at the
@@ -150,12 +164,12 @@ class WandbLogger(LightningWandbLogger):
         save_code: Keep the source of this program and its networks as artifacts of type `code`.
 
     Raises:
-        InputError: If W&B takes no project or run of such a name.
+        InputError: If W&B takes no project, run or tag of such a name.
     """
 
     def __init__(
             self,
-            project: str = 'se-timm',
+            project: str | None = None,
             name: str | None = None,
             entity: str | None = None,
             save_dir: str | None = None,
@@ -170,7 +184,9 @@ class WandbLogger(LightningWandbLogger):
     ) -> None:
         import wandb  # takes half a second, and not every run uses it
 
-        check_names(project, id)
+        project = project or own_project()
+        job_type = job_type or os.environ.get('WANDB_JOB_TYPE')
+        check_names(project, id, tags or [])
         super().__init__(
             # absolute: W&B's service keeps the working directory that it was started in
             save_dir=os.path.abspath(save_dir or DEFAULT_FOLDER),
@@ -200,12 +216,14 @@ class WandbLogger(LightningWandbLogger):
         self._wandb_init['job_type'] = self.given_job_type or job_type
 
     def resume(self, runs: Sequence[Mapping[str, Any]]) -> None:
-        """Go on with the run in the folder, else with the one of `runs` in the same project, if no id was given."""
+        """Go on with the one of `runs` in the same project, or the run in the own folder, if no id was given."""
         if self._wandb_init.get('id') is not None:
             return
         own = {name: value for name, value in self.identity.items() if name != 'id'}
         of_project = [run['id'] for run in runs if {name: run[name] for name in own} == own]
-        found = run_id(Path(str(self._save_dir))) or next(iter(of_project), None)
+        found = next(iter(of_project), None)
+        if not runs and not self.placed:  # a folder that was given may hold those of other trainings
+            found = run_id(Path(str(self._save_dir)))
         if found is None and runs:
             rank_zero_info(f'W&B: the checkpoint is of run {runs[0]["id"]} of project {runs[0]["project"]}; '
                            f'this training is a new run of project {own["project"]}')
@@ -280,7 +298,12 @@ class WandbLogger(LightningWandbLogger):
         atexit.register(lambda: finish(run, self.exit_code))
 
 
-def check_names(project: str, id: str | None) -> None:
+def own_project() -> str:
+    """Return the project where none is given."""
+    return os.environ.get('WANDB_PROJECT') or 'se-timm'
+
+
+def check_names(project: str, id: str | None, tags: Sequence[str]) -> None:
     """Raise `InputError` for names that W&B refuses wherever it runs, offline too."""
     import wandb
 
@@ -290,6 +313,13 @@ def check_names(project: str, id: str | None) -> None:
         raise InputError(message(
             f'trainer.logger: project {project}' + (f', id {id}' if id else ''), str(error),
             'take letters, digits, - and _')) from error
+    for tag in tags:
+        try:
+            wandb.Settings(run_tags=(tag,))
+        except ValueError as error:  # pydantic's, of several lines
+            raise InputError(message(
+                f'trainer.logger.tags: {tag}', 'W&B takes tags of 1 to 64 characters', 'leave it out, or shorten it')
+            ) from error
 
 
 def finish(run: Any, exit_code: int | None = None) -> None:
@@ -322,10 +352,21 @@ def logged_in() -> bool:
         logins = netrc.netrc(os.environ.get('NETRC'))
     except (OSError, netrc.NetrcParseError):
         logins = None
-    host = urlsplit(os.environ.get('WANDB_BASE_URL', '')).hostname
+    server = urlsplit(server_url())
     known = set(logins.hosts) if logins else set()
-    return bool(os.environ.get('WANDB_API_KEY')) or (host in known if host else any(
-        'wandb' in name or 'coreweave' in name for name in known))
+    return bool(os.environ.get('WANDB_API_KEY')) or (
+        bool({server.hostname, server.netloc} & known) if server.hostname else any(
+            'wandb' in name or 'coreweave' in name for name in known))
+
+
+def server_url() -> str:
+    """Return the URL of a server of one's own, which `wandb login --host` writes down; an empty one for W&B's."""
+    if url := os.environ.get('WANDB_BASE_URL'):
+        return url
+    settings = configparser.ConfigParser(interpolation=None)
+    with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
+        settings.read(Path(os.environ.get('WANDB_CONFIG_DIR') or '~/.config/wandb').expanduser() / 'settings')
+    return settings.get('default', 'base_url', fallback='')
 
 
 def rank() -> int:
@@ -343,7 +384,7 @@ def describe(path: str) -> dict[str, Any]:
 
 def place_loggers(
         loggers: list[Logger], folder: Path, job_type: str = 'train',
-        resumed: Sequence[Mapping[str, Any]] = ()) -> None:
+        resumed: Sequence[Mapping[str, Any]] = (), goes_on: bool = False) -> None:
     """Let the loggers of this module that were given no folder write to `folder`.
 
     Args:
@@ -351,10 +392,20 @@ def place_loggers(
         folder: Of the run.
         job_type: Kind of the W&B run, where none was given.
         resumed: The W&B runs of the training that goes on, as its checkpoint has them.
+        goes_on: Whether the run goes on in its folder.
+
+    Raises:
+        InputError: For several W&B runs.
     """
+    if (several := sum(isinstance(logger, LightningWandbLogger) for logger in loggers)) > 1:
+        raise InputError(message(
+            f'trainer.logger: WandbLogger, {several} times', 'W&B has one run at a time in a process',
+            'leave one out; where the config has it already, change it there'))
     for logger in loggers:
         if isinstance(logger, (CsvLogger, WandbLogger)) and not logger.placed:
             logger.place(folder)
+        elif isinstance(logger, CsvLogger) and not goes_on:
+            logger.begin_anew()
         if isinstance(logger, WandbLogger):
             logger.be(job_type)
             if job_type == 'train':

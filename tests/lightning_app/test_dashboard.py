@@ -163,6 +163,19 @@ def test_network_says_whose_blocks_have_pictures(in_tmp_path):
     assert 'gates_map/layer4_2' not in texts
 
 
+def test_network_that_se_was_put_into(in_tmp_path):
+    main(['dashboard', '--entity=someone', '--network=resnet18', '--add_se={identity_start: true}'])
+    assert 'gates_map/layer4_1' in leaves(json.loads(Path('workspace.json').read_text()))
+
+
+def test_entity_and_project_of_the_environment(in_tmp_path, monkeypatch, cli_error):
+    assert cli_error(['dashboard'])[0] == 'no entity'
+    monkeypatch.setenv('WANDB_ENTITY', 'someone')
+    monkeypatch.setenv('WANDB_PROJECT', 'mine')
+    main(['dashboard'])
+    assert {'someone', 'mine'} <= set(leaves(json.loads(Path('workspace.json').read_text())))
+
+
 @pytest.mark.slow
 def test_module_is_the_same_command(program, tmp_path):
     done = program('--entity', 'someone', '--spec', 'there.json', module='lightning_app.dashboard')

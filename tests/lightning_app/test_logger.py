@@ -17,6 +17,7 @@ import wandb
 from lightning_app import logger as logger_module
 from lightning_app.cli import main
 from lightning_app.logger import CsvLogger, WandbLogger
+from lightning_app.provenance import source
 from se_timm.cost import cost
 
 # W&B's keys have forty characters; "local" tells that the server is one's own
@@ -106,6 +107,76 @@ def test_resumed_training_goes_on_with_its_run(on_photos, in_tmp_path, recwarn):
     assert resumed.version == resumed.experiment.id == first
     wandb.finish()
     assert main(args).trainer.logger.experiment.id != first
+
+
+def test_trainings_with_one_folder_for_logs_are_runs_of_their_own(on_photos, in_tmp_path):
+    args = ['fit', *on_photos, '--trainer.logger=lightning_app.logger.WandbLogger', '--trainer.logger.save_dir=logs']
+    first = main(args).trainer.logger.experiment.id
+    wandb.finish()
+    second = main(args).trainer.logger.experiment.id
+    wandb.finish()
+    assert second != first
+    path = str(next(Path('runs').rglob('version_0/checkpoints/*.ckpt')))
+    resumed = main([*args, '--trainer.max_epochs=2', f'--ckpt_path={path}']).trainer.logger
+    assert resumed.experiment.id == first
+
+
+def test_metrics_of_another_run_are_set_aside(on_photos, in_tmp_path, read_csv, caplog):
+    def losses(file):
+        Path(file).parent.joinpath('only').mkdir(exist_ok=True)
+        shutil.copy(file, 'logs/only/metrics.csv')
+        return read_csv('logs/only', 'val/loss')
+
+    args = [*on_photos, '--trainer.logger=lightning_app.logger.CsvLogger', '--trainer.logger.save_dir=logs']
+    main(['fit', *args, '--trainer.max_epochs=2'])
+    first = losses('logs/metrics.csv')
+    main(['fit', *args])
+    assert losses('logs/metrics-1.csv') == first
+    assert len(first) == 2
+    assert 'logs/metrics.csv was of another run, and is metrics-1.csv now' in caplog.text
+    path = str(next(Path('runs').rglob('version_1/checkpoints/*.ckpt')))
+    main(['validate', *args, f'--ckpt_path={path}'])
+    assert len(losses('logs/metrics-2.csv')) == len(losses('logs/metrics.csv')) == 1
+    main(['fit', *args, '--trainer.max_epochs=2', f'--ckpt_path={path}'])  # one that goes on goes on in the file
+    assert sorted(file.name for file in Path('logs').glob('metrics*')) == [
+        'metrics-1.csv', 'metrics-2.csv', 'metrics.csv']
+
+
+def test_project_and_kind_of_the_environment_are_respected(monkeypatch, tmp_path):
+    monkeypatch.setenv('WANDB_PROJECT', 'mine')
+    monkeypatch.setenv('WANDB_JOB_TYPE', 'trial')
+    for given, expected in (({}, ('mine', 'trial')), ({'project': 'a', 'job_type': 'b'}, ('a', 'b'))):
+        logger = WandbLogger(save_dir=str(tmp_path), **given)
+        logger.be('validate')
+        assert (logger._wandb_init['project'], logger._wandb_init['job_type']) == expected
+
+
+def test_two_runs_of_wandb_are_refused(on_photos, in_tmp_path, write_yaml, cli_error):
+    both = [{'class_path': 'lightning_app.logger.WandbLogger', 'init_args': {'project': name}} for name in 'ab']
+    given, why, _ = cli_error(['fit', *on_photos, '--config', write_yaml('both.yaml', {'trainer': {'logger': both}})])
+    assert (given, why) == ('trainer.logger: WandbLogger, 2 times', 'W&B has one run at a time in a process')
+
+
+def test_prediction_is_no_run(on_photos, photos, in_tmp_path):
+    main(['fit', *on_photos])
+    path = str(next(Path('runs').rglob('*.ckpt')))
+    before = sorted(Path('runs').rglob('*'))
+    cli = main(['predict', '--ckpt_path', path, f'--data.images={photos}/val', '--trainer.accelerator=cpu',
+                '--trainer.logger=lightning_app.logger.CsvLogger'])
+    assert cli.trainer.loggers == []
+    assert sorted(Path('runs').rglob('*')) == before
+
+
+@pytest.mark.parametrize('known', ['127.0.0.1:8080', '127.0.0.1', 'api.wandb.ai'])
+def test_login_at_a_server_of_ones_own(known, own_home, monkeypatch):
+    """As `wandb login --host` writes it down."""
+    monkeypatch.delenv('WANDB_API_KEY', raising=False)
+    (own_home / 'netrc').write_text(f'machine {known}\n  login user\n  password {FAKE_KEY}\n')
+    settings = own_home / 'config_dir' / 'settings'
+    settings.parent.mkdir()
+    assert logger_module.logged_in() == (known == 'api.wandb.ai')
+    settings.write_text('[default]\nbase_url = http://127.0.0.1:8080\n')
+    assert logger_module.logged_in() == (known != 'api.wandb.ai')
 
 
 def test_second_process_starts_no_run(tmp_path, monkeypatch):
@@ -245,6 +316,19 @@ def test_run_holds_the_nested_configuration_and_where_it_comes_from(on_photos, i
     assert come['git'] is None or come['git']['commit'] == commit.stdout.strip()
     assert 'num_classes' not in config  # nothing of it flat beside the nested
     assert of_kind(records, 'exit')[0].exit_code == 0
+
+
+def test_package_that_is_installed_within_another_repository_has_no_commit(tmp_path):
+    package = tmp_path / 'site-packages' / 'package'
+    package.mkdir(parents=True)
+    (package / '__init__.py').write_text('')
+    git = ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b.c']
+    subprocess.run([*git, 'init', '--quiet'], check=True)
+    subprocess.run([*git, 'commit', '--quiet', '--allow-empty', '-m', 'of something else'], check=True)
+    assert source(package) is None
+    subprocess.run([*git, 'add', '.'], check=True)
+    subprocess.run([*git, 'commit', '--quiet', '-m', 'of the package'], check=True)
+    assert source(package)['dirty'] is False
 
 
 def test_metrics_have_names_that_wandb_can_sort_by_and_equal_those_of_csv(

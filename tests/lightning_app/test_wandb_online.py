@@ -270,9 +270,11 @@ def test_server_that_dies_in_the_middle_of_a_training_loses_nothing(
     assert another.unknown == []
 
 
-@pytest.mark.parametrize(('option', 'why'), [('project=a/b', 'Invalid project name'), ('id=a/b', 'Run ID cannot')])
-def test_name_that_wandb_refuses_is_refused_before_the_training(option, why, on_photos, in_tmp_path, cli_error):
+@pytest.mark.parametrize(('option', 'named', 'why'), [
+    ('project=a/b', 'a/b', 'Invalid project name'), ('id=a/b', 'a/b', 'Run ID cannot'),
+    (f'tags=[good,{"a" * 65}]', f'tags: {"a" * 65}', '1 to 64 characters')])
+def test_name_that_wandb_refuses_is_refused_before_the_training(option, named, why, on_photos, in_tmp_path, cli_error):
     given, reason, _ = cli_error(['fit', *on_photos, f'--trainer.logger={WANDB}', f'--trainer.logger.{option}'])
-    assert 'a/b' in given
+    assert named in given
     assert why in reason
     assert not Path('runs').exists()
