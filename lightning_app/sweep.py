@@ -284,7 +284,7 @@ def check_runs(runs: list[Run]) -> None:
 
 
 def resolved(run: Run) -> dict[str, Any]:
-    """Return the settings of a training, of the config files too, but for where it lies."""
+    """Return the settings of a training, of the config files too, but for where it lies and is logged."""
     printed = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         warnings.simplefilter('ignore')  # of arguments that are not those of this process
@@ -294,7 +294,7 @@ def resolved(run: Run) -> dict[str, Any]:
             if end.code:
                 raise
     settings = expand(yaml.safe_load(printed.getvalue()))
-    del settings['ckpt_path'], settings['trainer']['default_root_dir']
+    del settings['ckpt_path'], settings['trainer']['default_root_dir'], settings['trainer']['logger']
     return dict(settings)
 
 
