@@ -13,7 +13,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from .analysis.runs import cut_off
 from .checkpoints import of_runs
 from .cli import main
 from .data.workers import STOP_SIGNALS
-from .home import expand
 
 __all__ = ['UNNAMED', 'USAGE', 'Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
 
@@ -34,8 +34,13 @@ UNNAMED = ('file', 'options')  # arguments of `sweep` that a command line has wi
 ROOT, CHECKPOINT = '--trainer.default_root_dir', '--ckpt_path'
 DRY_RUN = '--dry_run'  # a switch, which stands alone or with a value
 OWN = {DRY_RUN: DRY_RUN, '--folder': '--folder', ROOT: '--folder'}  # what is not for fit, and its own name
-# in the folder of a run, the arguments with which it was begun, and with which it came to its end
+# in the folder of a run, the arguments and settings with which it was begun, and with which it came to its end
 BEGUN, FINISHED = 'begun.json', 'finished.json'
+# settings of no consequence for what a training comes to, or that a resumed one may have otherwise
+IMMATERIAL = (
+    'ckpt_path', 'trainer.default_root_dir', 'trainer.logger', 'trainer.accelerator', 'trainer.devices',
+    'trainer.num_nodes', 'trainer.strategy', 'data.init_args.num_workers', 'data.init_args.prefetch')
+FREE = ('network', 'add_se', 'options')  # groups without keys of their own, in which each counts
 REMARKS = {'name', 'description', 'metric'}  # of no consequence for a grid
 SERVER = {'project': 'WANDB_PROJECT', 'entity': 'WANDB_ENTITY'}  # where W&B has the runs, by what variable
 KEYS = {'program', 'method', 'command', 'parameters', *SERVER, *REMARKS}
@@ -56,12 +61,14 @@ class Run:
         folder: Where its runs are.
         args: Of `python -m lightning_app`.
         environment: Variables beside those of this process.
+        settings: What the arguments and the config files come to.
     """
 
     name: str
     folder: Path
     args: list[str]
     environment: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def command(self) -> str:
         """Return what a shell takes."""
@@ -87,11 +94,10 @@ def sweep(file: str, dry_run: bool = False, folder: str | None = None, options: 
         InputError: For a sweep that cannot be run so, and for arguments that `fit` does not take, before any training.
         SystemExit: With status 1 if a training does not come to its end, 128 and more if a signal stops the sweep.
     """
-    runs = runs_of(file, folder, options or [])
-    check_runs(runs)
+    runs = checked(runs_of(file, folder, options or []))
     ended = {}
     for number, run in enumerate(runs, 1):
-        finished = arguments_in(run.folder / FINISHED) is not None
+        finished = marked(run.folder / FINISHED) is not None
         print(f'{number} of {len(runs)}: {run.name}{", finished before" if finished else ""}', flush=True)
         if dry_run:
             print(run.command())
@@ -231,7 +237,8 @@ def runs_of(file: str, folder: str | None, options: list[str]) -> list[Run]:
     base = Path(folder or f'runs/sweep/{study}')
     check_writable('folder:', base)
     chosen = combinations(content['parameters'])
-    server = {variable: str(content[key]) for key, variable in SERVER.items() if key in content}
+    server = {variable: str(content[key]) for key, variable in SERVER.items()
+              if key in content and variable not in os.environ}
     runs = []
     for values, name in zip(chosen, folders(chosen), strict=True):
         args, variables = expanded(content, values)
@@ -265,26 +272,27 @@ def plain(value: str) -> str:
     return sign + re.sub(r'[^a-zA-Z0-9_.+-]+', '-', value).strip('-')
 
 
-def check_runs(runs: list[Run]) -> None:
-    """Parse all command lines.
+def checked(runs: list[Run]) -> list[Run]:
+    """Return the trainings with their settings.
 
     Raises:
         InputError: If two trainings would be the same, or one was begun or finished with other settings.
         SystemExit: With status 2, after the message, if `fit` does not take one.
     """
+    runs = [replace(run, settings=resolved(run)) for run in runs]
     found: dict[str, Run] = {}
     for run in runs:
-        settings = resolved(run)
-        other = found.setdefault(json.dumps(settings, sort_keys=True, default=str), run)
+        other = found.setdefault(json.dumps(run.settings, sort_keys=True), run)
         if other is not run:
             raise InputError(message(
                 f'{other.name} and {run.name}', 'both would be the same training, as another option or config of the '
                 'command wins over the parameters', 'leave it out, or let it stand before ${args} in the sweep file'))
-        check_unchanged(run, settings)
+        check_unchanged(run)
+    return runs
 
 
 def resolved(run: Run) -> dict[str, Any]:
-    """Return the settings of a training, of the config files too, but for where it lies and is logged."""
+    """Return the settings of a training, of the config files too, but for those that are immaterial."""
     printed = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         warnings.simplefilter('ignore')  # of arguments that are not those of this process
@@ -293,52 +301,53 @@ def resolved(run: Run) -> dict[str, Any]:
         except SystemExit as end:
             if end.code:
                 raise
-    settings = expand(yaml.safe_load(printed.getvalue()))
-    del settings['ckpt_path'], settings['trainer']['default_root_dir'], settings['trainer']['logger']
-    return dict(settings)
+    settings: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    for key in IMMATERIAL:
+        *groups, name = key.split('.')
+        reduce(lambda group, each: group.get(each) or {}, groups, settings).pop(name, None)
+    return settings
 
 
-def check_unchanged(run: Run, settings: dict[str, Any]) -> None:
+def check_unchanged(run: Run) -> None:
     """Raise `InputError` if a training was begun or finished with other arguments, or by a config that has changed."""
     for marker in (run.folder / FINISHED, run.folder / BEGUN):
-        arguments = arguments_in(marker)
-        if arguments is None or (marker.name == BEGUN and not of_runs(run.folder)):
+        if (before := marked(marker)) is None or (marker.name == BEGUN and not of_runs(run.folder)):
             continue
-        if arguments != run.args:
+        if before['arguments'] != run.args:
             raise InputError(message(
                 f'{run.folder}: {marker.stem}', 'it was trained with other options than those given now',
                 f'give the same ({marker} lists them), or another folder by --folder'))
-        for config in run.folder.glob('version_*/config.yaml'):
-            if other := first_difference(yaml.safe_load(config.read_text()), settings):
-                raise InputError(message(
-                    f'{run.folder}: {marker.stem}', '{} was {} when it was trained, and is {} now'.format(*other),
-                    'change the config back, or name another folder by --folder'))
+        if other := first_difference(before['settings'], run.settings):
+            raise InputError(message(
+                f'{run.folder}: {marker.stem}', '{} was {} when it was trained, and is {} now'.format(*other),
+                'change the config back, or name another folder by --folder'))
 
 
 def first_difference(before: Any, now: Any, key: str = '') -> tuple[str, Any, Any] | None:
-    """Return key and values of the first setting that two configs have otherwise; one that only one has is none."""
+    """Return key and values of the first setting that is another now; a new one, of a newer version, is none."""
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         before, now = dict(enumerate(before)), dict(enumerate(now))
-    if isinstance(before, dict) and isinstance(now, dict):
+    if isinstance(before, dict) and isinstance(now, dict) and key.rpartition('.')[2] not in FREE:
         found = (first_difference(before[name], now[name], f'{key}.{name}'.lstrip('.'))
                  for name in before if name in now)
         return next(filter(None, found), None)
     return None if before == now else (key, before, now)
 
 
-def arguments_in(marker: Path) -> list[str] | None:
-    """Return the arguments that stand in a file, None if there is none that is whole."""
+def marked(marker: Path) -> dict[str, Any] | None:
+    """Return the arguments and settings that stand in a file, None if there is none that is whole."""
     try:
-        return list(json.loads(marker.read_text()))
+        content = json.loads(marker.read_text())
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else {'arguments': content, 'settings': {}}  # of before it had both
 
 
-def mark(marker: Path, arguments: list[str]) -> None:
-    """Write arguments to a file, whole or not at all."""
+def mark(marker: Path, run: Run) -> None:
+    """Write the arguments and settings of a training to a file, whole or not at all."""
     marker.parent.mkdir(parents=True, exist_ok=True)
     unfinished = marker.with_name(f'.{marker.name}')
-    unfinished.write_text(json.dumps(arguments))
+    unfinished.write_text(json.dumps({'arguments': run.args, 'settings': run.settings}))
     unfinished.replace(marker)
 
 
@@ -348,7 +357,7 @@ def train(run: Run) -> str | None:
     Raises:
         SystemExit: If this process was asked to stop; the training was told so, and has ended.
     """
-    mark(run.folder / BEGUN, run.args)
+    mark(run.folder / BEGUN, run)
     command = [*TRAINING[:-1], *run.args]
     process = subprocess.Popen(command, env={**os.environ, **run.environment})
     with passed_on(process) as received:
@@ -361,7 +370,7 @@ def train(run: Run) -> str | None:
     if any(run.folder.glob('version_*/config.yaml')):  # not so with trainer.fast_dev_run
         if cut_off(run.folder):
             return 'ended by trainer.max_time'
-        mark(run.folder / FINISHED, run.args)
+        mark(run.folder / FINISHED, run)
     return None
 
 

@@ -18,7 +18,7 @@ import se_timm  # noqa: F401  (registers the networks)
 from lightning_app.analysis.studies import STUDIES
 from lightning_app.cli import main
 from lightning_app.logger import own_project
-from lightning_app.sweep import BEGUN, FINISHED, combinations, mark, read_sweep, runs_of
+from lightning_app.sweep import BEGUN, FINISHED, checked, combinations, mark, read_sweep, runs_of, train
 from se_timm.paper import FIXED_SCHEDULE, SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -219,27 +219,37 @@ def test_options_below_a_parameter_are_taken(sweep_file, capsys, in_tmp_path):
 
 def test_config_that_has_changed_since_a_training(on_photos, sweep_file, write_yaml, in_tmp_path, cli_error):
     """The rows of a table would be of two recipes."""
-    def recipe(lr):
-        return write_yaml('recipe.yaml', {'model': {'optim': {'lr': lr}}, 'data': {'class_path': 'ImageNetDataModule'}})
+    def recipe(lr=0.01, network=None, devices=1):
+        return write_yaml('recipe.yaml', {
+            'model': {'optim': {'lr': lr}, 'schedule': None, 'network': network}, 'seed_everything': True,
+            'data': {'class_path': 'ImageNetDataModule'}, 'trainer': {'devices': devices}})
 
     fit = ['${interpreter}', '-m', '${program}', 'fit']
-    photos = [each for each in on_photos if 'model.' not in each]
-    file = sweep_file(command=[*fit, '--config', recipe(0.01), *photos, '${args}'],
+    photos = [each for each in on_photos if 'model.' not in each and 'devices' not in each]
+    file = sweep_file(command=[*fit, '--config', recipe(), *photos, '${args}'],
                       parameters={'model.name': {'values': ['test_resnet', 'se_resnet20_cifar']}})
-    run, _ = runs_of(file, None, [])
-    mark(run.folder / BEGUN, run.args)
-    main(run.args)
+    run, _ = checked(runs_of(file, None, []))
+    assert train(run) is None
     main(['sweep', file, '--dry_run'])
-    recipe(0.02)
-    given, why, _ = cli_error(['sweep', file])
-    assert given == f'{run.folder}: begun'
-    assert why == 'model.optim.lr was 0.01 when it was trained, and is 0.02 now'
+    recipe(devices=2)
+    main(['sweep', file, '--dry_run'])  # a resumed one may have others
+    for changed, said in (({'lr': 0.02}, 'model.optim.lr was 0.01 when it was trained, and is 0.02 now'),
+                          ({'network': {'drop_rate': 0.1}}, 'model.network was None when it was trained')):
+        recipe(**changed)
+        given, why, _ = cli_error(['sweep', file])
+        assert given == f'{run.folder}: finished'
+        assert said in why
+    for name in (BEGUN, FINISHED):
+        (run.folder / name).write_text(json.dumps(run.args))  # by a version that kept no settings
+    main(['sweep', file, '--dry_run'])
 
 
-def test_project_of_the_file_is_that_of_the_runs(sweep_file):
+def test_project_of_the_file_is_that_of_the_runs(sweep_file, monkeypatch):
     run, _ = runs_of(sweep_file(project='mine', entity='team'), None, [])
     assert {**run.environment, 'WANDB_RUN_GROUP': ''} == {
         'WANDB_RUN_GROUP': '', 'WANDB_PROJECT': 'mine', 'WANDB_ENTITY': 'team'}
+    monkeypatch.setenv('WANDB_PROJECT', 'another')
+    assert 'WANDB_PROJECT' not in runs_of(sweep_file(project='mine'), None, [])[0].environment
 
 
 def test_file_that_is_not_there(cli_error):
@@ -269,14 +279,14 @@ def test_training_with_other_options_is_not_taken_for_these(sweep_file, cli_erro
         assert '--folder' in lines[2]
 
     run = runs_of(sweep_file(), None, ['--data.batch_size=32'])[1]
-    mark(run.folder / BEGUN, run.args)
+    mark(run.folder / BEGUN, run)
     goes(64)
     (run.folder / 'version_0/checkpoints').mkdir(parents=True)
     (run.folder / 'version_0/checkpoints/best.ckpt').touch()
     is_refused()
     goes(32)
     (run.folder / BEGUN).unlink()
-    mark(run.folder / FINISHED, run.args)
+    mark(run.folder / FINISHED, run)
     is_refused()
     goes(32)
     (run.folder / FINISHED).write_text('["fi')  # cut off
