@@ -136,7 +136,7 @@ def add_se(
         net = copy.deepcopy(net)
     for point in sorted(gates, key=lambda point: -str(point).count('.')):  # the inner ones first: they change no names
         insert(net, point, gates[point], ends[point])
-    if callable(getattr(type(net), EXEMPT, None)):
+    if callable(kept := getattr(type(net), EXEMPT, None)) and kept(net) != exempt(net):
         vars(net)[EXEMPT] = partial(exempt, net)
     return Insertion(
         net,

@@ -88,8 +88,8 @@ default_cfgs = generate_default_cfgs({
 @register_model
 def se_mobilenetv1_100(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """SE-MobileNet 1.0 (Table 3): 4,718,044 parameters."""
-    if batch_norm := resolve_bn_args(kwargs):  # takes them out, as of timm's network
-        kwargs['norm_layer'] = partial(kwargs.get('norm_layer') or nn.BatchNorm2d, **batch_norm)
+    if not kwargs.get('norm_layer') and (batch_norm := resolve_bn_args(kwargs)):  # takes them out, as in timm's network
+        kwargs['norm_layer'] = partial(nn.BatchNorm2d, **batch_norm)
     return create(
         SEMobileNetV1, 'se_mobilenetv1_100', pretrained, kwargs,
         dict(block_args=decode_arch_def(UNITS), num_features=0, act_layer='relu6'), bases=(EfficientNet,),

@@ -141,7 +141,7 @@ class SEShuffleNetV1(StagedNetwork):
         super().__init__(num_classes, in_chans, drop_rate)
         stages = check_se_arguments(se, placement, stages, STAGES)
         check_each_stage(STAGES, channels=channels)
-        if any(size % groups for each in channels for size in (each, each // 4, each - STEM_WIDTH)):
+        if groups < 1 or any(size % groups for each in channels for size in (each, each // 4, each - STEM_WIDTH)):
             raise ValueError(message(
                 f'groups: {groups} with channels: {channels}', 'the 1x1 convolutions cannot be divided into groups',
                 f'let groups divide {STEM_WIDTH}, and the channels and a quarter of them be multiples of groups'))

@@ -579,6 +579,7 @@ def test_further_relu_is_for_the_standard_placement_alone():
     ('se_shakeshake26_2x96d_cifar', {'layers': (1, 1)}, r'layers: \(1, 1\)'),
     ('se_shufflenetv1_g3', {'channels': (240, 480)}, r'channels: \(240, 480\)'),
     ('se_shufflenetv1_g3', {'groups': 7}, r'groups: 7 with channels: \(240, 480, 960\)'),
+    ('se_shufflenetv1_g3', {'groups': 0}, r'groups: 0 with channels: \(240, 480, 960\)'),
     ('se_shakeshake26_2x96d_cifar', {'width': 97}, 'width: 97 with cardinality: 0'),
     ('se_shakeeven29_2x4x64d_cifar', {'cardinality': 3}, 'width: 256 with cardinality: 3'),
 ])
