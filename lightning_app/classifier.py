@@ -35,6 +35,7 @@ from .mix import Mix, build_mixup, check_mix
 from .network import (
     architecture,
     build_network,
+    describe_images,
     fuse_network,
     refused_images,
     renew_classifier,
@@ -283,7 +284,8 @@ class ImageClassifier(LightningModule):
             raise InputError(message(
                 f'data.batch_size: {len(images)} images of {images.shape[-1]} px at once',
                 'at the end of the network batch norm has one value of each channel, and no statistics',
-                'take a larger data.batch_size or data.image_size, or fewer processes')) from error
+                'take a larger data.batch_size or data.image_size, or fewer processes or accumulated batches'
+            )) from error
 
     # Training
 
@@ -493,6 +495,7 @@ class ImageClassifier(LightningModule):
         self.class_names = checkpoint.get('class_names')
         checkpoint['lr_schedulers'] = []
         if self._trainer is None:
+            describe_images(self.net, checkpoint)
             return
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_not_past(self.trainer, checkpoint)

@@ -381,13 +381,13 @@ def evaluated_checkpoint(args: list[str], configs: Configs) -> dict[str, Any]:
         InputError: If there is no such checkpoint, or it cannot be read.
     """
     given = [content['ckpt_path'] for _, content in configs if 'ckpt_path' in content]
-    path = [None, *given, *_options(args, '--ckpt_path')][-1]
-    if not args or args[0] not in SUBCOMMANDS or path in (None, 'null') or (
+    path = str([None, *given, *_options(args, '--ckpt_path')][-1])
+    if not args or args[0] not in SUBCOMMANDS or path in ('None', 'null') or (
             args[0] == 'fit' and path in NEWEST):
         return {}
     if args[0] == 'fit' and not Path(path).suffix and not Path(path).exists() and (close := nearest(path, NEWEST)):
         raise InputError(message(f'ckpt_path: {path}', 'there is no such file', meant(close)))
-    checkpoint = load_checkpoint(str(path))  # that a training goes on from is tried, too, before any work
+    checkpoint = load_checkpoint(path)  # that a training goes on from is tried, too, before any work
     return {} if args[0] == 'fit' or 'name' not in checkpoint.get('hyper_parameters', {}) else checkpoint
 
 

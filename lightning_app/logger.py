@@ -10,6 +10,7 @@ import math
 import netrc
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -42,11 +43,16 @@ class MetricsFile(ExperimentWriter):
     """`metrics.csv`, replaced as a whole at each write, so that no crash leaves half a line.
 
     Rows that are there stay, but for those of the steps that a resumed training does again.
+
+    Args:
+        log_dir: Folder of the file.
+        goes_on: False if rows that are there are of another run.
+        is_shared: Whether they may be of another run: those that do not stay are kept in `metrics-1.csv` and so on.
     """
 
-    def __init__(self, log_dir: str) -> None:
+    def __init__(self, log_dir: str, goes_on: bool = True, is_shared: bool = False) -> None:
         super().__init__(log_dir)
-        self.first = True
+        self.first, self.goes_on, self.is_shared = True, goes_on, is_shared
         if Path(self.metrics_file_path).is_file():
             with open(self.metrics_file_path, newline='') as file:
                 self.metrics = [row_of(row) for row in csv.DictReader(file) if (row.get('step') or '').isdigit()]
@@ -57,9 +63,20 @@ class MetricsFile(ExperimentWriter):
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         """Keep a row."""
         if self.first and step is not None:
-            self.metrics = [row for row in self.metrics if int(row['step']) < step]
+            staying = [row for row in self.metrics if self.goes_on and int(row['step']) < step]
+            if self.is_shared and len(staying) < len(self.metrics):
+                self.set_aside()
+            self.metrics = staying
         self.first = False
         super().log_metrics(metrics_dict, step)
+
+    def set_aside(self) -> None:
+        """Keep the file as `metrics-1.csv` and so on."""
+        path = Path(self.metrics_file_path)
+        numbered = (path.with_name(f'{path.stem}-{number}.csv') for number in itertools.count(1))
+        kept = next(each for each in numbered if not each.exists())
+        shutil.copy(path, kept)
+        rank_zero_info(f'{path} has rows of another run, or of steps that are done again: they are kept in {kept.name}')
 
     def save(self) -> None:
         """Write all rows and the hyper-parameters; if that fails, the next time they are all there again.
@@ -90,7 +107,7 @@ def without_gaps(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class CsvLogger(CSVLogger):
-    """Metrics in `save_dir/metrics.csv`; a resumed run goes on in the file, and another one sets it aside.
+    """Metrics in `save_dir/metrics.csv`; a resumed run goes on in the file, and what another one replaces is kept.
 
     Args:
         save_dir: Folder of the run; the command line fills it in where it is not given.
@@ -101,6 +118,7 @@ class CsvLogger(CSVLogger):
         super().__init__(save_dir or DEFAULT_FOLDER, name='', version='',
                          flush_logs_every_n_steps=flush_logs_every_n_steps)
         self.placed = save_dir is not None
+        self.goes_on = True
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
@@ -111,22 +129,12 @@ class CsvLogger(CSVLogger):
         """Write to `folder`."""
         self._save_dir = self._root_dir = str(folder)
 
-    @rank_zero_only
-    def begin_anew(self) -> None:
-        """Let the metrics of another run, in a folder that was given, be `metrics-1.csv` and so on."""
-        path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
-        if path.is_file():
-            numbered = (path.with_name(f'{path.stem}-{number}.csv') for number in itertools.count(1))
-            kept = next(each for each in numbered if not each.exists())
-            path.rename(kept)
-            rank_zero_info(f'{path} was of another run, and is {kept.name} now')
-
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The writer of the file, made at the first use."""
         if self._experiment is None:
-            self._experiment = MetricsFile(self.log_dir)
+            self._experiment = MetricsFile(self.log_dir, self.goes_on, is_shared=self.placed)
         return self._experiment
 
     @rank_zero_only
@@ -404,8 +412,8 @@ def place_loggers(
     for logger in loggers:
         if isinstance(logger, (CsvLogger, WandbLogger)) and not logger.placed:
             logger.place(folder)
-        elif isinstance(logger, CsvLogger) and not goes_on:
-            logger.begin_anew()
+        if isinstance(logger, CsvLogger):
+            logger.goes_on = goes_on
         if isinstance(logger, WandbLogger):
             logger.be(job_type)
             if job_type == 'train':

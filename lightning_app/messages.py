@@ -188,7 +188,7 @@ def _wrong_value(match: re.Match[str], parser: ArgumentParser) -> str:
 
 def _wrong_choice(match: re.Match[str], parser: ArgumentParser) -> str:
     choices = dict.fromkeys(re.findall(r"'([\w.-]+)'", ' '.join(re.findall(r'Literal\[[^]]*\]', match[0]))))
-    choices |= dict.fromkeys(('true', 'false') if "<class 'bool'>" in match[0] else ())
+    choices |= dict.fromkeys(('true', 'false') if re.search("Subtypes: .*<class 'bool'>", match[0]) else ())
     return message(f'{match[1]}: {match[2]}', f'it must be one of {", ".join(choices)}',
                    _suggest(match[2], choices, 'correct the value'))
 
@@ -206,6 +206,10 @@ def _unknown_class(match: re.Match[str], parser: ArgumentParser) -> str:
 
 def _number_of_values(match: re.Match[str], parser: ArgumentParser) -> str:
     return message(f'{match[1]}: {match[3]}', f'it takes {match[2]} values', 'give as many, in brackets')
+
+
+def _wrong_values(match: re.Match[str], parser: ArgumentParser) -> str:
+    return message(f'{match[1]}: {match[3]}', f'it must be a {match[2]}', 'correct the values')
 
 
 def _list(match: re.Match[str], parser: ArgumentParser) -> str:
@@ -278,6 +282,8 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'[^$]*?Given value: (?!\[)(\S+)': _list,
     r'Parser key "([\w.]+)":\s+Expected a <class \'(list|tuple)\'>\. Got value: (?!\[)([^\n]*)': _list,
     r'Parser key "([\w.]+)":[^$]*Expected a tuple with (\d+) elements[^$]*Given value: ([^\n]*)': _number_of_values,
+    r'Parser key "([\w.]+)":[^$]*Subtypes: \[((?:list|tuple)\[[^]]*\])[^$]*Expected a <class [^$]*'
+    r'Given value: (\[[^\n]*)': _wrong_values,
     r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted": _unknown_class_option,
     r"class_path '([\w.]+)':\s+unrecognized arguments: (\S+)": _unknown_class_option,
     r"does not accept option '([\w.]+)'": _unknown_key,

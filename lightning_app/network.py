@@ -23,8 +23,8 @@ from .checkpoints import checkpoints_near, mapped
 from .data.base import evaluation_settings
 
 __all__ = [
-    'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'fuse_network',
-    'own_checkpoint', 'refused_images', 'renew_classifier', 'trained_classes',
+    'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'describe_images',
+    'fuse_network', 'own_checkpoint', 'refused_images', 'renew_classifier', 'trained_classes',
 ]
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
@@ -175,7 +175,7 @@ def load_weights(net: Any, weights: dict[str, Tensor]) -> int | None:
 
 def describe_weights(
         net: Any, checkpoint: dict[str, Any] | None, arguments: dict[str, Any], other: int | None) -> None:
-    """Keep in timm's `pretrained_cfg` what images initial weights were trained on, and their classes in `label_names`.
+    """Keep in timm's `pretrained_cfg` how images were made in the evaluations of initial weights, and their classes.
 
     Args:
         net: The network.
@@ -184,12 +184,17 @@ def describe_weights(
         other: Number of classes that the classifier is not of.
     """
     names = net.pretrained_cfg.get('label_names') if arguments.get('pretrained') else None
-    images: dict[str, Any] = {}
     if checkpoint is not None:
         names = checkpoint.get('class_names')
-        if data := checkpoint.get('data'):
-            images, _ = evaluation_settings(data['init_args'], net.pretrained_cfg)
-    net.pretrained_cfg = {**net.pretrained_cfg, **images, 'label_names': names if other is None else None}
+        describe_images(net, checkpoint)
+    net.pretrained_cfg = {**net.pretrained_cfg, 'label_names': names if other is None else None}
+
+
+def describe_images(net: Any, checkpoint: dict[str, Any]) -> None:
+    """Keep in timm's `pretrained_cfg` how images were made in the evaluations of a training of this program."""
+    if data := checkpoint.get('data'):
+        images, _ = evaluation_settings(data['init_args'], net.pretrained_cfg)
+        net.pretrained_cfg = {**net.pretrained_cfg, **images}
 
 
 def trained_classes(net: Any) -> list[str] | None:
@@ -219,8 +224,8 @@ def refused_images(name: str, net: Any, size: int, error: Exception) -> InputErr
     own = net.pretrained_cfg['input_size'][-1]
     return InputError(message(
         f'model.name: {name} with images of {size} px', f'it cannot take them ({error})',
-        f'say data.image_size={own}, for which the network is made, or an argument of the network, such as '
-        f'model.network.img_size={size}'))
+        f'say data.image_size={own} (data.eval_size in evaluations), for which the network is made, or an argument of '
+        f'the network, such as model.network.img_size={size}'))
 
 
 def create_network(

@@ -343,10 +343,10 @@ class ImageDataModule(LightningDataModule):
             raise InputError(message(
                 f'data.decoder: {self.decoder}, with data.exact: true', 'its pixels are not exact',
                 f'take {ACCURATE[self.decoder]}, or leave data.exact out'))
-        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+        if self.crop_pct is not None and not 0 < self.crop_pct < 2:  # 1.15 of timm's VOLO: with a border
             raise InputError(message(
                 f'data.crop_pct: {self.crop_pct}', 'it is the side of the crop / the shorter side of the image',
-                'take a number above 0 and up to 1, such as 0.875 for a crop of 224 from 256'))
+                'take a share, such as 0.875 for a crop of 224 from 256'))
         self._check_normalisation()
 
     def _check_normalisation(self) -> None:

@@ -106,6 +106,8 @@ def relabel(source: Source, classes: list[str], split: str) -> None:
     """
     index = {name: label for label, name in enumerate(classes)}
     foreign = [name for name in source.classes if name not in index]
+    if foreign and source.numbers and set(source.numbers) <= index.keys():  # `classes` are of before they had names
+        source.classes, foreign = source.numbers, []
     if foreign:
         close = nearest(foreign[0], classes)
         remedy = 'remove it, or train with images of it'

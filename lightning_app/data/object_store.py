@@ -158,9 +158,11 @@ def is_current(store: Any, entry: Entry, copy: Path) -> bool:
     if stored != (None, None):
         return stored.equals(copy)
     info = store.info(entry['name'])  # a web server tells of single files only
-    changed = info.get('Last-Modified')  # not by older fsspec
-    return Stored(info.get('size'), None).equals(copy) and (
-        changed is None or parsedate_to_datetime(changed).timestamp() <= copy.stat().st_mtime)
+    try:
+        changed = parsedate_to_datetime(info['Last-Modified']).timestamp()
+    except (KeyError, ValueError):  # of older fsspec, or of some servers
+        changed = 0
+    return Stored(info.get('size'), None).equals(copy) and changed <= copy.stat().st_mtime
 
 
 def fetch(store: Any, files: dict[Path, Entry]) -> None:

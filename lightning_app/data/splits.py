@@ -55,7 +55,7 @@ def open_split(root: str | Path, split: str, key: str = 'data.root', label_colum
     if label_column and not isinstance(source, HuggingFaceSource):
         raise InputError(message(
             f'label_column: {label_column}', f'{root} is no data set of Hugging Face, and has no columns',
-            'leave it out'))
+            'leave it out, or say label_column=null where a checkpoint has it'))
     return source
 
 

@@ -101,7 +101,7 @@ def test_numbers_too_small(pets, refused, stage, name, value, least):
         set_up(imagenet(pets, images=str(pets / 'val'), **{name: value}), stage)
 
 
-@pytest.mark.parametrize('crop_pct', [0, -0.5, 1.1, 87.5])
+@pytest.mark.parametrize('crop_pct', [0, -0.5, 2, 87.5])
 def test_crop_larger_than_the_image(pets, refused, crop_pct):
     with refused(f'data.crop_pct: {crop_pct}', 'shorter side', '0.875'):
         set_up(imagenet(pets, crop_pct=crop_pct), 'validate')
@@ -384,16 +384,18 @@ def test_settings_come_from_the_network_unless_given(pets, given):
 
 
 @pytest.mark.filterwarnings('ignore:.*does not have many workers')
-@pytest.mark.parametrize('given', [None, 'center'])
-def test_crop_mode_comes_from_the_network_unless_given(pets, given):
-    model = ImageClassifier(
-        'test_resnet', num_classes=3, network={'pretrained_cfg_overlay': {'crop_mode': 'squash', 'crop_pct': 1.0}})
+@pytest.mark.parametrize(('given', 'crop_pct'), [(None, 1.0), ('center', 1.0), ('center', 1.15)])
+def test_crop_mode_comes_from_the_network_unless_given(pets, given, crop_pct):
+    model = ImageClassifier('test_resnet', num_classes=3, network={
+        'pretrained_cfg_overlay': {'crop_mode': 'squash', 'crop_pct': crop_pct}})
     datamodule = ImageNetDataModule(root=str(pets), batch_size=4, num_workers=0, crop_mode=given)
     trainer().validate(model, datamodule=datamodule, verbose=False)
     expected = timm.data.create_transform(**{
         **timm.data.resolve_model_data_config(model.net), **({'crop_mode': given} if given else {})})(
             Image.open(pets / 'val' / 'cat' / '0.png'))
     assert torch.allclose(datamodule.normalisation(datamodule.validation[0][0]), expected, atol=1e-5)
+    again = ImageNetDataModule(**datamodule.settings()['init_args'])  # as out of a checkpoint
+    trainer().validate(model, datamodule=again, verbose=False)
 
 
 @pytest.mark.filterwarnings('ignore:.*does not have many workers')
@@ -637,14 +639,14 @@ def test_settings_name_every_argument_that_is_valid(datamodule):
         'std', 'augment', 'num_classes', 'images', 'allow_unreadable'}
 
 
-def test_settings_are_not_changed_by_what_is_found(pets):
-    # a checkpoint's data module takes its settings from the checkpoint's network again
-    datamodule = imagenet(pets)
-    before = datamodule.settings()
+def test_settings_are_those_given_and_those_of_the_networks_configuration(pets):
+    datamodule = imagenet(pets, mean=(0.1, 0.2, 0.3))
+    before = datamodule.settings()['init_args']
     set_up(datamodule)
     assert datamodule.num_classes == 3
-    assert datamodule.settings() == before
-    assert before['init_args']['num_classes'] is None
+    found = {'std': (0.229, 0.224, 0.225), 'interpolation': 'bilinear', 'crop_pct': 0.875, 'crop_mode': 'center'}
+    assert datamodule.settings()['init_args'] == {**before, **found}
+    assert before['num_classes'] is None
 
 
 @pytest.mark.parametrize('module', [ImageNetDataModule, CIFAR10DataModule])

@@ -137,6 +137,9 @@ def test_unknown_option_of_a_callback(refused, on_photos):
 @pytest.mark.parametrize(('options', 'given', 'why', 'do'), [
     (['--data.mean=[0.1,0.2]'], 'data.mean: [0.1, 0.2]', 'it takes 3 values', 'as many'),
     (['--data.mean=0.1'], 'data.mean: 0.1', 'it takes a list', "'[0.1, 0.1, 0.1]'"),
+    (['--data.mean=[a,b,c]'], "data.mean: ['a', 'b', 'c']", 'a tuple[float, float, float]', 'correct the values'),
+    (['--trainer.logger=lightning_app.logger.WandbLogger', '--trainer.logger.tags=[2026]'],
+     'trainer.logger.tags: [2026]', 'a list[str]', 'correct the values'),
     (['--data.batch_size=ten'], 'data.batch_size: ten', 'a whole number', ''),
     (['--data.crop_mode=centre'], 'data.crop_mode: centre', 'one of center, squash, border', 'did you mean center?'),
     (['--trainer.logger=lightning_app.logger.WandbLogger', '--trainer.logger.mode=off'], 'trainer.logger.mode: off',

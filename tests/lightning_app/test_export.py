@@ -10,8 +10,9 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from lightning.pytorch import Trainer
 
-from lightning_app import ImageClassifier, classifier
+from lightning_app import ImageClassifier, ImageNetDataModule, classifier
 from lightning_app.cli import main
 from lightning_app.export import compare
 from se_timm.errors import InputError
@@ -114,6 +115,9 @@ def test_initial_weights_know_their_images(in_tmp_path, checkpoint, photos):
             ['--model.name=local-dir:exported', '--model.network={pretrained: true}']]
     losses = [float(main(['validate', *way, *images]).trainer.callback_metrics['val/loss']) for way in ways]
     assert losses[0] == losses[1] == losses[2]
+    model = ImageClassifier.load_from_checkpoint(path)  # with its network, in Python
+    data = ImageNetDataModule(root=str(photos), num_workers=0)
+    assert Trainer(accelerator='cpu', logger=False).validate(model, data)[0]['val/loss'] == losses[0]
     cli = main(['validate', *ways[1], *images, '--data.mean=[0.5,0.5,0.5]'])  # what is given comes first
     assert cli.datamodule.normalisation_settings['mean'] == (0.5, 0.5, 0.5)
     assert float(cli.trainer.callback_metrics['val/loss']) != losses[0]

@@ -843,6 +843,12 @@ def test_classes_of_optimised_samples_are_those_there_are(tmp_path):
     data = ImageNetDataModule(root=str(tmp_path), batch_size=2)
     assert (data.class_names, data.open('train').labels.tolist()) == (['2', '5', '9'], [1, 0, 2, 0])
     assert data.open('val').labels.tolist() == [2, 0]
+    (tmp_path / 'classes.txt').write_text('\n'.join('abcdefghij'))
+    named = ImageNetDataModule(root=str(tmp_path), batch_size=2)
+    assert named.class_names == ['c', 'f', 'j']
+    named = ImageNetDataModule(root=str(tmp_path), batch_size=2)
+    named.use_classes(['2', '5', '9'])  # of a checkpoint of before they had names
+    assert named.open('val').labels.tolist() == [2, 0]
 
 
 def test_class_column_of_several(folders, tmp_path, refused):

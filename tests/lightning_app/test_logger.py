@@ -133,13 +133,16 @@ def test_metrics_of_another_run_are_set_aside(on_photos, in_tmp_path, read_csv, 
     main(['fit', *args])
     assert losses('logs/metrics-1.csv') == first
     assert len(first) == 2
-    assert 'logs/metrics.csv was of another run, and is metrics-1.csv now' in caplog.text
+    assert 'logs/metrics.csv has rows of another run' in caplog.text
     path = str(next(Path('runs').rglob('version_1/checkpoints/*.ckpt')))
     main(['validate', *args, f'--ckpt_path={path}'])
     assert len(losses('logs/metrics-2.csv')) == len(losses('logs/metrics.csv')) == 1
     main(['fit', *args, '--trainer.max_epochs=2', f'--ckpt_path={path}'])  # one that goes on goes on in the file
-    assert sorted(file.name for file in Path('logs').glob('metrics*')) == [
-        'metrics-1.csv', 'metrics-2.csv', 'metrics.csv']
+    files = ['metrics-1.csv', 'metrics-2.csv', 'metrics.csv']
+    assert sorted(file.name for file in Path('logs').glob('metrics*')) == files
+    with pytest.raises(SystemExit):
+        main(['fit', *args, '--data.batch_size=1000'])  # one that is refused leaves all as it is
+    assert sorted(file.name for file in Path('logs').glob('metrics*')) == files
 
 
 def test_project_and_kind_of_the_environment_are_respected(monkeypatch, tmp_path):
