@@ -16,9 +16,9 @@ __all__ = ['ProgressiveSize']
 class ProgressiveSize(Callback):
     """Trains on crops that grow from `start_size` to the data's `image_size`, which saves time; evaluation stays.
 
-    The size is a function of the epoch, so that a resumed training has the right one. As in FFCV's recipes for ImageNet
-    (128 px up to epoch 6, 192 px from epoch 14 of 18, evaluation at 256 px). With `model.compile` the network is
-    compiled a second time when the size first changes, then for all sizes.
+    The size is a function of the epoch, so that a resumed training has the right one. In the manner of FFCV's recipes
+    for ImageNet (https://github.com/libffcv/ffcv-imagenet). With `model.compile` the network is compiled a second time
+    when the size first changes, then for all sizes.
 
     Args:
         start_size: Side of the crops in pixels, up to `start_epoch`.
