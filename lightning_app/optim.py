@@ -299,6 +299,8 @@ def without_effect(optim: Optim, schedule: Schedule, epochs: int, least: int = 0
         why['model.schedule.warmup_lr'] = 'there is no warm-up'
     if schedule.name == 'multistep' and min(schedule.decay_milestones, default=epochs) >= epochs:
         why['model.schedule.decay_milestones'] = f'trainer.max_epochs is {epochs}'
+    if schedule.name == 'step' and (schedule.decay_epochs or 0) >= epochs:
+        why['model.schedule.decay_epochs'] = f'trainer.max_epochs is {epochs}'
     if optim.lr_scaling == 'none' and differs(optim, 'lr_batch'):
         why['model.optim.lr_batch'] = 'lr_scaling is none'
     if least > epochs:

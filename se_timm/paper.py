@@ -176,13 +176,17 @@ COCO_CVPR = Table('cvpr', 6, 'Faster R-CNN on COCO, 40k validation images', (
 
 
 class Crop(NamedTuple):
-    """Errors of a network at crops of 224 pixels, and of `size` pixels; where that is None, 320 or 299."""
+    """Errors of a network at crops of 224 pixels, and of `size` pixels; where that is None, 320 or 299.
+
+    `name` is its name in the registry, if it is there.
+    """
 
     network: str
     small: Errors = Errors()
     large: Errors = Errors()
     size: int | None = None
     extra_data: bool = False
+    name: str = ''
 
 
 SINGLE_CROP = Table('v4', 8, 'single-crop errors of large networks on the ImageNet validation set', (
@@ -196,7 +200,7 @@ SINGLE_CROP = Table('v4', 8, 'single-crop errors of large networks on the ImageN
     Crop('Attention-92', Errors(), Errors(19.5, 4.8)),
     Crop('PyramidNet-200', Errors(20.1, 5.4), Errors(19.2, 4.7)),
     Crop('DPN-131', Errors(19.93, 5.12), Errors(18.55, 4.16)),
-    Crop('SENet-154', Errors(18.68, 4.47), Errors(17.28, 3.79)),
+    Crop('SENet-154', Errors(18.68, 4.47), Errors(17.28, 3.79), name='se_senet154'),
 ))
 LARGER_CROPS = Table('v4', 9, 'errors with larger crops or more data on the ImageNet validation set', (
     Crop('Very Deep PolyNet', large=Errors(18.71, 4.25), size=331),

@@ -11,7 +11,9 @@ from se_timm.paper import (
     MOBILE,
     MOBILE_CVPR,
     PLACES365,
+    SINGLE_CROP,
     Ablation,
+    Crop,
     Errors,
     Pair,
     Table,
@@ -24,12 +26,13 @@ __all__ = ['Printed', 'printed']
 
 # the class of the data, its number of classes, and the tables with errors on such data
 TABLES: tuple[tuple[str, int, tuple[Table[Any], ...]], ...] = (
-    ('ImageNetDataModule', 1000, (IMAGENET, MOBILE, MOBILE_CVPR, *ABLATIONS)),
+    ('ImageNetDataModule', 1000, (IMAGENET, MOBILE, MOBILE_CVPR, SINGLE_CROP, *ABLATIONS)),
     ('ImageNetDataModule', 365, (PLACES365,)),
     ('CIFAR10DataModule', 10, (CIFAR10,)),
     ('CIFAR100DataModule', 100, (CIFAR100,)),
 )
 ABLATED = 'se_resnet50'
+ABLATION_SCHEDULE = 'multistep'  # of configs/imagenet/ablation.yaml
 # what the networks do where nothing is said
 DEFAULTS: dict[str, Any] = {
     'se': True, 'reduction': 16, 'squeeze': 'avg', 'excitation': 'sigmoid', 'bias': True, 'placement': 'standard'}
@@ -46,15 +49,17 @@ class Printed(NamedTuple):
 def printed(run: Run) -> list[Printed]:
     """Return the errors that the paper prints for the network of a run on such data, each once.
 
-    They are several where the paper trained the network by several recipes, the main table's first. A network that
-    began with trained weights, or that is no network of the paper's, has none.
+    They are several where the paper trained the network by several recipes: those of the ablations first where the run
+    has their form of schedule, so that the rows of a sweep are of one, else the main table's. A network that began with
+    trained weights, or that is no network of the paper's, has none.
     """
     network, plain = run.setting('model.network') or {}, bool(run.setting('model.plain'))
     if run.setting('model.add_se') is not None or any(network.get(name) for name in INITIAL_WEIGHTS):
         return []
     name, arguments = run.setting('model.name'), not_default(arguments_of(network, plain, None))
     found: dict[Errors, Printed] = {}
-    for table in tables_of(run):
+    ablated = run.setting('model.schedule.name') == ABLATION_SCHEDULE
+    for table in sorted(tables_of(run), key=lambda table: ablated and table not in ABLATIONS):
         for row in table.rows:
             errors = errors_of(row, name, arguments)
             if errors is not None:
@@ -76,10 +81,12 @@ def not_default(arguments: dict[str, Any]) -> dict[str, Any]:
             and (name not in DEFAULTS or value != DEFAULTS[name])}
 
 
-def errors_of(row: Pair | Ablation, name: str, arguments: dict[str, Any]) -> Errors | None:
+def errors_of(row: Pair | Ablation | Crop, name: str, arguments: dict[str, Any]) -> Errors | None:
     """Return the errors of a row if it is that network."""
     if isinstance(row, Ablation):
         return row.errors if name == ABLATED and arguments == not_default(row.arguments) else None
+    if isinstance(row, Crop):
+        return row.small if row.name == name and not arguments else None
     plain = arguments == {'se': False}
     return (row.plain if plain else row.se) if row.name == name and (plain or not arguments) else None
 

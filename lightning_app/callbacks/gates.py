@@ -32,7 +32,8 @@ class Gates(Callback):
     single process, to the bit, if the gates are.
 
     Args:
-        every_n_epochs: Epochs between two such measurements; the last epoch has one in any case.
+        every_n_epochs: Epochs between two such measurements; the last of `max_epochs` or `max_steps` has one in any
+            case.
         by_class: Keep the classes apart; 8 bytes for each class and channel (SE-ResNet-50 on ImageNet: 121 MB).
         blocks: Blocks with curves and pictures, such as `SE_5_*` or `layer4.2`; where not given, the last of each stage
             and all of the last.
@@ -109,7 +110,8 @@ class Gates(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return True
         epoch = trainer.current_epoch + 1
-        return epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+        is_last = epoch == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
+        return epoch % self.every_n_epochs == 0 or is_last
 
     def on_validation_batch_end(
             self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int,

@@ -125,9 +125,11 @@ def test_media_of_wandb(make_trainer, photo_data, tmp_path, read_history):
     assert {channel for _, channel in drawn} == set(range(0, 64, 2))
 
 
-@pytest.mark.parametrize(('every', 'epochs'), [(1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (10, [4])])
-def test_every_so_many_epochs_and_after_the_last(every, epochs, make_trainer, photo_data, tmp_path, read_csv):
-    make_trainer(callbacks=[Gates(every)], logger=CsvLogger(str(tmp_path / 'run')), max_epochs=5).fit(
+@pytest.mark.parametrize(('every', 'steps', 'epochs'), [
+    (1, -1, [0, 1, 2, 3, 4]), (2, -1, [1, 3, 4]), (10, -1, [4]), (10, 6, [1])])
+def test_every_so_many_epochs_and_after_the_last(every, steps, epochs, make_trainer, photo_data, tmp_path, read_csv):
+    logger = CsvLogger(str(tmp_path / 'run'))
+    make_trainer(callbacks=[Gates(every)], logger=logger, max_epochs=5, max_steps=steps).fit(
         classifier(), photo_data())
     assert [step // 3 for step, _ in read_csv(tmp_path / 'run', 'gates/layer1_0/mean')] == epochs
 

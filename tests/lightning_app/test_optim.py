@@ -329,6 +329,9 @@ def test_drops_after_the_end_of_the_training():
     assert without_effect(Optim(), schedule, 3) == [
         'model.schedule.decay_milestones has no effect: trainer.max_epochs is 3']
     assert not without_effect(Optim(), schedule, 4)
+    assert without_effect(Optim(), Schedule('step', decay_epochs=30), 30) == [
+        'model.schedule.decay_epochs has no effect: trainer.max_epochs is 30']
+    assert not without_effect(Optim(), Schedule('step', decay_epochs=30), 31)
 
 
 @pytest.mark.parametrize(('given', 'text'), [
