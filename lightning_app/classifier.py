@@ -7,6 +7,7 @@ from collections.abc import Sized
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
@@ -27,6 +28,7 @@ from torch.optim import Optimizer
 from se_timm.errors import InputError, check_least, message
 
 from .data import ImageDataModule
+from .data.base import data_of
 from .data.samples import run_seed, set_seed
 from .distillation import Distill, Teacher, check_distill
 from .loss import Loss, build_loss, check_loss
@@ -166,9 +168,12 @@ class ImageClassifier(LightningModule):
         self.resumed_nonfinite_steps = 0
         self.best_top1 = 0.0
         self.latest: dict[str, float] = {}  # validation
+        self.given_options: list[dict[str, Any]] = []  # of the optimiser, where a checkpoint may bring others
+        self.saved_schedules: list[Any] = []  # of a checkpoint
+        self.generators: dict[str, Any] = {}  # their states before a training
         self.name = name
         self.compile_network = compile
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
         self.max_nonfinite_steps = max_nonfinite_steps
         # plain types only: a checkpoint with other objects cannot be loaded with weights_only=True
         self.save_hyperparameters({
@@ -185,14 +190,21 @@ class ImageClassifier(LightningModule):
         self.val_metrics = ClassificationMetrics(self.net.num_classes)
         self.test_metrics = ClassificationMetrics(self.net.num_classes)
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Memory format of the network and the images."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data, and compile the network for a training."""
         names = self._classes_of_data()
+        if stage != 'fit':
+            check_classes(self.class_names, names)
         self.class_names = names or self.class_names
         tell_of_slow_precision(self.trainer)
         if stage == 'fit' and not self.trainer.global_step:  # nothing of a training before, unless this one goes on
             self.nonfinite, self.best_top1, self.latest, self.resumed_nonfinite_steps = None, 0.0, {}, 0
-            self.resumed = {}
+            self.resumed, self.saved_schedules = {}, []
         if stage == 'fit' and first_other_class(trained_classes(self.net), names):
             rank_zero_info('initial weights: of classes with other names; the classifier begins anew')
             renew_classifier(self.net)
@@ -232,7 +244,7 @@ class ImageClassifier(LightningModule):
 
     def _build_loss(self) -> None:
         """Make what the loss consists of, some of which depends on the data."""
-        data: Any = getattr(self.trainer, 'datamodule', None)
+        data: Any = data_of(self.trainer)
         known = isinstance(data, ImageDataModule)
         criterion = build_loss(
             self.loss, self.net.num_classes, self.mix.on, data.augment.splits if known else 0,
@@ -254,7 +266,7 @@ class ImageClassifier(LightningModule):
         """Return the names of the classes of the images at hand, if they have labels."""
         if self._trainer is None or self.trainer.state.fn == TrainerFn.PREDICTING:
             return None
-        names = getattr(getattr(self.trainer, 'datamodule', None), 'class_names', None)
+        names = getattr(data_of(self.trainer), 'class_names', None)
         return names if isinstance(names, Sized) else None  # type: ignore[return-value]  # that of others is anything
 
     @property
@@ -289,9 +301,21 @@ class ImageClassifier(LightningModule):
 
     # Training
 
+    def on_fit_start(self) -> None:
+        """Keep the state of the generators, which are seeded at each step."""
+        self.generators = _collect_rng_states(include_cuda=False)
+        if self.device.type == 'cuda':
+            self.generators['device'] = torch.cuda.get_rng_state(self.device)
+
+    def on_fit_end(self) -> None:
+        """Let the generators go on where they were: what comes after depends on no training before it."""
+        if 'device' in self.generators:
+            torch.cuda.set_rng_state(self.generators.pop('device'), self.device)
+        _set_rng_states(self.generators)
+
     def on_train_epoch_start(self) -> None:
         """See that all processes divide the same images."""
-        if isinstance(data := getattr(self.trainer, 'datamodule', None), ImageDataModule):
+        if isinstance(data := data_of(self.trainer), ImageDataModule):
             data.check_order()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -369,7 +393,8 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build timm's optimiser and schedule."""
-        data = getattr(self.trainer, 'datamodule', None)
+        self._check_parameters()
+        data = data_of(self.trainer)
         batch_size = data.batch_size if isinstance(data, ImageDataModule) else None  # of others it may mean anything
         optim = with_clipping(self.optim, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
         check_numbers(optim)
@@ -383,11 +408,21 @@ class ImageClassifier(LightningModule):
         scheduler = build_schedule(optimizer, schedule, self.trainer.max_epochs or 0)
         if self.resumed:
             check_continues(optimizer, self.optim, self.resumed)
+            self.given_options = [
+                {name: value for name, value in group.items() if name not in ('params', *COUNTERS)}
+                for group in optimizer.param_groups]
             self.resumed = {}
-        self.given_options = [
-            {name: value for name, value in group.items() if name not in ('params', *COUNTERS)}
-            for group in optimizer.param_groups]
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'}}
+
+    def _check_parameters(self) -> None:
+        """Raise `InputError` for parameters of a subclass that the optimiser would leave out."""
+        if type(self).configure_optimizers is not ImageClassifier.configure_optimizers:
+            return
+        own = set(self.net.parameters())
+        if other := [name for name, each in self.named_parameters() if each.requires_grad and each not in own]:
+            raise InputError(message(
+                f'{type(self).__name__}: {other[0]}', 'the optimiser is of the parameters of net alone, so that it '
+                'would not train', 'let it be a part of self.net, or override configure_optimizers'))
 
     def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:
         """Set the learning rate by the share of the epochs that is done.
@@ -407,12 +442,25 @@ class ImageClassifier(LightningModule):
         """Let the given optimiser settings win over those that a checkpoint has brought back."""
         begin_epoch(self.trainer)
         self.nonfinite = NonfiniteSteps(self.net, self.max_nonfinite_steps, self.resumed_nonfinite_steps)
-        for group, given in zip(self.trainer.optimizers[0].param_groups, self.given_options, strict=True):
-            group.update(given)
-        if self.trainer.global_step:
-            self._set_learning_rate(self.trainer.lr_scheduler_configs[0].scheduler, batches_done(self.trainer))
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        for scheduler, state in zip(schedulers, self.saved_schedules, strict=False):
+            if not isinstance(scheduler, Scheduler):  # of a subclass: it goes on as torch's do
+                scheduler.load_state_dict(state)
+        if any(isinstance(scheduler, Scheduler) for scheduler in schedulers):
+            self._go_on_by_settings(schedulers[0])
+        self.given_options, self.saved_schedules = [], []
         if batches_done(self.trainer):  # Lightning leaves out the hook of an epoch that goes on
             self.on_train_epoch_start()
+
+    def _go_on_by_settings(self, scheduler: Any) -> None:
+        if self.given_options:  # not where Lightning's tuner has just set a learning rate
+            for group, given in zip(self.trainer.optimizers[0].param_groups, self.given_options, strict=True):
+                group.update(given)
+        if self.trainer.global_step:
+            self._set_learning_rate(scheduler, batches_done(self.trainer))
+        if math.isinf(self.trainer.num_training_batches):
+            rank_zero_warn('the loader has no length: the learning rate changes between epochs only, the warm-up too; '
+                           'Trainer(limit_train_batches=N) gives an epoch one')
 
     # Evaluation
 
@@ -485,7 +533,11 @@ class ImageClassifier(LightningModule):
         reopen_epoch(self.trainer, checkpoint)
         checkpoint['class_names'] = self.class_names
         checkpoint['precision'] = self.trainer.precision
-        if isinstance(data := getattr(self.trainer, 'datamodule', None), ImageDataModule):
+        hparams = checkpoint.get('hyper_parameters', {})
+        for name in hparams.keys() & {'optim', 'schedule', 'loss', 'mix', 'distill'}:
+            settings = getattr(self, name)  # as it is now: from Python it may have changed
+            hparams[name] = settings and dataclasses.asdict(settings)
+        if isinstance(data := data_of(self.trainer), ImageDataModule):
             checkpoint['data'] = data.settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -493,7 +545,7 @@ class ImageClassifier(LightningModule):
         check_fits(self, self.name, self.net.num_classes, checkpoint)
         check_classes(checkpoint.get('class_names'), self._classes_of_data())
         self.class_names = checkpoint.get('class_names')
-        checkpoint['lr_schedulers'] = []
+        self.saved_schedules, checkpoint['lr_schedulers'] = checkpoint.get('lr_schedulers', []), []
         if self._trainer is None:
             describe_images(self.net, checkpoint)
             return
@@ -505,7 +557,7 @@ class ImageClassifier(LightningModule):
             self.latest = checkpoint.get('metrics', {})
             take_weights_without_average(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
             drop_elapsed_time(checkpoint)
-            if isinstance(data := getattr(self.trainer, 'datamodule', None), ImageDataModule):
+            if isinstance(data := data_of(self.trainer), ImageDataModule):
                 continue_in_epoch(self.trainer, data, checkpoint)
         else:
             # of the training's callbacks, those that are here; Lightning warns of each that it lacks, and its own

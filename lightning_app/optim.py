@@ -303,7 +303,7 @@ def without_effect(optim: Optim, schedule: Schedule, epochs: int, least: int = 0
         why['model.schedule.decay_epochs'] = f'trainer.max_epochs is {epochs}'
     if optim.lr_scaling == 'none' and differs(optim, 'lr_batch'):
         why['model.optim.lr_batch'] = 'lr_scaling is none'
-    if least > epochs:
+    if least > epochs > 0:
         why['trainer.min_epochs'] = f'trainer.max_epochs is {epochs}'
     at_rest = ['model.optim.lr is 0: nothing trains'] * (optim.lr == 0)
     return [*at_rest, *(f'{name} has no effect: {reason}' for name, reason in why.items())]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from .data.base import data_of
+
 __all__ = ['provenance']
 
 PACKAGES = ('se-timm', 'timm', 'torch', 'torchvision', 'lightning', 'torchmetrics', 'wandb', 'numpy')
@@ -27,7 +29,7 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         'git': source(Path(__file__).parent),
         'machine': {'device': device_name(trainer), 'processes': trainer.world_size, 'nodes': trainer.num_nodes},
         'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        'data': described(getattr(trainer, 'datamodule', None))}
+        'data': described(data_of(trainer))}
 
 
 def installed() -> dict[str, str | None]:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from se_timm.errors import InputError, message
 
 from .data import ImageDataModule
+from .data.base import data_of
 from .data.samples import run_seed
 from .optim import Optim
 
@@ -134,7 +135,7 @@ def batches_done(trainer: Trainer) -> int:
 
 def position(trainer: Trainer) -> dict[str, int | None] | None:
     """Return where the training stands in its data, in images over all processes: batches depend on their number."""
-    data = getattr(trainer, 'datamodule', None)
+    data = data_of(trainer)
     if not isinstance(data, ImageDataModule) or trainer.state.fn != TrainerFn.FITTING:
         return None
     return {

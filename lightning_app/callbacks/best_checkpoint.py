@@ -1,7 +1,9 @@
 """The best checkpoints of a training."""
 from __future__ import annotations
 
+import itertools
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -24,8 +26,9 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         monitor: The metric.
         mode: `max` if more is better, `min` if less is; by default as the metric's name says.
-        keep: How many are kept; one is `best.ckpt`, several are `best-epoch=N-step=M.ckpt`. Of two such callbacks the
-            second has its metric in the name, such as `best-val-loss.ckpt`.
+        keep: How many are kept; one is `best.ckpt`, or `best-v1.ckpt` beside that of another training, several are
+            `best-epoch=N-step=M.ckpt`. Of two such callbacks the second has its metric in the name, such as
+            `best-val-loss.ckpt`.
     """
 
     keeps_best = True  # for `check_monitors`
@@ -45,10 +48,22 @@ class BestCheckpoint(ModelCheckpoint):
             self.filename = str(self.filename).replace('best', f'best-{words.pop(0)}', 1)
         super().setup(trainer, pl_module, stage)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the best of another training in the folder what it is."""
+        if trainer.ckpt_path is None and not self.best_model_path and self.save_top_k == 1:
+            self.filename = trainer.strategy.broadcast(self._free_name())
+
+    def _free_name(self) -> str:
+        """Return a name under which no other training has its best, in a folder that several have."""
+        names = itertools.chain([str(self.filename)], (f'{self.filename}-v{number}' for number in itertools.count(1)))
+        return next(name for name in names if not Path(str(self.dirpath), f'{name}{self.FILE_EXTENSION}').exists())
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state, the latest score included, which Lightning leaves out, also in a run that was moved."""
         super().load_state_dict(self.moved(state_dict))
         self.current_score = state_dict['current_score']
+        if self.best_model_path and self.save_top_k == 1:
+            self.filename = Path(self.best_model_path).stem
 
     def moved(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the state with the folder that the run has now, or that of a new one if its files are not there.

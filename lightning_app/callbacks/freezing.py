@@ -1,7 +1,7 @@
 """Parts of a network that do not train for a time: batch norm at the end, the backbone at the start."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -22,6 +22,8 @@ class Freeze(Callback):
     DistributedDataParallel does not allow to change once it is set up.
     """
 
+    by_hand: Set[_BatchNorm] = frozenset()
+
     def frozen(self, trainer: Trainer, epoch: int) -> bool:
         """Return whether it is frozen in `epoch`."""
         raise NotImplementedError
@@ -34,6 +36,10 @@ class Freeze(Callback):
         """Return the batch norms whose statistics do not change."""
         return [module for module in net.modules() if isinstance(module, _BatchNorm)]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Note which batch norms were set to their statistics by hand."""
+        self.by_hand = {norm for norm in self.norms(pl_module.net) if not norm.training}
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Freeze where a training goes on within an epoch, whose start has no hook."""
         self.on_train_epoch_start(trainer, pl_module)
@@ -44,12 +50,12 @@ class Freeze(Callback):
         frozen = {norm for each in every if each.frozen(trainer, trainer.current_epoch)
                   for norm in each.norms(pl_module.net)}
         for norm in self.norms(pl_module.net):
-            norm.train(norm not in frozen)  # another callback may still freeze it
+            norm.train(norm not in frozen | self.by_hand)  # another callback may still freeze it
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Let all of it train again: from Python, another training may follow."""
         for norm in self.norms(pl_module.net):
-            norm.train()
+            norm.train(norm not in self.by_hand)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Let all of it train again."""

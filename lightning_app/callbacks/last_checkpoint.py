@@ -78,6 +78,8 @@ class LastCheckpoint(Checkpoint):
     def _check_folder(self, trainer: Trainer) -> None:
         """Refuse a folder with the checkpoints of another training; on the command line each has its own."""
         folder = Path(trainer.default_root_dir)
+        if trainer.ckpt_path is None and not trainer.global_step:
+            self.written = set()  # by this callback in another training
         others = set(step_checkpoints(folder)) - self.written
         if others and trainer.ckpt_path is None and not (folder / 'config.yaml').is_file():
             raise InputError(message(

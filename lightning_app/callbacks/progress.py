@@ -12,6 +12,7 @@ from ..resume import batches_done
 
 __all__ = ['ProgressBar']
 
+RESULTS = {'val/top1': 'top-1 {:.2f} %', 'val/top5': 'top-5 {:.2f} %', 'val/loss': 'loss {:.4f}'}
 SHOWN = {'loss': ('train/loss', '.3f'), 'images/s': ('train/images_per_second', '.0f')}
 
 
@@ -53,5 +54,5 @@ class ProgressBar(TQDMProgressBar):
         metrics = trainer.callback_metrics
         if trainer.is_global_zero and not trainer.sanity_checking and 'val/top1' in metrics:
             where = f'epoch {trainer.current_epoch}: ' if trainer.state.fn == TrainerFn.FITTING else ''
-            self.print(f'{where}top-1 {metrics["val/top1"]:.2f} %, top-5 {metrics["val/top5"]:.2f} %, '
-                       f'loss {metrics["val/loss"]:.4f}')
+            self.print(where + ', '.join(
+                form.format(metrics[key]) for key, form in RESULTS.items() if key in metrics))

@@ -6,6 +6,7 @@ import os
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..data.base import data_of
 from ..logger import describe
 
 __all__ = ['ResultLine']
@@ -17,14 +18,20 @@ class ResultLine(Callback):
     def __init__(self) -> None:
         self.best: dict[str, float] = {}
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the result of another training."""
+        if trainer.ckpt_path is None and not trainer.global_step:
+            self.best = {}
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the result if it is the best so far."""
         metrics = trainer.callback_metrics
         if trainer.sanity_checking or 'val/top1' not in metrics:
             return
         if metrics['val/top1'] > self.best.get('top1', -1.0):  # never if it is NaN
-            self.best = {'top1': float(metrics['val/top1']), 'top5': float(metrics['val/top5']),
-                         'epoch': trainer.current_epoch}
+            self.best = {'top1': float(metrics['val/top1']), 'epoch': trainer.current_epoch}
+            if 'val/top5' in metrics:
+                self.best['top5'] = float(metrics['val/top5'])
 
     def state_dict(self) -> dict[str, float]:
         """Return the best result, which a resumed training goes on with."""
@@ -42,7 +49,8 @@ class ResultLine(Callback):
         path = getattr(trainer.checkpoint_callback, 'best_model_path', '')
         chosen = getattr(trainer.checkpoint_callback, 'monitor', None)  # else the file is the last one
         best = (told_by(path) if chosen else {}) or self.best
-        print(f'\nbest: top-1 {best["top1"]:.2f} %, top-5 {best["top5"]:.2f} %, epoch {best["epoch"]}')
+        accuracies = ', '.join(f'top-{each[3:]} {best[each]:.2f} %' for each in ('top1', 'top5') if each in best)
+        print(f'\nbest: {accuracies}, epoch {best["epoch"]}')
         if unreadable:
             print(f'unreadable training images replaced, in all epochs: {unreadable} (named in the log)')
         if path:
@@ -57,6 +65,6 @@ def told_by(path: str) -> dict[str, float]:
 
 def count_unreadable(trainer: Trainer, pl_module: LightningModule) -> int:
     """Return how often an unreadable image was replaced in this training, over all processes. Collective."""
-    samples = getattr(getattr(trainer, 'datamodule', None), 'training', None)
+    samples = getattr(data_of(trainer), 'training', None)
     count = getattr(samples, 'unreadable', torch.zeros((), dtype=torch.int64))
     return int(trainer.strategy.reduce(count.to(pl_module.device), reduce_op='sum'))

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from se_timm.cost import cost
 
+from ..data.base import data_of
 from ..network import refused_images
 
 __all__ = ['NetworkSummary']
@@ -21,8 +22,7 @@ class NetworkSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the summary."""
-        datamodule = getattr(trainer, 'datamodule', None)
-        size = getattr(datamodule, 'input_size', None) or pl_module.net.pretrained_cfg['input_size']
+        size = getattr(data_of(trainer), 'input_size', None) or pl_module.net.pretrained_cfg['input_size']
         try:
             described = cost(pl_module.net, size)
         except (AssertionError, RuntimeError) as error:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
 
 from ..classifier import is_logging_step
 
@@ -74,7 +75,7 @@ class Throughput(Callback):
         if self._start is None:  # the clock starts after the first step
             self._begin(now)
             return
-        self._images += 0 if self._left_out else len(batch[1]) * trainer.world_size
+        self._images += 0 if self._left_out else images_in(batch) * trainer.world_size
         if is_logging_step(trainer, batch_idx):
             # Lightning logs a value again where there is none
             seconds = now - self._start if self._images else math.nan
@@ -84,3 +85,8 @@ class Throughput(Callback):
 
     def _begin(self, now: float) -> None:
         self._start, self._images, self._waited = now, 0, 0.0
+
+
+def images_in(batch: Any) -> int:
+    """Return the number of images: that of labels, as there may be several versions of each image."""
+    return len(batch[1]) if isinstance(batch, (list, tuple)) and len(batch) > 1 else extract_batch_size(batch)

@@ -36,7 +36,7 @@ from .samples import (
 from .sources import ImageFolder, Source, first_files
 from .workers import Loader, cores, start_method, start_server
 
-__all__ = ['ImageDataModule', 'evaluation_settings']
+__all__ = ['ImageDataModule', 'data_of', 'evaluation_settings']
 
 # as our ImageNet networks; mean, std and crop are timm's defaults
 WITHOUT_NETWORK = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
@@ -53,8 +53,9 @@ ARCHIVES = tuple(ending for _, endings, _ in shutil.get_unpack_formats() for end
 class ImageDataModule(LightningDataModule):
     """Base of the data modules: images with labels, for training, validation, test, and a folder for prediction.
 
-    Batches are pairs of images `(N, 3, H, W)`, float, normalised, and labels `(N,)`, int64. A label of -1 does not
-    count (padding that makes all processes equally long).
+    Batches are pairs of images `(N, 3, H, W)`, float, normalised, and labels `(N,)`, int64; those of its loaders by
+    themselves are bytes, which `on_after_batch_transfer` normalises. A label of -1 does not count (padding that makes
+    all processes equally long).
 
     Args:
         batch_size: Images in one optimiser step, over all processes and accumulated batches, so that a recipe is the
@@ -192,6 +193,8 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open what `stage` (fit, validate, test or predict) needs."""
+        if self.trainer and getattr(self.trainer, 'datamodule', None) is self and data_of(self.trainer) is not self:
+            return  # Lightning calls that of an earlier training, too
         self._check_settings()
         if self._start_method == 'forkserver':
             start_server()
@@ -236,6 +239,8 @@ class ImageDataModule(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Return a batch on the device; images that are still files are decoded there."""
+        if isinstance(batch, torch.Tensor):  # an example of Lightning's `to_onnx` and such
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
         images, labels = batch
         if not isinstance(images, Encoded):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -246,6 +251,8 @@ class ImageDataModule(LightningDataModule):
 
         Versions `(N, S, 3, H, W)` become `(S * N, 3, H, W)`, all first ones first, as timm's JSD loss has it.
         """
+        if isinstance(batch, torch.Tensor):
+            return batch
         images, labels = batch
         dtype: Any = self.trainer.lightning_module.dtype if self.trainer else torch.float32
         images = self.normalisation(images, dtype)
@@ -468,6 +475,13 @@ class ImageDataModule(LightningDataModule):
         values['num_classes'] = self.given_num_classes
         values['augment'] = dataclasses.asdict(self.augment)
         return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': values}
+
+
+def data_of(trainer: Any) -> Any:
+    """Return the data module of what a Trainer does now, None without; `trainer.datamodule` may be of an earlier call.
+    """
+    selector = getattr(getattr(trainer, '_data_connector', None), '_datahook_selector', None)
+    return selector.datamodule if selector else getattr(trainer, 'datamodule', None)
 
 
 def evaluation_settings(

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_app import ImageClassifier
+from lightning_app.callbacks import BestCheckpoint, FreezeBatchNorm, LastCheckpoint, ProgressBar, ResultLine
+from lightning_app.callbacks.throughput import images_in
 from lightning_app.classifier import is_logging_step
 from lightning_app.data import Augment
 from lightning_app.logger import CsvLogger
@@ -811,3 +813,180 @@ def test_prediction_is_the_sorted_softmax(num_classes, width):
     assert torch.equal(found['label'], order[:, :width])
     torch.testing.assert_close(found['probability'], expected[:, :width])
     assert found['probability'].dtype == torch.float32
+
+
+# From Python, one after the other
+
+
+def test_training_leaves_no_trace_in_the_generators(make_trainer, photo_data):
+    """Members of an ensemble would be copies of each other."""
+    torch.manual_seed(1)
+    members = []
+    for _ in range(3):
+        members.append(classifier())
+        drawn = torch.random.get_rng_state()
+        make_trainer(limit_train_batches=1).fit(members[-1], photo_data())
+        assert torch.equal(torch.random.get_rng_state(), drawn)
+    first, *others = (member.net.layer1[0].conv1.weight for member in members)
+    assert not any(torch.equal(first, other) for other in others)
+    assert not torch.equal(*others)
+
+
+def test_data_of_an_earlier_call_are_not_those_of_this_one(make_trainer, photo_data, refused):
+    """Lightning keeps `trainer.datamodule` where loaders are given next."""
+    loader = DataLoader(TensorDataset(torch.randn(16, 3, 32, 32), torch.randint(0, 2, (16,))), batch_size=4)
+    trainer, model = make_trainer(), classifier(num_classes=3, optim=Optim(lr=0.01, lr_scaling='linear'))
+    trainer.validate(model, photo_data(), verbose=False)
+    with refused('model.optim.lr_scaling: linear', 'the batch size of a step is not known', ''):
+        trainer.fit(classifier(optim=Optim(lr=0.01, lr_scaling='linear')), loader)
+    other = classifier(num_classes=2)
+    trainer.fit(other, loader, loader)
+    assert other.class_names is None
+    trainer.save_checkpoint(path := f'{trainer.default_root_dir}/a.ckpt', weights_only=False)
+    assert 'data' not in torch.load(path, weights_only=True)
+    assert len(trainer.predict(other, loader)) == 4
+
+
+class WithHead(ImageClassifier):
+    """A layer outside `net`."""
+
+    def __init__(self):
+        super().__init__('test_resnet', 3)
+        self.head = torch.nn.Linear(3, 3)
+
+    def forward(self, images):
+        return self.head(super().forward(images))
+
+
+class WithHeadTrained(WithHead):
+    """And trained."""
+
+    def configure_optimizers(self):
+        configured = super().configure_optimizers()
+        configured['optimizer'].add_param_group({'params': self.head.parameters()})
+        return configured
+
+
+def test_parameters_that_would_not_train_are_refused(make_trainer, photo_data, refused):
+    with refused('WithHead: head.weight', 'it would not train', 'override configure_optimizers'):
+        make_trainer().fit(WithHead(), photo_data())
+    model = WithHeadTrained()
+    before = model.head.weight.clone()
+    make_trainer().fit(model, photo_data())
+    assert not torch.equal(model.head.weight, before)
+
+
+def test_first_step_of_a_search_has_its_learning_rate(make_trainer, photo_data, optimizer_steps):
+    model = classifier(optim=Optim(lr=0.6), schedule=Schedule('constant'))
+    Tuner(make_trainer(max_epochs=20)).lr_find(model, datamodule=photo_data(), min_lr=1e-7, num_training=20)
+    assert optimizer_steps[0][0]['lr'] == pytest.approx(1e-7)
+
+
+def test_loaded_model_is_not_evaluated_on_other_classes(checkpoint, make_trainer, photo_data, photos, refused):
+    path, _ = checkpoint
+    for split in ('train', 'val'):
+        (photos / split / 'bee').rename(photos / split / 'dog')  # then cat is the second
+    with refused('data: 3 classes, of which number 1 is cat', 'it is bee', 'of the same names'):
+        make_trainer().validate(ImageClassifier.load_from_checkpoint(path), photo_data(), verbose=False)
+
+
+class OwnSchedule(ImageClassifier):
+    """With an optimiser and a schedule of torch's, half the rate every two steps."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        return [optimizer], [{'scheduler': torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), 'interval': 'step'}]
+
+
+def test_schedule_of_a_subclass_goes_on(make_trainer, photo_data, optimizer_steps):
+    make_trainer(max_epochs=4).fit(OwnSchedule('test_resnet', 3), photo_data())
+    whole = [step[0]['lr'] for step in optimizer_steps]
+    assert len(set(whole)) == 6
+    del optimizer_steps[:]
+    first = make_trainer(max_epochs=2)
+    first.fit(OwnSchedule('test_resnet', 3), photo_data())
+    first.save_checkpoint(path := f'{first.default_root_dir}/own.ckpt', weights_only=False)
+    make_trainer(max_epochs=4).fit(OwnSchedule('test_resnet', 3), photo_data(), ckpt_path=path)
+    assert [step[0]['lr'] for step in optimizer_steps] == whole
+
+
+def test_best_of_another_training_is_kept(make_trainer, photo_data):
+    kept = []
+    for _ in range(2):
+        trainer = make_trainer(enable_checkpointing=True, callbacks=[BestCheckpoint()])
+        trainer.fit(classifier(), photo_data())
+        kept.append(Path(trainer.checkpoint_callback.best_model_path))
+    assert [path.name for path in kept] == ['best.ckpt', 'best-v1.ckpt']
+    trainer = make_trainer(enable_checkpointing=True, callbacks=[BestCheckpoint()], max_epochs=2)
+    trainer.fit(classifier(), photo_data(), ckpt_path=kept[1])
+    assert trainer.checkpoint_callback.best_model_path == str(kept[1])
+    assert sorted(kept[0].parent.iterdir()) == sorted(kept)
+
+
+def test_callbacks_that_are_used_again_begin_anew(make_trainer, photo_data, refused, capsys):
+    callbacks = [ResultLine(), LastCheckpoint(handle_signals=False)]
+    make_trainer(enable_checkpointing=True, callbacks=callbacks).fit(classifier(), photo_data())
+    with refused('default_root_dir: ', 'of another training', 'give the Trainer another one'):
+        make_trainer(enable_checkpointing=True, callbacks=callbacks).fit(classifier(), photo_data())
+    capsys.readouterr()
+    callbacks[0].best = {'top1': 101.0, 'top5': 101.0, 'epoch': 9}
+    make_trainer(callbacks=callbacks[:1]).fit(classifier(), photo_data())
+    assert 'epoch 0' in capsys.readouterr().out
+
+
+def test_schedule_of_a_loader_without_a_length_is_told(make_trainer):
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(torch.randn(3, 32, 32), 0)] * 8)
+
+    with pytest.warns(UserWarning, match='the loader has no length: the learning rate changes between epochs only'):
+        make_trainer().fit(classifier(), DataLoader(Endless(), batch_size=4))
+
+
+def test_checkpoint_holds_the_settings_that_were_trained_with(make_trainer, photo_data):
+    model, trainer = classifier(), make_trainer(limit_train_batches=1)
+    model.optim, model.schedule = Optim(name='adamw', lr=0.002), Schedule('constant')
+    trainer.fit(model, photo_data())
+    trainer.save_checkpoint(path := f'{trainer.default_root_dir}/a.ckpt', weights_only=False)
+    loaded = ImageClassifier.load_from_checkpoint(path)
+    assert (loaded.optim, loaded.schedule) == (model.optim, model.schedule)
+
+
+def test_lightning_exports_after_a_training(make_trainer, photo_data, tmp_path):
+    model = classifier()
+    make_trainer(limit_train_batches=1).fit(model, photo_data())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.to_torchscript(method='trace', example_inputs=images)(images), model.eval()(images))
+
+
+def test_model_is_saved_as_a_whole(tmp_path):
+    torch.save(model := classifier(channels_last=True), tmp_path / 'model.pt')
+    loaded = torch.load(tmp_path / 'model.pt', weights_only=False)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.eval()(images), model.eval()(images))
+
+
+def test_batch_norm_that_was_fixed_by_hand_stays_so(make_trainer, photo_data):
+    model = classifier()
+    model.net.bn1.eval()
+    before = model.net.bn1.running_mean.clone()
+    make_trainer(max_epochs=2, callbacks=[FreezeBatchNorm(last_epochs=1)]).fit(model, photo_data())
+    assert torch.equal(model.net.bn1.running_mean, before)
+    assert [module.training for module in (model.net.bn1, model.net.layer1[0].bn1)] == [False, True]
+
+
+@pytest.mark.parametrize('batch', [{'images': torch.ones(5, 3)}, torch.ones(5, 3), [torch.ones(8, 3), torch.ones(5)]])
+def test_images_of_any_batch_are_counted(batch):
+    assert images_in(batch) == 5
+
+
+def test_callbacks_print_the_accuracies_that_there_are(make_trainer, photo_data, capsys):
+    class OneAccuracy(ImageClassifier):
+        def on_validation_epoch_end(self):
+            self.log('val/top1', 50.0)
+
+    make_trainer(enable_progress_bar=True, callbacks=[ProgressBar(), ResultLine()]).fit(
+        OneAccuracy('test_resnet', 3), photo_data())
+    out = capsys.readouterr().out
+    assert 'epoch 0: top-1 50.00 %\n' in out
+    assert 'best: top-1 50.00 %, epoch 0' in out
