@@ -342,6 +342,11 @@ class ImageClassifier(LightningModule):
         self.log('train/loss', loss)
         return loss
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Look at the loss of a step of a subclass, too."""
+        if type(self).training_step is not ImageClassifier.training_step and not self._scaled:
+            self.nonfinite.note(loss)
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Count the step if it is not finite."""
         self.nonfinite.end(optimizer, scaled=self._scaled)

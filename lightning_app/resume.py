@@ -37,8 +37,8 @@ def check_fits(model: nn.Module, name: str, num_classes: int, checkpoint: dict[s
         raise InputError(message(
             f'checkpoint: {trained} with {classes} classes', f'this run has {num_classes} classes',
             'evaluate it on data with its classes, or train a network of your own'))
-    wrong = [key for key in own.keys() | theirs.keys()
-             if key not in own or key not in theirs or own[key].shape != theirs[key].shape]
+    wrong = [key for key in own.keys() | theirs.keys() if key.startswith('net.')  # others of a subclass torch refuses
+             and (key not in own or key not in theirs or own[key].shape != theirs[key].shape)]
     if wrong:
         raise InputError(message(
             f'checkpoint: {trained}', f'this run builds {name}, of which {len(wrong)} tensors differ, '

@@ -262,7 +262,7 @@ class ImageDataModule(LightningDataModule):
 
     def check_order(self) -> None:
         """Raise `InputError` if another process has other training images, or another order. Collective, one number."""
-        if self.trainer is None or self.trainer.world_size == 1:
+        if self.trainer is None or self.trainer.world_size == 1 or not hasattr(self, 'sampler'):  # of a subclass
             return
         strategy = self.trainer.strategy
         own = torch.tensor([self.training.digest, self.sampler.digest()], device=strategy.root_device)

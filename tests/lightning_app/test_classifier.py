@@ -876,6 +876,24 @@ def test_parameters_that_would_not_train_are_refused(make_trainer, photo_data, r
     assert not torch.equal(model.head.weight, before)
 
 
+def test_layers_of_a_subclass_may_be_left_out_of_a_checkpoint(checkpoint):
+    path, model = checkpoint
+    with pytest.raises(RuntimeError, match=r'Missing key.*head.weight'):
+        WithHead.load_from_checkpoint(path)
+    with pytest.warns(UserWarning, match='Found keys that are in the model state dict'):
+        loaded = WithHead.load_from_checkpoint(path, strict=False)
+    assert torch.equal(loaded.net.fc.weight, model.net.fc.weight)
+
+
+def test_step_of_a_subclass_that_diverges_ends_the_training(make_trainer, photo_data, refused):
+    class Diverges(ImageClassifier):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]), batch[1]) * math.nan
+
+    with refused('train/loss: not finite in 1 steps', 'has diverged', 'lower model.optim.lr'):
+        make_trainer().fit(Diverges('test_resnet', 3), photo_data())
+
+
 def test_first_step_of_a_search_has_its_learning_rate(make_trainer, photo_data, optimizer_steps):
     model = classifier(optim=Optim(lr=0.6), schedule=Schedule('constant'))
     Tuner(make_trainer(max_epochs=20)).lr_find(model, datamodule=photo_data(), min_lr=1e-7, num_training=20)
