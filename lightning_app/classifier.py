@@ -7,7 +7,6 @@ from collections.abc import Sized
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
@@ -31,6 +30,7 @@ from .data import ImageDataModule
 from .data.base import data_of
 from .data.samples import run_seed, set_seed
 from .distillation import Distill, Teacher, check_distill
+from .generators import GeneratorsRestored
 from .loss import Loss, build_loss, check_loss
 from .metrics import ClassificationMetrics, check_monitors
 from .mix import Mix, build_mixup, check_mix
@@ -163,6 +163,7 @@ class ImageClassifier(LightningModule):
         self._check_number_of_outputs()
         fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
+        self.trained_class_names: list[str] | None = None  # those of the data at hand may be others
         self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
         self.nonfinite: Any = None  # `NonfiniteSteps` in a training
         self.resumed_nonfinite_steps = 0
@@ -170,7 +171,6 @@ class ImageClassifier(LightningModule):
         self.latest: dict[str, float] = {}  # validation
         self.given_options: list[dict[str, Any]] = []  # of the optimiser, where a checkpoint may bring others
         self.saved_schedules: list[Any] = []  # of a checkpoint
-        self.generators: dict[str, Any] = {}  # their states before a training
         self.name = name
         self.compile_network = compile
         self.channels_last = channels_last
@@ -198,9 +198,9 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data, and compile the network for a training."""
         names = self._classes_of_data()
-        if stage != 'fit':
-            check_classes(self.class_names, names)
         self.class_names = names or self.class_names
+        if stage == 'fit':
+            self.trained_class_names = self.class_names
         tell_of_slow_precision(self.trainer)
         if stage == 'fit' and not self.trainer.global_step:  # nothing of a training before, unless this one goes on
             self.nonfinite, self.best_top1, self.latest, self.resumed_nonfinite_steps = None, 0.0, {}, 0
@@ -232,7 +232,8 @@ class ImageClassifier(LightningModule):
             rank_zero_warn(f'num_classes: the network has {outputs} outputs, and the data {len(names)} classes')
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add none; raise `InputError` for one of Lightning's that cannot do here what it is for, before it begins."""
+        """Let generators be what they were before; raise `InputError` for a callback of Lightning's that is of no use.
+        """
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         for kind, (why, do) in UNSUITED.items() if self.trainer.state.fn == TrainerFn.FITTING else ():
             if kind is BackboneFinetuning and hasattr(self, 'backbone'):
@@ -240,7 +241,7 @@ class ImageClassifier(LightningModule):
             # with those of the tuner the training ends when they have found something
             if any(isinstance(each, kind) and not getattr(each, '_early_exit', False) for each in callbacks):
                 raise InputError(message(f'trainer.callbacks: {kind.__name__}', why, do))
-        return []
+        return [GeneratorsRestored()] if self.trainer.state.fn == TrainerFn.FITTING else []
 
     def _build_loss(self) -> None:
         """Make what the loss consists of, some of which depends on the data."""
@@ -300,18 +301,6 @@ class ImageClassifier(LightningModule):
             )) from error
 
     # Training
-
-    def on_fit_start(self) -> None:
-        """Keep the state of the generators, which are seeded at each step."""
-        self.generators = _collect_rng_states(include_cuda=False)
-        if self.device.type == 'cuda':
-            self.generators['device'] = torch.cuda.get_rng_state(self.device)
-
-    def on_fit_end(self) -> None:
-        """Let the generators go on where they were: what comes after depends on no training before it."""
-        if 'device' in self.generators:
-            torch.cuda.set_rng_state(self.generators.pop('device'), self.device)
-        _set_rng_states(self.generators)
 
     def on_train_epoch_start(self) -> None:
         """See that all processes divide the same images."""
@@ -412,16 +401,22 @@ class ImageClassifier(LightningModule):
             schedule = dataclasses.replace(schedule, warmup_epochs=0)
         scheduler = build_schedule(optimizer, schedule, self.trainer.max_epochs or 0)
         if self.resumed:
-            check_continues(optimizer, self.optim, self.resumed)
+            if self._is_plain:
+                check_continues(optimizer, self.optim, self.resumed)
             self.given_options = [
                 {name: value for name, value in group.items() if name not in ('params', *COUNTERS)}
                 for group in optimizer.param_groups]
             self.resumed = {}
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'}}
 
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the optimiser is this class's, not that of a subclass, which may have other parameters, too."""
+        return type(self).configure_optimizers is ImageClassifier.configure_optimizers
+
     def _check_parameters(self) -> None:
         """Raise `InputError` for parameters of a subclass that the optimiser would leave out."""
-        if type(self).configure_optimizers is not ImageClassifier.configure_optimizers:
+        if not self._is_plain:
             return
         own = set(self.net.parameters())
         if other := [name for name, each in self.named_parameters() if each.requires_grad and each not in own]:
@@ -447,22 +442,24 @@ class ImageClassifier(LightningModule):
         """Let the given optimiser settings win over those that a checkpoint has brought back."""
         begin_epoch(self.trainer)
         self.nonfinite = NonfiniteSteps(self.net, self.max_nonfinite_steps, self.resumed_nonfinite_steps)
-        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        for scheduler, state in zip(schedulers, self.saved_schedules, strict=False):
-            if not isinstance(scheduler, Scheduler):  # of a subclass: it goes on as torch's do
-                scheduler.load_state_dict(state)
-        if any(isinstance(scheduler, Scheduler) for scheduler in schedulers):
-            self._go_on_by_settings(schedulers[0])
-        self.given_options, self.saved_schedules = [], []
+        self._restore_rates([config.scheduler for config in self.trainer.lr_scheduler_configs])
         if batches_done(self.trainer):  # Lightning leaves out the hook of an epoch that goes on
             self.on_train_epoch_start()
 
-    def _go_on_by_settings(self, scheduler: Any) -> None:
-        if self.given_options:  # not where Lightning's tuner has just set a learning rate
-            for group, given in zip(self.trainer.optimizers[0].param_groups, self.given_options, strict=True):
-                group.update(given)
+    def _restore_rates(self, schedulers: list[Any]) -> None:
+        """Let torch's schedules, of a subclass, go on; those of timm and all other settings follow what is given."""
+        restored: tuple[str, ...] = ()
+        for scheduler, state in zip(schedulers, self.saved_schedules, strict=False):
+            if not isinstance(scheduler, Scheduler) and 'base_values' not in state:  # which is timm's
+                scheduler.load_state_dict(state)
+                restored = ('lr', 'initial_lr')
+        for group, given in zip(self.trainer.optimizers[0].param_groups, self.given_options, strict=False):
+            group.update({name: value for name, value in given.items() if name not in restored})
+        self.given_options, self.saved_schedules = [], []
+        if not schedulers or not isinstance(schedulers[0], Scheduler):
+            return
         if self.trainer.global_step:
-            self._set_learning_rate(scheduler, batches_done(self.trainer))
+            self._set_learning_rate(schedulers[0], batches_done(self.trainer))
         if math.isinf(self.trainer.num_training_batches):
             rank_zero_warn('the loader has no length: the learning rate changes between epochs only, the warm-up too; '
                            'Trainer(limit_train_batches=N) gives an epoch one')
@@ -479,8 +476,13 @@ class ImageClassifier(LightningModule):
         logits = self(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
         return logits.log_softmax(-1).logsumexp(1) - math.log(images.shape[1])
 
+    def _check_evaluated(self) -> None:
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            check_classes(self.trained_class_names, self._classes_of_data())
+
     def on_validation_epoch_start(self) -> None:
         """Count from the first image on, also after a validation that was interrupted."""
+        self._check_evaluated()
         self.val_metrics.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -504,6 +506,7 @@ class ImageClassifier(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Count from the first image on."""
+        self._check_evaluated()
         self.test_metrics.reset()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -540,8 +543,9 @@ class ImageClassifier(LightningModule):
         checkpoint['precision'] = self.trainer.precision
         hparams = checkpoint.get('hyper_parameters', {})
         for name in hparams.keys() & {'optim', 'schedule', 'loss', 'mix', 'distill'}:
-            settings = getattr(self, name)  # as it is now: from Python it may have changed
-            hparams[name] = settings and dataclasses.asdict(settings)
+            settings: Any = getattr(self, name)  # as it is now: from Python it may have changed
+            if settings is None or isinstance(settings, (Optim, Schedule, Loss, Mix, Distill)):  # no subclass's own
+                hparams[name] = settings and dataclasses.asdict(settings)
         if isinstance(data := data_of(self.trainer), ImageDataModule):
             checkpoint['data'] = data.settings()
 
@@ -549,7 +553,7 @@ class ImageClassifier(LightningModule):
         """Check that the checkpoint is of this network, and drop its schedule, which follows from the settings."""
         check_fits(self, self.name, self.net.num_classes, checkpoint)
         check_classes(checkpoint.get('class_names'), self._classes_of_data())
-        self.class_names = checkpoint.get('class_names')
+        self.class_names = self.trained_class_names = checkpoint.get('class_names')
         self.saved_schedules, checkpoint['lr_schedulers'] = checkpoint.get('lr_schedulers', []), []
         if self._trainer is None:
             describe_images(self.net, checkpoint)

@@ -64,19 +64,26 @@ class MetricsFile(ExperimentWriter):
         """Keep a row."""
         if self.first and step is not None:
             staying = [row for row in self.metrics if self.goes_on and int(row['step']) < step]
-            if self.is_shared and len(staying) < len(self.metrics):
-                self.set_aside()
-            self.metrics = staying
+            if not self.is_shared or len(staying) == len(self.metrics) or self.set_aside():
+                self.metrics = staying
         self.first = False
         super().log_metrics(metrics_dict, step)
 
-    def set_aside(self) -> None:
-        """Keep the file as `metrics-1.csv` and so on."""
+    def set_aside(self) -> bool:
+        """Keep the file as `metrics-1.csv` and so on; return whether that was possible."""
         path = Path(self.metrics_file_path)
         numbered = (path.with_name(f'{path.stem}-{number}.csv') for number in itertools.count(1))
         kept = next(each for each in numbered if not each.exists())
-        shutil.copy(path, kept)
+        unfinished = path.with_name(f'.{kept.name}')
+        try:
+            shutil.copy(path, unfinished)
+            unfinished.replace(kept)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            rank_zero_warn(f'{path}: rows of another run stay in it, as they cannot be copied ({error})')
+            return False
         rank_zero_info(f'{path} has rows of another run, or of steps that are done again: they are kept in {kept.name}')
+        return True
 
     def save(self) -> None:
         """Write all rows and the hyper-parameters; if that fails, the next time they are all there again.

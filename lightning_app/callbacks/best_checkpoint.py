@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -49,8 +51,13 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the best of another training in the folder what it is."""
-        if trainer.ckpt_path is None and not self.best_model_path and self.save_top_k == 1:
+        """Leave the best of another training in the folder what it is; on the command line each has its own folder."""
+        if trainer.ckpt_path is not None or trainer.global_step:
+            return
+        worst = float('inf') if self.mode == 'min' else float('-inf')
+        self.best_k_models, self.best_model_path, self.kth_best_model_path = {}, '', ''
+        self.kth_value, self.best_model_score, self.current_score = torch.tensor(worst), None, None
+        if self.save_top_k == 1 and not Path(trainer.default_root_dir, 'config.yaml').is_file():
             self.filename = trainer.strategy.broadcast(self._free_name())
 
     def _free_name(self) -> str:
@@ -62,8 +69,9 @@ class BestCheckpoint(ModelCheckpoint):
         """Take over the state, the latest score included, which Lightning leaves out, also in a run that was moved."""
         super().load_state_dict(self.moved(state_dict))
         self.current_score = state_dict['current_score']
-        if self.best_model_path and self.save_top_k == 1:
-            self.filename = Path(self.best_model_path).stem
+        name = Path(self.best_model_path).stem
+        if re.fullmatch(rf'{re.escape(str(self.filename))}-v\d+', name):
+            self.filename = name
 
     def moved(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the state with the folder that the run has now, or that of a new one if its files are not there.

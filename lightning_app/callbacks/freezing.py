@@ -22,7 +22,7 @@ class Freeze(Callback):
     DistributedDataParallel does not allow to change once it is set up.
     """
 
-    by_hand: Set[_BatchNorm] = frozenset()
+    by_hand: Set[_BatchNorm] | None = None
 
     def frozen(self, trainer: Trainer, epoch: int) -> bool:
         """Return whether it is frozen in `epoch`."""
@@ -50,12 +50,13 @@ class Freeze(Callback):
         frozen = {norm for each in every if each.frozen(trainer, trainer.current_epoch)
                   for norm in each.norms(pl_module.net)}
         for norm in self.norms(pl_module.net):
-            norm.train(norm not in frozen | self.by_hand)  # another callback may still freeze it
+            norm.train(norm not in frozen | (self.by_hand or set()))  # another callback may still freeze it
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Let all of it train again: from Python, another training may follow."""
-        for norm in self.norms(pl_module.net):
-            norm.train(norm not in self.by_hand)
+        for norm in self.norms(pl_module.net) if self.by_hand is not None else ():
+            norm.train(norm not in (self.by_hand or set()))
+        self.by_hand = None
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Let all of it train again."""

@@ -15,6 +15,7 @@ import timm
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -193,7 +194,8 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open what `stage` (fit, validate, test or predict) needs."""
-        if self.trainer and getattr(self.trainer, 'datamodule', None) is self and data_of(self.trainer) is not self:
+        if (self.trainer and self.trainer.state.status == TrainerStatus.RUNNING
+                and getattr(self.trainer, 'datamodule', None) is self and data_of(self.trainer) is not self):
             return  # Lightning calls that of an earlier training, too
         self._check_settings()
         if self._start_method == 'forkserver':

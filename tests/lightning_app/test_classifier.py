@@ -827,6 +827,11 @@ def test_training_leaves_no_trace_in_the_generators(make_trainer, photo_data):
         drawn = torch.random.get_rng_state()
         make_trainer(limit_train_batches=1).fit(members[-1], photo_data())
         assert torch.equal(torch.random.get_rng_state(), drawn)
+    model = classifier(optim=Optim(lr=math.inf))  # also if it fails
+    drawn = torch.random.get_rng_state()
+    with pytest.raises(InputError):
+        make_trainer().fit(model, photo_data())
+    assert torch.equal(torch.random.get_rng_state(), drawn)
     first, *others = (member.net.layer1[0].conv1.weight for member in members)
     assert not any(torch.equal(first, other) for other in others)
     assert not torch.equal(*others)
@@ -906,6 +911,12 @@ def test_loaded_model_is_not_evaluated_on_other_classes(checkpoint, make_trainer
         (photos / split / 'bee').rename(photos / split / 'dog')  # then cat is the second
     with refused('data: 3 classes, of which number 1 is cat', 'it is bee', 'of the same names'):
         make_trainer().validate(ImageClassifier.load_from_checkpoint(path), photo_data(), verbose=False)
+    untrained = classifier()
+    make_trainer().validate(untrained, photo_data(), verbose=False)
+    (photos / 'val' / 'dog').rename(photos / 'val' / 'bee')
+    (photos / 'train' / 'dog').rename(photos / 'train' / 'bee')
+    make_trainer().validate(untrained, photo_data(), verbose=False)  # nor trained on the first
+    make_trainer().validate(untrained, photo_data(), ckpt_path=path, verbose=False)
 
 
 class OwnSchedule(ImageClassifier):
@@ -913,6 +924,14 @@ class OwnSchedule(ImageClassifier):
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        return [optimizer], [{'scheduler': torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), 'interval': 'step'}]
+
+
+class OwnScheduleAlone(ImageClassifier):
+    """With the optimiser of the class."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()['optimizer']
         return [optimizer], [{'scheduler': torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), 'interval': 'step'}]
 
 
@@ -926,6 +945,30 @@ def test_schedule_of_a_subclass_goes_on(make_trainer, photo_data, optimizer_step
     first.save_checkpoint(path := f'{first.default_root_dir}/own.ckpt', weights_only=False)
     make_trainer(max_epochs=4).fit(OwnSchedule('test_resnet', 3), photo_data(), ckpt_path=path)
     assert [step[0]['lr'] for step in optimizer_steps] == whole
+    plain = make_trainer(max_epochs=2)  # whose checkpoint has the schedule of another kind
+    plain.fit(classifier(), photo_data())
+    plain.save_checkpoint(path, weights_only=False)
+    del optimizer_steps[:]
+    make_trainer(max_epochs=3).fit(
+        OwnScheduleAlone('test_resnet', 3, optim=Optim(lr=0.01)), photo_data(), ckpt_path=path)
+    assert optimizer_steps[0][0]['lr'] == 0.01
+
+
+def test_training_with_a_group_of_a_subclass_goes_on(make_trainer, photo_data):
+    first = make_trainer(max_epochs=1)
+    first.fit(WithHeadTrained(), photo_data())
+    first.save_checkpoint(path := f'{first.default_root_dir}/head.ckpt', weights_only=False)
+    again = make_trainer(max_epochs=2)
+    again.fit(WithHeadTrained(), photo_data(), ckpt_path=path)
+    assert again.global_step == 6
+
+
+def test_hook_of_a_subclass_that_calls_no_other(make_trainer, photo_data):
+    class Own(ImageClassifier):
+        def on_fit_start(self):
+            pass
+
+    make_trainer(limit_train_batches=1).fit(Own('test_resnet', 3), photo_data())
 
 
 def test_best_of_another_training_is_kept(make_trainer, photo_data):
@@ -938,6 +981,10 @@ def test_best_of_another_training_is_kept(make_trainer, photo_data):
     trainer = make_trainer(enable_checkpointing=True, callbacks=[BestCheckpoint()], max_epochs=2)
     trainer.fit(classifier(), photo_data(), ckpt_path=kept[1])
     assert trainer.checkpoint_callback.best_model_path == str(kept[1])
+    again = make_trainer(enable_checkpointing=True, callbacks=trainer.callbacks[-1:], default_root_dir='elsewhere')
+    again.fit(classifier(), photo_data())
+    assert again.checkpoint_callback.best_model_path not in map(str, kept)
+    Path(again.checkpoint_callback.best_model_path).unlink()
     assert sorted(kept[0].parent.iterdir()) == sorted(kept)
 
 

@@ -1,4 +1,5 @@
 """W&B never stops a training and CSV never loses a line."""
+import contextlib
 import csv
 import importlib.metadata
 import json
@@ -143,6 +144,21 @@ def test_metrics_of_another_run_are_set_aside(on_photos, in_tmp_path, read_csv, 
     with pytest.raises(SystemExit):
         main(['fit', *args, '--data.batch_size=1000'])  # one that is refused leaves all as it is
     assert sorted(file.name for file in Path('logs').glob('metrics*')) == files
+
+
+def test_rows_of_another_run_stay_where_they_cannot_be_copied(tmp_path, read_csv, monkeypatch):
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    for goes_on in (True, False):
+        logger = CsvLogger(str(tmp_path))
+        logger.goes_on = goes_on
+        with contextlib.nullcontext() if goes_on else pytest.warns(UserWarning, match='stay in it'):
+            logger.log_metrics({'train/loss': 1.0}, step=3 - goes_on)
+        logger.save()
+        monkeypatch.setattr(logger_module.shutil, 'copy', full)
+    assert read_csv(tmp_path, 'train/loss') == [(2, 1.0), (3, 1.0)]
+    assert [file.name for file in tmp_path.glob('*.csv')] == ['metrics.csv']
 
 
 def test_project_and_kind_of_the_environment_are_respected(monkeypatch, tmp_path):
