@@ -232,8 +232,7 @@ class ImageClassifier(LightningModule):
             rank_zero_warn(f'num_classes: the network has {outputs} outputs, and the data {len(names)} classes')
 
     def configure_callbacks(self) -> list[Callback]:
-        """Let generators be what they were before; raise `InputError` for a callback of Lightning's that is of no use.
-        """
+        """Add what restores generators; raise `InputError` for one of Lightning's that cannot do what it is for."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         for kind, (why, do) in UNSUITED.items() if self.trainer.state.fn == TrainerFn.FITTING else ():
             if kind is BackboneFinetuning and hasattr(self, 'backbone'):

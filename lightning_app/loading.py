@@ -8,7 +8,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -123,6 +123,17 @@ class Opened(Dataset[tuple[Any, int]]):
         return self.transform(image), int(self.source.labels[index])
 
 
+def timed(rows: Mapping[str, Callable[[], float]], rounds: int, cold: Sequence[Source]) -> dict[str, list[float]]:
+    """Return the speed of each row in each round; the system forgets the sources that shall be cold."""
+    speeds: dict[str, list[float]] = {row: [] for row in rows}
+    for _ in range(rounds):
+        for row, run in rows.items():
+            for source in cold:
+                forget(source)
+            speeds[row].append(run())
+    return speeds
+
+
 def loading(
         *roots: str, split: str = 'train', size: int = 224, batch_size: int = 64, images: int = 2000, rounds: int = 5,
         decoder: str = 'auto', made_size: tuple[int, int] | None = None, workers: int = 2, cold: bool = False,
@@ -163,13 +174,7 @@ def loading(
     check_augment(augment, size)
     chosen = choose_decoder(decoder, first_files(first, EXAMPLES))
     rows = rows_of(sources, size, batch_size, chosen, workers, augment)
-    speeds: dict[str, list[float]] = {row: [] for row in rows}
-    for _ in range(rounds):
-        for row, run in rows.items():
-            if cold:
-                for source in sources.values():
-                    forget(source)
-            speeds[row].append(run())
+    speeds = timed(rows, rounds, list(sources.values()) if cold else [])
     print_table(speeds, chosen)
     print(f'\n{describe(first)}, crops of {size} px in batches of {batch_size}, decoder {chosen}; '
           f'medians of {rounds} rounds, {"cold" if cold else "warm"}; {cores()} cores; timm {timm.__version__}, '

@@ -480,8 +480,7 @@ class ImageDataModule(LightningDataModule):
 
 
 def data_of(trainer: Any) -> Any:
-    """Return the data module of what a Trainer does now, None without; `trainer.datamodule` may be of an earlier call.
-    """
+    """Return the data module of a Trainer's present call, None without; `trainer.datamodule` may be of an earlier."""
     selector = getattr(getattr(trainer, '_data_connector', None), '_datahook_selector', None)
     return selector.datamodule if selector else getattr(trainer, 'datamodule', None)
 
