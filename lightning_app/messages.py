@@ -282,7 +282,8 @@ _CASES: dict[str, Callable[[re.Match[str], ArgumentParser], str]] = {
     r'[^$]*?Given value: (?!\[)(\S+)': _list,
     r'Parser key "([\w.]+)":\s+Expected a <class \'(list|tuple)\'>\. Got value: (?!\[)([^\n]*)': _list,
     r'Parser key "([\w.]+)":[^$]*Expected a tuple with (\d+) elements[^$]*Given value: ([^\n]*)': _number_of_values,
-    r'Parser key "([\w.]+)":[^$]*Subtypes: \[((?:list|tuple)\[(?:str|int|float)[^]]*\])[^$]*Expected a <class [^$]*'
+    r'Parser key "([\w.]+)":[^$]*Subtypes: \[(?:<class .NoneType.>, )?((?:list|tuple)\[(?:str|int|float)[^]]*\])'
+    r'[^$]*Expected a <class [^$]*'
     r'Given value: (\[[^\n]*)': _wrong_values,
     r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted": _unknown_class_option,
     r"class_path '([\w.]+)':\s+unrecognized arguments: (\S+)": _unknown_class_option,
