@@ -127,6 +127,7 @@ class ImageClassifier(LightningModule):
 
     net: Any  # nn.Module with timm's attributes
     criterion: nn.Module
+    restores_generators = True  # after a training
 
     def __init__(
             self,
@@ -232,7 +233,10 @@ class ImageClassifier(LightningModule):
             rank_zero_warn(f'num_classes: the network has {outputs} outputs, and the data {len(names)} classes')
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add what restores generators; raise `InputError` for one of Lightning's that cannot do what it is for."""
+        """Add what restores generators; raise `InputError` for one of Lightning's that cannot do what it is for.
+
+        The command line, whose process ends with the training, has those alone that its configs name.
+        """
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         for kind, (why, do) in UNSUITED.items() if self.trainer.state.fn == TrainerFn.FITTING else ():
             if kind is BackboneFinetuning and hasattr(self, 'backbone'):
@@ -240,7 +244,8 @@ class ImageClassifier(LightningModule):
             # with those of the tuner the training ends when they have found something
             if any(isinstance(each, kind) and not getattr(each, '_early_exit', False) for each in callbacks):
                 raise InputError(message(f'trainer.callbacks: {kind.__name__}', why, do))
-        return [GeneratorsRestored()] if self.trainer.state.fn == TrainerFn.FITTING else []
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        return [GeneratorsRestored()] if fitting and self.restores_generators else []
 
     def _build_loss(self) -> None:
         """Make what the loss consists of, some of which depends on the data."""

@@ -256,6 +256,7 @@ class AppCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build all; refuse other processes than there are, and to evaluate a classifier without trained weights."""
         super().instantiate_classes()
+        self.model.restores_generators = False  # nothing comes after it in this process
         if classes := self.evaluated.get('class_names'):
             self.datamodule.use_classes(classes)
         check_launch(self.trainer)

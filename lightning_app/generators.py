@@ -26,8 +26,8 @@ class GeneratorsRestored(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let them go on from there."""
-        if self.device is not None and 'device' in self.states:
-            torch.cuda.set_rng_state(self.states.pop('device'), self.device)
+        if 'device' in self.states:
+            torch.cuda.set_rng_state(self.states.pop('device'), self.device or 'cuda')
         if self.states:
             _set_rng_states(self.states)
         self.states = {}
