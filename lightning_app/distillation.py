@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from se_timm.errors import InputError, message
 
-from .network import INITIAL_WEIGHTS, create_network, own_checkpoint, trained_classes
+from .network import INITIAL_WEIGHTS, create_network, trained_classes
 from .resume import first_other_class
 
 __all__ = ['Distill', 'Teacher', 'check_distill']
@@ -76,12 +76,9 @@ class Teacher:
             memory_format: torch.memory_format, convert: Callable[[Any], Any] = lambda net: net,
             class_names: list[str] | None = None) -> None:
         self.distill = distill
-        path = distill.network.get('checkpoint_path')
-        recorded = ((own_checkpoint(path) if path else None) or {}).get('hyper_parameters', {})
-        own_classes = {'num_classes': recorded['num_classes']} if 'num_classes' in recorded else {}
         net: Any
         net, trained = create_network(
-            distill.teacher, ('model.distill.teacher', 'model.distill.network'), **{**own_classes, **distill.network})
+            distill.teacher, ('model.distill.teacher', 'model.distill.network'), **distill.network)
         classes = net.num_classes if trained is None else trained  # a classifier that begins anew teaches nothing
         if classes != num_classes or trained is not None:
             raise InputError(message(

@@ -24,7 +24,7 @@ from .data.base import evaluation_settings
 
 __all__ = [
     'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'describe_images',
-    'fuse_network', 'own_checkpoint', 'refused_images', 'renew_classifier', 'trained_classes',
+    'fuse_network', 'refused_images', 'renew_classifier', 'trained_classes',
 ]
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
@@ -234,7 +234,8 @@ def create_network(
     """Return `timm.create_model(name, **arguments)`, with messages for users.
 
     Initial weights of another number of classes are taken but for the classifier; that number is returned too, else
-    None. The network of a checkpoint of this program has the SE of its `model.add_se`.
+    None. The network of a checkpoint of this program has the SE of its `model.add_se`, and its number of classes where
+    none is given.
 
     Args:
         name: Of the network.
@@ -252,6 +253,8 @@ def create_network(
     check_rates(arguments, keys[1])
     checkpoint = own_checkpoint(path) if path else None
     weights = None if checkpoint is None else weights_of(checkpoint)
+    classes_there = (checkpoint or {}).get('hyper_parameters', {}).get('num_classes')
+    arguments = {**({} if classes_there is None else {'num_classes': classes_there}), **arguments}
     try:
         if weights is None and (not path or path.lower().endswith(('.npz', '.npy'))):
             net = timm.create_model(name, **arguments)
