@@ -74,6 +74,7 @@ from .resume import (
 __all__ = ['ImageClassifier', 'ended_step', 'is_logging_step', 'log_interval']
 
 TOP = 5
+GROUPS: dict[str, Any] = {'optim': Optim, 'schedule': Schedule, 'loss': Loss, 'mix': Mix, 'distill': Distill}
 COUNTERS = ('lookahead_step',)  # what optimisers count in their parameter groups, beside the settings
 
 # callbacks of Lightning's, why they cannot do here what they are for, and what does
@@ -165,13 +166,12 @@ class ImageClassifier(LightningModule):
         fuse_network(self.net, fused, recompute)
         self.class_names: list[str] | None = None
         self.trained_class_names: list[str] | None = None  # those of the data at hand may be others
-        self.resumed: dict[str, Any] = {}  # the checkpoint, until the optimiser is built
+        self.resumed: dict[str, Any] = {}  # the checkpoint, until the training begins
         self.nonfinite: Any = None  # `NonfiniteSteps` in a training
         self.resumed_nonfinite_steps = 0
         self.best_top1 = 0.0
         self.latest: dict[str, float] = {}  # validation
         self.given_options: list[dict[str, Any]] = []  # of the optimiser, where a checkpoint may bring others
-        self.saved_schedules: list[Any] = []  # of a checkpoint
         self.name = name
         self.compile_network = compile
         self.channels_last = channels_last
@@ -179,17 +179,20 @@ class ImageClassifier(LightningModule):
         # plain types only: a checkpoint with other objects cannot be loaded with weights_only=True
         self.save_hyperparameters({
             'name': name, 'num_classes': self.net.num_classes, 'network': architecture(network), 'plain': plain,
-            'add_se': add_se, 'optim': dataclasses.asdict(self.optim), 'schedule': dataclasses.asdict(self.schedule),
-            'loss': dataclasses.asdict(self.loss), 'mix': dataclasses.asdict(self.mix),
-            'distill': dataclasses.asdict(self.distill) if self.distill else None, 'fused': fused,
-            'recompute': recompute, 'compile': compile, 'channels_last': channels_last,
-            'max_nonfinite_steps': max_nonfinite_steps,
+            'add_se': add_se, **self._groups(), 'fused': fused, 'recompute': recompute, 'compile': compile,
+            'channels_last': channels_last, 'max_nonfinite_steps': max_nonfinite_steps,
         }, logger=False)
         self.net.to(memory_format=self.memory_format)
         self.mixup: Mixup | None = None
         self.teacher: Teacher | None = None
         self.val_metrics = ClassificationMetrics(self.net.num_classes)
         self.test_metrics = ClassificationMetrics(self.net.num_classes)
+
+    def _groups(self) -> dict[str, Any]:
+        """Return the groups of settings in plain types, without those that a subclass has replaced by its own."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in GROUPS}
+        return {name: settings and dataclasses.asdict(settings) for name, settings in found.items()
+                if settings is None or isinstance(settings, GROUPS[name])}
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -202,10 +205,10 @@ class ImageClassifier(LightningModule):
         self.class_names = names or self.class_names
         if stage == 'fit':
             self.trained_class_names = self.class_names
+            self.resumed, self.given_options = {}, []
         tell_of_slow_precision(self.trainer)
         if stage == 'fit' and not self.trainer.global_step:  # nothing of a training before, unless this one goes on
             self.nonfinite, self.best_top1, self.latest, self.resumed_nonfinite_steps = None, 0.0, {}, 0
-            self.resumed, self.saved_schedules = {}, []
         if stage == 'fit' and first_other_class(trained_classes(self.net), names):
             rank_zero_info('initial weights: of classes with other names; the classifier begins anew')
             renew_classifier(self.net)
@@ -410,7 +413,6 @@ class ImageClassifier(LightningModule):
             self.given_options = [
                 {name: value for name, value in group.items() if name not in ('params', *COUNTERS)}
                 for group in optimizer.param_groups]
-            self.resumed = {}
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'}}
 
     @property
@@ -453,13 +455,13 @@ class ImageClassifier(LightningModule):
     def _restore_rates(self, schedulers: list[Any]) -> None:
         """Let torch's schedules, of a subclass, go on; those of timm and all other settings follow what is given."""
         restored: tuple[str, ...] = ()
-        for scheduler, state in zip(schedulers, self.saved_schedules, strict=False):
+        for scheduler, state in zip(schedulers, self.resumed.get('lr_schedulers', []), strict=False):
             if not isinstance(scheduler, Scheduler) and 'base_values' not in state:  # which is timm's
                 scheduler.load_state_dict(state)
                 restored = ('lr', 'initial_lr')
         for group, given in zip(self.trainer.optimizers[0].param_groups, self.given_options, strict=False):
             group.update({name: value for name, value in given.items() if name not in restored})
-        self.given_options, self.saved_schedules = [], []
+        self.given_options, self.resumed = [], {}
         if not schedulers or not isinstance(schedulers[0], Scheduler):
             return
         if self.trainer.global_step:
@@ -546,10 +548,8 @@ class ImageClassifier(LightningModule):
         checkpoint['class_names'] = self.class_names
         checkpoint['precision'] = self.trainer.precision
         hparams = checkpoint.get('hyper_parameters', {})
-        for name in hparams.keys() & {'optim', 'schedule', 'loss', 'mix', 'distill'}:
-            settings: Any = getattr(self, name)  # as it is now: from Python it may have changed
-            if settings is None or isinstance(settings, (Optim, Schedule, Loss, Mix, Distill)):  # no subclass's own
-                hparams[name] = settings and dataclasses.asdict(settings)
+        # as they are now: from Python they may have changed
+        hparams.update({name: settings for name, settings in self._groups().items() if name in hparams})
         if isinstance(data := data_of(self.trainer), ImageDataModule):
             checkpoint['data'] = data.settings()
 
@@ -558,13 +558,14 @@ class ImageClassifier(LightningModule):
         check_fits(self, self.name, self.net.num_classes, checkpoint)
         check_classes(checkpoint.get('class_names'), self._classes_of_data())
         self.class_names = self.trained_class_names = checkpoint.get('class_names')
-        self.saved_schedules, checkpoint['lr_schedulers'] = checkpoint.get('lr_schedulers', []), []
+        before = dict(checkpoint)
+        checkpoint['lr_schedulers'] = []
         if self._trainer is None:
             describe_images(self.net, checkpoint)
             return
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_not_past(self.trainer, checkpoint)
-            self.resumed = checkpoint
+            self.resumed = before
             self.resumed_nonfinite_steps = checkpoint.get('nonfinite_steps', 0)
             self.best_top1 = checkpoint.get('best_top1', 0.0)
             self.latest = checkpoint.get('metrics', {})
