@@ -39,6 +39,7 @@ from .data import ImageDataModule
 from .data.augment import Augment
 from .folders import (
     LAUNCH,
+    NEWEST,
     base_folder,
     checkpoint_to_resume,
     evaluation_folder,
@@ -72,7 +73,6 @@ DESCRIPTIONS = {
 # in place of Lightning's, which are of its own keywords
 RESUMED = ('Checkpoint from which the training goes on: a file; `last`, the newest of the runs that is whole; '
            'or `auto`, the same, and a new training if there is none.')
-NEWEST = ('last', 'auto')
 EVALUATED = 'Checkpoint of a training. It supplies the settings that are not given, too.'
 # With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
@@ -296,9 +296,9 @@ class AppCLI(LightningCLI):
         logs_to_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
         if elsewhere := whole_run(config.ckpt_path) not in (None, folder):
             rank_zero_info(f'{config.ckpt_path} is of a run in another folder: this training goes on in {folder}')
+        goes_on = config.ckpt_path is not None and not elsewhere
         place_loggers(
-            loggers, folder, resumed=wandb_runs(config.ckpt_path) if logs_to_wandb and not elsewhere else [],
-            goes_on=config.ckpt_path is not None and not elsewhere)
+            loggers, folder, resumed=wandb_runs(config.ckpt_path) if goes_on and logs_to_wandb else [], goes_on=goes_on)
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.plugins = [*filter(None, plugins), CheckpointFiles()]

@@ -15,10 +15,11 @@ from se_timm.errors import InputError, message
 from .checkpoints import newest_whole, of_run, of_runs
 
 __all__ = [
-    'LAUNCH', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'give_back', 'launch_id',
+    'LAUNCH', 'NEWEST', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'give_back', 'launch_id',
     'run_folder', 'run_of', 'whole_run',
 ]
 
+NEWEST = ('last', 'auto')  # in place of a checkpoint, see `checkpoint_to_resume`
 LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
 
 
@@ -100,7 +101,7 @@ def checkpoint_to_resume(base: Path, ckpt_path: str | None) -> str | None:
     """
     if (restarted := restarted_run(base)) and (newest := newest_whole(of_run(restarted))):
         return str(newest)  # it has gone on from ckpt_path before
-    if ckpt_path not in ('last', 'auto'):
+    if ckpt_path not in NEWEST:
         return ckpt_path
     newest = newest_whole(of_runs(base))
     if newest is None and ckpt_path == 'last':

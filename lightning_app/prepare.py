@@ -32,9 +32,9 @@ from .data.decode import UnreadableImage, decode
 from .data.imagenet import relabel, take_names
 from .data.locking import locked
 from .data.object_store import is_url
-from .data.shards import lines_of, samples_in
+from .data.shards import CLASSES, lines_of, samples_in
 from .data.sources import Source, first_files
-from .data.splits import CLASSES, RANGE, RECORD, has_split, located, open_split, read_record
+from .data.splits import RANGE, RECORD, has_split, located, open_split, read_record
 from .data.tars import TarFiles
 from .data.workers import cores, deaf, heed_the_parent, start_method
 

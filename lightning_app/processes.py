@@ -14,6 +14,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from se_timm.errors import InputError, message
 
+from .folders import NEWEST
+
 __all__ = ['check_devices', 'check_launch', 'check_restarts', 'check_sync_batchnorm']
 
 # what has started the processes, and where it says on how many machines
@@ -69,7 +71,7 @@ def check_restarts(ckpt_path: str | None) -> None:
     for itself, and some not at all.
     """
     machines, restarts = (int(os.environ.get(name, 0)) for name in ('GROUP_WORLD_SIZE', 'TORCHELASTIC_MAX_RESTARTS'))
-    if machines > 1 and restarts and ckpt_path not in ('auto', 'last'):
+    if machines > 1 and restarts and ckpt_path not in NEWEST:
         raise InputError(message(
             f'torchrun: {restarts} restarts on {machines} machines',
             f'a restart would begin again {f"from {ckpt_path}" if ckpt_path else "from scratch"}, as torchrun counts '

@@ -20,7 +20,7 @@ from .data.samples import run_seed
 from .optim import Optim
 
 __all__ = [
-    'batches_done', 'begin_epoch', 'check_classes', 'check_continues', 'check_fits', 'check_not_past',
+    'batches_done', 'begin_epoch', 'begins_anew', 'check_classes', 'check_continues', 'check_fits', 'check_not_past',
     'continue_in_epoch', 'drop_elapsed_time', 'epochs_done', 'first_other_class', 'position', 'reopen_epoch',
     'take_weights_without_average', 'validates',
 ]
@@ -131,6 +131,11 @@ def batches_done(trainer: Trainer) -> int:
     epochs: Any = trainer.fit_loop.epoch_progress.current
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return batches.processed if epochs.ready != epochs_done(trainer) else 0
+
+
+def begins_anew(trainer: Trainer) -> bool:
+    """Return at the start of a fit whether it is of another training than what callbacks remember."""
+    return trainer.ckpt_path is None and not trainer.global_step
 
 
 def position(trainer: Trainer) -> dict[str, int | None] | None:

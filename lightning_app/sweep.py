@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import yaml
 
 from se_timm.errors import InputError, check_writable, meant, message, nearby, nearest
 
-from .analysis.runs import cut_off
+from .analysis.runs import cut_off, value_at
 from .checkpoints import of_runs
 from .cli import main
 from .data.workers import STOP_SIGNALS
@@ -303,8 +302,8 @@ def resolved(run: Run) -> dict[str, Any]:
                 raise
     settings: dict[str, Any] = yaml.safe_load(printed.getvalue())
     for key in IMMATERIAL:
-        *groups, name = key.split('.')
-        reduce(lambda group, each: group.get(each) or {}, groups, settings).pop(name, None)
+        group, _, name = key.rpartition('.')
+        (value_at(settings, group) or {} if group else settings).pop(name, None)
     return settings
 
 

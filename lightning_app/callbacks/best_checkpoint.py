@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from ..metrics import smaller_is_better
+from ..resume import begins_anew
 
 __all__ = ['BestCheckpoint']
 
@@ -52,7 +53,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the best of another training in the folder what it is; on the command line each has its own folder."""
-        if trainer.ckpt_path is not None or trainer.global_step:
+        if not begins_anew(trainer):
             return
         worst = float('inf') if self.mode == 'min' else float('-inf')
         self.best_k_models, self.best_model_path, self.kth_best_model_path = {}, '', ''

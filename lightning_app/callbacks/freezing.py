@@ -48,14 +48,16 @@ class Freeze(Callback):
         """Set batch norm to its statistics, or back to those of the batches; a validation leaves that as it is."""
         every = [each for each in trainer.callbacks if isinstance(each, Freeze)]  # type: ignore[attr-defined]
         frozen = {norm for each in every if each.frozen(trainer, trainer.current_epoch)
-                  for norm in each.norms(pl_module.net)}
+                  for norm in each.norms(pl_module.net)} | (self.by_hand or set())
         for norm in self.norms(pl_module.net):
-            norm.train(norm not in frozen | (self.by_hand or set()))  # another callback may still freeze it
+            norm.train(norm not in frozen)  # another callback may still freeze it
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Let all of it train again: from Python, another training may follow."""
-        for norm in self.norms(pl_module.net) if self.by_hand is not None else ():
-            norm.train(norm not in (self.by_hand or set()))
+        if self.by_hand is None:  # the training was refused before it began
+            return
+        for norm in self.norms(pl_module.net):
+            norm.train(norm not in self.by_hand)
         self.by_hand = None
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:

@@ -16,7 +16,7 @@ from se_timm.errors import InputError, message
 
 from ..checkpoints import step_checkpoint, step_checkpoints, step_of
 from ..classifier import ended_step, is_logging_step, log_interval
-from ..resume import epochs_done, validates
+from ..resume import begins_anew, epochs_done, validates
 from .stop_signals import Stopped, StopSignals
 
 __all__ = ['LastCheckpoint']
@@ -78,7 +78,7 @@ class LastCheckpoint(Checkpoint):
     def _check_folder(self, trainer: Trainer) -> None:
         """Refuse a folder with the checkpoints of another training; on the command line each has its own."""
         folder = Path(trainer.default_root_dir)
-        if trainer.ckpt_path is None and not trainer.global_step:
+        if begins_anew(trainer):
             self.written = set()  # by this callback in another training
         others = set(step_checkpoints(folder)) - self.written
         if others and trainer.ckpt_path is None and not (folder / 'config.yaml').is_file():

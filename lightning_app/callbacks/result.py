@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..data.base import data_of
 from ..logger import describe
+from ..resume import begins_anew
 
 __all__ = ['ResultLine']
 
@@ -20,7 +21,7 @@ class ResultLine(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the result of another training."""
-        if trainer.ckpt_path is None and not trainer.global_step:
+        if begins_anew(trainer):
             self.best = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from se_timm.errors import InputError, check_installed, message
 
 from .index_cache import cached_arrays
-from .shards import named
+from .shards import CLASSES, named
 from .sources import IMAGES, LABELS, Source, check_labels
 
 __all__ = ['LitDataSource', 'chunks_of']
@@ -53,7 +53,7 @@ class LitDataSource(Source):
         check_labels(f'data.root: {root}', self.labels)
         there, self.labels = np.unique(self.labels, return_inverse=True)
         self.numbers = [str(number) for number in there]
-        names = names or Path(self.root, 'classes.txt')
+        names = names or Path(self.root, CLASSES)
         self.classes = named(self.numbers, names) if names.is_file() else self.numbers
         self.dataset = None  # it has threads and open files: each worker opens its own
 

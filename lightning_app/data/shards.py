@@ -18,8 +18,9 @@ from .index_cache import cached_arrays, tell
 from .sources import EXTENSIONS, Source, below_common_folder
 from .tars import Place, TarFiles, places_in
 
-__all__ = ['ShardSource', 'is_shard', 'lines_of', 'missing_shards', 'named', 'samples_in']
+__all__ = ['CLASSES', 'ShardSource', 'is_shard', 'lines_of', 'missing_shards', 'named', 'samples_in']
 
+CLASSES = 'classes.txt'  # names of classes that are numbers
 MAIN = ('', 'image', 'img', 'rgb', 'input')  # what the image is called among others
 LABELS = ('cls', 'json')  # fields with a label: a number, and a number under `label`
 A_SERIES = 100_000  # shards at most; larger numbers are dates, hashes or the like
@@ -58,7 +59,7 @@ class ShardSource(Source):
         self.paths = Texts.of(arrays['names'], arrays['name_ends'])
         numbers = list(Texts.of(arrays['classes'], arrays['class_ends']))
         self.labels, self.places, self.shards = arrays['labels'], arrays['places'], arrays['shards']
-        names = names or Path(self.paths_of_shards[0]).parent / 'classes.txt'
+        names = names or Path(self.paths_of_shards[0]).parent / CLASSES
         if all(number.isdigit() for number in numbers):
             self.numbers = numbers
         if self.numbers and names.is_file():

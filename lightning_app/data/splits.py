@@ -19,15 +19,14 @@ from se_timm.errors import InputError, meant, message, nearby, nearest
 from .hugging_face import HuggingFaceSource, hub_splits, names_of, open_hub, open_saved
 from .object_store import is_url, local_copy, names_at
 from .optimised import LitDataSource, chunks_of
-from .shards import ShardSource, is_shard, missing_shards
+from .shards import CLASSES, ShardSource, is_shard, missing_shards
 from .sources import FolderSource, Source, TarSource
 from .tars import places_in
 
-__all__ = ['CLASSES', 'RANGE', 'RECORD', 'has_split', 'located', 'open_split', 'read_record']
+__all__ = ['RANGE', 'RECORD', 'has_split', 'located', 'open_split', 'read_record']
 
 HUB = 'hf://'
 SAVED = 'dataset_dict.json'  # in a folder that save_to_disk of Hugging Face's datasets wrote, with splits
-CLASSES = 'classes.txt'  # names of classes that are numbers
 RECORD = 'prepared.json'  # beside shards that `prepare` makes: what they follow from, and how many there shall be
 SPLIT_NAMES = {'train', 'test', *names_of('val')}
 NUMBER = re.compile('[0-9a-f]*[0-9][0-9a-f]*|[0-9a-f]{6,}|of')  # or a hash, in names of shards
