@@ -1,14 +1,16 @@
 """The best checkpoints of a training."""
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from ..resume import begins_anew
 __all__ = ['BestCheckpoint']
 
 SCORES = ('best_k_models', 'kth_best_model_path', 'kth_value', 'best_model_score', 'best_model_path', 'current_score')
+DETAILS = '-{epoch}-{step}'  # of one among several
 PATHS = ('kth_best_model_path', 'best_model_path', 'last_model_path')
 
 
@@ -29,9 +32,9 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         monitor: The metric.
         mode: `max` if more is better, `min` if less is; by default as the metric's name says.
-        keep: How many are kept; one is `best.ckpt`, or `best-v1.ckpt` beside that of another training, several are
-            `best-epoch=N-step=M.ckpt`. Of two such callbacks the second has its metric in the name, such as
-            `best-val-loss.ckpt`.
+        keep: How many are kept; one is `best.ckpt`, several are `best-epoch=N-step=M.ckpt`. Beside those of another
+            training the name begins with `best-v1`. Of two such callbacks the second has its metric in the name, such
+            as `best-val-loss.ckpt`.
     """
 
     keeps_best = True  # for `check_monitors`
@@ -40,39 +43,54 @@ class BestCheckpoint(ModelCheckpoint):
             self, monitor: str = 'val/top1', mode: Literal['max', 'min'] | None = None, keep: int = 1) -> None:
         super().__init__(
             monitor=monitor, mode=mode or ('min' if smaller_is_better(monitor) else 'max'), save_top_k=keep,
-            filename='best' if keep == 1 else 'best-{epoch}-{step}', enable_version_counter=False)
+            filename='best' + (DETAILS if keep != 1 else ''), enable_version_counter=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take a name of its own beside others that come before: they would overwrite each other's files."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        taken = {each.filename for each in callbacks[:callbacks.index(self)] if isinstance(each, BestCheckpoint)}
+        self._take_other_name(callbacks[:callbacks.index(self)])
+        super().setup(trainer, pl_module, stage)
+
+    def _take_other_name(self, others: Iterable[Callback]) -> None:
+        taken = {each.filename for each in others if isinstance(each, BestCheckpoint)}
         words = [str(self.monitor).replace('/', '-'), self.mode, *map(str, range(2, 3 + len(taken)))]
         while self.filename in taken:
             self.filename = str(self.filename).replace('best', f'best-{words.pop(0)}', 1)
-        super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the best of another training in the folder what it is; on the command line each has its own folder."""
-        if not begins_anew(trainer):
+        if begins_anew(trainer):
+            self._forget()
+        if self.best_model_path:
             return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        # new in a training that goes on, it finds the files of those behind it
+        self._take_other_name(each for each in callbacks if each is not self)
+        if not Path(trainer.default_root_dir, 'config.yaml').is_file():
+            self.filename = trainer.strategy.broadcast(self._free_name())
+
+    def _forget(self) -> None:
         worst = float('inf') if self.mode == 'min' else float('-inf')
         self.best_k_models, self.best_model_path, self.kth_best_model_path = {}, '', ''
         self.kth_value, self.best_model_score, self.current_score = torch.tensor(worst), None, None
-        if self.save_top_k == 1 and not Path(trainer.default_root_dir, 'config.yaml').is_file():
-            self.filename = trainer.strategy.broadcast(self._free_name())
+
+    @property
+    def _details(self) -> str:
+        return DETAILS if self.save_top_k != 1 else ''
 
     def _free_name(self) -> str:
         """Return a name under which no other training has its best, in a folder that several have."""
-        names = itertools.chain([str(self.filename)], (f'{self.filename}-v{number}' for number in itertools.count(1)))
-        return next(name for name in names if not Path(str(self.dirpath), f'{name}{self.FILE_EXTENSION}').exists())
+        name = str(self.filename).removesuffix(self._details)
+        names = itertools.chain([name], (f'{name}-v{number}' for number in itertools.count(1)))
+        files = glob.escape(str(self.dirpath)), ('-epoch=*-step=*' if self._details else '') + self.FILE_EXTENSION
+        return next(each for each in names if not glob.glob(os.path.join(files[0], each + files[1]))) + self._details
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state, the latest score included, which Lightning leaves out, also in a run that was moved."""
         super().load_state_dict(self.moved(state_dict))
         self.current_score = state_dict['current_score']
-        name = Path(self.best_model_path).stem
-        if re.fullmatch(rf'{re.escape(str(self.filename))}-v\d+', name):
-            self.filename = name
+        if self.best_model_path:
+            self.filename = re.sub(r'-epoch=\d+-step=\d+$', '', Path(self.best_model_path).stem) + self._details
 
     def moved(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the state with the folder that the run has now, or that of a new one if its files are not there.

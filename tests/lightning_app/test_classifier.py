@@ -988,6 +988,35 @@ def test_best_of_another_training_is_kept(make_trainer, photo_data):
     assert sorted(kept[0].parent.iterdir()) == sorted(kept)
 
 
+def test_several_best_of_another_training_are_kept(make_trainer, photo_data):
+    def fit(ckpt_path=None, epochs=2):
+        best = BestCheckpoint(keep=2)
+        make_trainer(enable_checkpointing=True, callbacks=[best], max_epochs=epochs).fit(
+            classifier(), photo_data(), ckpt_path=ckpt_path)
+        return {Path(path): Path(path).read_bytes() for path in best.best_k_models}
+
+    first, second = fit(), fit()
+    assert sorted(path.name for path in (*first, *second)) == [
+        'best-epoch=0-step=3.ckpt', 'best-epoch=1-step=6.ckpt',
+        'best-v1-epoch=0-step=3.ckpt', 'best-v1-epoch=1-step=6.ckpt']
+    assert {path: path.read_bytes() for path in first} == first
+    third = fit(max(second), 3)
+    assert all(path.name.startswith('best-v1-epoch=') for path in third)
+    assert {path: path.read_bytes() for path in first} == first
+
+
+def test_best_that_is_new_in_a_training_that_goes_on_leaves_those_of_others(make_trainer, photo_data):
+    best = BestCheckpoint()
+    make_trainer(enable_checkpointing=True, callbacks=[best], max_epochs=1).fit(classifier(), photo_data())
+    kept = best.best_model_path
+    both = [BestCheckpoint('val/loss'), BestCheckpoint()]
+    trainer = make_trainer(enable_checkpointing=True, callbacks=both, max_epochs=3)
+    trainer.fit(classifier(), photo_data(), ckpt_path=kept)
+    assert [Path(each.best_model_path).name for each in both] == ['best-val-loss.ckpt', 'best.ckpt']
+    assert both[1].best_model_path == kept
+    assert all(Path(each.best_model_path).is_file() for each in both)
+
+
 def test_callbacks_that_are_used_again_begin_anew(make_trainer, photo_data, refused, capsys):
     callbacks = [ResultLine(), LastCheckpoint(handle_signals=False)]
     make_trainer(enable_checkpointing=True, callbacks=callbacks).fit(classifier(), photo_data())
