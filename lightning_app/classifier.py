@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
@@ -524,14 +524,17 @@ class ImageClassifier(LightningModule):
         self.log_dict(self.test_metrics.results('test'))
         self.test_metrics.reset()
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return for each image its index, and the five most probable classes, best first.
 
         Keys: `index (N,)`, `label (N, 5)` int64, `probability (N, 5)` float32; fewer than 5 if there are fewer classes.
-        The index is the batch's label, which for unreadable images is negative, see `PredictionSamples`.
+        The index is the batch's label, which for unreadable images is negative, see `PredictionSamples`; a batch of
+        images alone has none.
         """
-        probability, label = self.evaluate(batch[0]).float().softmax(1).topk(min(TOP, self.net.num_classes))
-        return {'index': batch[1], 'label': label, 'probability': probability}
+        images, *labels = [batch] if isinstance(batch, Tensor) else batch
+        probability, label = self.evaluate(images).float().softmax(1).topk(min(TOP, self.net.num_classes))
+        index = {'index': labels[0]} if labels else {}
+        return {**index, 'label': label, 'probability': probability}
 
     # Checkpoints
 

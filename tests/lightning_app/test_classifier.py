@@ -815,6 +815,16 @@ def test_prediction_is_the_sorted_softmax(num_classes, width):
     assert found['probability'].dtype == torch.float32
 
 
+@pytest.mark.parametrize('batch', [lambda images: images, lambda images: [images]], ids=['tensor', 'list'])
+def test_prediction_of_images_without_labels(make_trainer, batch):
+    model, images = classifier(num_classes=3).eval(), torch.randn(6, 3, 32, 32)
+    loader = DataLoader(images, batch_size=4, collate_fn=lambda each: batch(torch.stack(each)))
+    found = make_trainer().predict(model, loader)
+    assert [set(each) for each in found] == [{'label', 'probability'}] * 2
+    expected = model.predict_step((images, torch.arange(6)), 0)
+    assert torch.equal(torch.cat([each['label'] for each in found]), expected['label'])
+
+
 # From Python, one after the other
 
 
