@@ -23,8 +23,8 @@ from .checkpoints import checkpoints_near, mapped
 from .data.base import evaluation_settings
 
 __all__ = [
-    'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_name', 'create_network', 'describe_images',
-    'fuse_network', 'refused_images', 'renew_classifier', 'trained_classes',
+    'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_has_network', 'check_name', 'create_network',
+    'describe_images', 'fuse_network', 'refused_images', 'renew_classifier', 'trained_classes',
 ]
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
@@ -217,6 +217,15 @@ def other_classes(net: Any, arguments: dict[str, Any]) -> int | None:
     """Return the number of classes of timm's pretrained weights if it is another: the classifier got none of them."""
     classes = net.pretrained_cfg.get('num_classes')
     return classes if arguments.get('pretrained') and classes not in (None, net.num_classes) else None
+
+
+def check_has_network(module: Any, callback: Any, *needs: str) -> None:
+    """Raise `InputError` for a LightningModule without the network, `net`, or what else a callback reads of it."""
+    if missing := [name for name in ('net', *needs) if not hasattr(module, name)]:
+        raise InputError(message(
+            f'{type(callback).__name__} with {type(module).__name__}',
+            f'it reads `{missing[0]}` of an ImageClassifier, which this has not',
+            'make your own a subclass of lightning_app.classifier.ImageClassifier, or leave the callback out'))
 
 
 def refused_images(name: str, net: Any, size: int, error: Exception) -> InputError:

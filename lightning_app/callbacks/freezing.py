@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from se_timm.errors import InputError, message
 
+from ..network import check_has_network
+
 __all__ = ['FreezeBackbone', 'FreezeBatchNorm']
 
 
@@ -23,6 +25,10 @@ class Freeze(Callback):
     """
 
     by_hand: Set[_BatchNorm] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """See that there is a network."""
+        check_has_network(pl_module, self)
 
     def frozen(self, trainer: Trainer, epoch: int) -> bool:
         """Return whether it is frozen in `epoch`."""
@@ -94,6 +100,7 @@ class FreezeBatchNorm(Freeze):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse what would freeze nothing, and warn of what freezes batch norm before it has seen an image."""
+        super().setup(trainer, pl_module, stage)
         end = trainer.max_epochs or 0
         if stage != 'fit' or getattr(trainer, 'fast_dev_run', False):
             return
@@ -140,6 +147,7 @@ class FreezeBackbone(Freeze):
         Raises:
             InputError: If nothing would be left to train.
         """
+        super().setup(trainer, pl_module, stage)
         if stage == 'fit' and not any(True for head in classifiers(pl_module.net) for _ in head.parameters()):
             raise InputError(message(
                 f'FreezeBackbone with {pl_module.net.num_classes} classes', 'without a classifier nothing would train',

@@ -17,6 +17,7 @@ from ..analysis.channels import default_blocks, default_classes, find_classes, s
 from ..analysis.gate_statistics import BlockGates, GateStatistics
 from ..logger import WandbLogger
 from ..metrics import sum_dtype
+from ..network import check_has_network
 from .predictions import class_titles
 
 __all__ = ['Gates']
@@ -62,6 +63,7 @@ class Gates(Callback):
         self.reader = None
         if stage not in ('fit', 'validate'):
             return
+        check_has_network(pl_module, self, 'name', 'class_names')
         blocks = find_se(pl_module.net)
         if not blocks:
             if not pl_module.hparams.get('plain'):  # which is to have none

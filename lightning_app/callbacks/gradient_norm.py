@@ -8,6 +8,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ..classifier import log_interval
+from ..network import check_has_network
 from .freezing import Freeze
 
 __all__ = ['GradientNorm']
@@ -18,6 +19,10 @@ class GradientNorm(Callback):
 
     Without the gradients that a callback drops. At logging steps only, and without a wait for the device.
     """
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """See that there is a network."""
+        check_has_network(pl_module, self)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Log the norm if metrics are logged after this step."""

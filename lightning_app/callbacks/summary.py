@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from se_timm.cost import cost
 
 from ..data.base import data_of
-from ..network import refused_images
+from ..network import check_has_network, refused_images
 
 __all__ = ['NetworkSummary']
 
@@ -19,6 +19,10 @@ class NetworkSummary(Callback):
 
     The loggers get them as `network/parameters` and `network/multiply_adds` of the configuration.
     """
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """See that there is a network to describe."""
+        check_has_network(pl_module, self, 'name')
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the summary."""

@@ -1,4 +1,5 @@
 """Weight averaging, throughput, the gradient's norm, the progress bar and the lines that a training prints."""
+import contextlib
 import re
 import shlex
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_app import ImageClassifier
 from lightning_app.callbacks import (
     FreezeBackbone,
+    FreezeBatchNorm,
+    Gates,
     GradientNorm,
     LastCheckpoint,
     NetworkSummary,
@@ -548,3 +552,34 @@ def test_result_line_keeps_the_best_of_the_epochs(last, make_trainer, photo_data
     assert set(result.best) == {'top1', 'top5', 'epoch'}
     assert f'top-1 {result.best["top1"]:.2f} %' in (said := capsys.readouterr().out)
     assert f'epoch {result.best["epoch"]}\n' in said
+
+
+@pytest.mark.parametrize(('callback', 'reads'), [
+    (Gates(), 'net'), (GradientNorm(), 'net'), (NetworkSummary(), 'net'), (FreezeBatchNorm(1), 'net'),
+    (FreezeBackbone(), 'net'), (LastCheckpoint(), None), (ProgressBar(), None), (ResultLine(), None),
+    (Throughput(), None), (WeightEMA(), None)], ids=lambda each: type(each).__name__)
+def test_modules_of_others(callback, reads, make_trainer, refused):
+    trainer = make_trainer(
+        callbacks=[callback], max_steps=2, enable_progress_bar=isinstance(callback, ProgressBar),
+        enable_checkpointing=isinstance(callback, LastCheckpoint))
+    given = f'{type(callback).__name__} with BoringModel'
+    with refused(given, f'reads `{reads}`', 'a subclass of') if reads else contextlib.nullcontext():
+        trainer.fit(BoringModel())
+
+
+def test_module_of_others_that_has_a_network(make_trainer, refused):
+    class Own(BoringModel):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.BatchNorm1d(32), self.layer)
+            torch.nn.init.ones_(self.net[0].running_mean)
+
+        def forward(self, x):
+            return self.net(x)
+
+    trainer = make_trainer(max_steps=2, callbacks=[FreezeBatchNorm(1), GradientNorm()])
+    trainer.fit(model := Own())
+    assert (model.net[0].running_mean == 1).all()
+    assert trainer.callback_metrics['train/grad_norm'] > 0
+    with refused('Gates with Own', 'reads `name`', 'a subclass of'):
+        make_trainer(callbacks=[Gates()]).fit(Own())
