@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -21,8 +22,8 @@ from .optim import Optim
 
 __all__ = [
     'batches_done', 'begin_epoch', 'begins_anew', 'check_classes', 'check_continues', 'check_fits', 'check_not_past',
-    'continue_in_epoch', 'drop_elapsed_time', 'epochs_done', 'first_other_class', 'position', 'reopen_epoch',
-    'take_weights_without_average', 'validates',
+    'continue_in_epoch', 'drop_elapsed_time', 'epochs_done', 'first_other_class', 'has_own_folder', 'position',
+    'reopen_epoch', 'take_weights_without_average', 'validates',
 ]
 
 NEW_TRAINING = 'or leave out ckpt_path for a new training'
@@ -136,6 +137,11 @@ def batches_done(trainer: Trainer) -> int:
 def begins_anew(trainer: Trainer) -> bool:
     """Return at the start of a fit whether it is of another training than what callbacks remember."""
     return trainer.ckpt_path is None and not trainer.global_step
+
+
+def has_own_folder(trainer: Trainer) -> bool:
+    """Return whether the folder is this training's alone, as from the command line, which writes its config there."""
+    return Path(trainer.default_root_dir, 'config.yaml').is_file()
 
 
 def position(trainer: Trainer) -> dict[str, int | None] | None:

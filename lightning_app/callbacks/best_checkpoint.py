@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from ..metrics import smaller_is_better
-from ..resume import begins_anew
+from ..resume import begins_anew, has_own_folder
 
 __all__ = ['BestCheckpoint']
 
@@ -66,7 +66,7 @@ class BestCheckpoint(ModelCheckpoint):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         # new in a training that goes on, it finds the files of those behind it
         self._take_other_name(each for each in callbacks if each is not self)
-        if not Path(trainer.default_root_dir, 'config.yaml').is_file():
+        if not has_own_folder(trainer):
             self.filename = trainer.strategy.broadcast(self._free_name())
 
     def _forget(self) -> None:

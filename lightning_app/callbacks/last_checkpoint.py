@@ -16,7 +16,7 @@ from se_timm.errors import InputError, message
 
 from ..checkpoints import step_checkpoint, step_checkpoints, step_of
 from ..classifier import ended_step, is_logging_step, log_interval
-from ..resume import begins_anew, epochs_done, validates
+from ..resume import begins_anew, epochs_done, has_own_folder, validates
 from .stop_signals import Stopped, StopSignals
 
 __all__ = ['LastCheckpoint']
@@ -81,7 +81,7 @@ class LastCheckpoint(Checkpoint):
         if begins_anew(trainer):
             self.written = set()  # by this callback in another training
         others = set(step_checkpoints(folder)) - self.written
-        if others and trainer.ckpt_path is None and not (folder / 'config.yaml').is_file():
+        if others and trainer.ckpt_path is None and not has_own_folder(trainer):
             raise InputError(message(
                 f'default_root_dir: {folder}', f'it holds {min(others).name} of another training, and LastCheckpoint '
                 'removes those that are not the newest', 'give the Trainer another one, or go on by ckpt_path'))
@@ -191,8 +191,9 @@ class LastCheckpoint(Checkpoint):
     def tell(self, reason: str, trainer: Trainer) -> None:
         """Say why and where the training stopped, and how it goes on."""
         saved = step_checkpoints(Path(trainer.default_root_dir))
+        how = 'the same command with --ckpt_path auto' if has_own_folder(trainer) else 'fit with it as ckpt_path'
         rank_zero_info(f'{reason}: stopped at step {trainer.global_step}, ' + (
-            f'the checkpoint is of step {step_of(saved[-1])}; the same command with --ckpt_path auto goes on from there'
+            f'the checkpoint is of step {step_of(saved[-1])}; {how} goes on from there'
             if saved else 'before there was a checkpoint to go on from'))
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, Timer
 
 from lightning_app import ImageClassifier
 from lightning_app.analysis.runs import cut_off, read_runs
+from lightning_app.callbacks import LastCheckpoint
 from lightning_app.cli import AppCLI, main
 from lightning_app.data import base
 from lightning_app.data.sources import FolderSource
@@ -430,6 +431,13 @@ def test_where_the_time_ended_is_said(steps, started_with, caplog):
     caplog.clear()
     started_with(OutOfTime(9), [*limited, '--ckpt_path=auto'])
     assert 'max_time: stopped' not in caplog.text
+
+
+def test_from_python_no_command_goes_on(make_trainer, photo_data, caplog):
+    callbacks = [OutOfTime(2), LastCheckpoint(handle_signals=False)]
+    make_trainer(max_time='00:01:00:00', callbacks=callbacks, enable_checkpointing=True).fit(
+        ImageClassifier('test_resnet', num_classes=3), photo_data())
+    assert 'the checkpoint is of step 2; fit with it as ckpt_path goes on from there' in caplog.text
 
 
 def test_training_of_more_steps_goes_on(steps, monkeypatch):
