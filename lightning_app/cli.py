@@ -29,7 +29,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from se_timm.errors import InputError, check_file, check_writable, existing, meant, message, nearest
+from se_timm.errors import (
+    InputError,
+    check_file,
+    check_writable,
+    existing,
+    meant,
+    message,
+    nearest,
+    until_nobody_reads,
+)
 
 from .callbacks.predictions import PredictionWriter
 from .callbacks.stop_signals import EndAtOnce
@@ -487,7 +496,7 @@ def run_verb(verb: str, args: list[str]) -> Any:
         parser.add_argument(each.name, nargs='+', metavar=metavar, help=described and described[1])
     usage = getattr(module, 'USAGE', ' '.join([*(f'{each} [{each} ...]' for each in names), '[options]']))
     parser.usage = f'{PROG} {verb} {usage}'
-    with refused_in_lines(verb, verb):
+    with until_nobody_reads(), refused_in_lines(verb, verb):
         options = parser.instantiate_classes(expand(parser.parse_args(named(args)))).as_dict()
         positional = [value for each in several for value in options.pop(each.name)]
         return function(*positional, **options)

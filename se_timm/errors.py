@@ -5,9 +5,11 @@ import argparse
 import difflib
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +18,7 @@ from torch import nn
 __all__ = [
     'ArgumentParser', 'InputError', 'check_file', 'check_installed', 'check_least', 'check_module', 'check_switches',
     'check_writable', 'existing', 'exit_status', 'is_installed', 'meant', 'message', 'nearby', 'nearest', 'unknown',
+    'until_nobody_reads',
 ]
 
 
@@ -161,10 +164,22 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(message(text, 'the command line cannot be read so', f'{self.prog} --help lists the options'))
 
 
+@contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """End this process as SIGPIPE would, without a traceback, where what reads its output ends first, like `head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        sys.exit(128 + signal.SIGPIPE)
+
+
 def exit_status(command: Callable[[], int]) -> int:
     """Return the exit status of a command; 2, and the message on stderr, for what cannot be used."""
     try:
-        return command()
+        with until_nobody_reads():
+            return command()
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -290,13 +290,14 @@ def program(tmp_path):
 
     `prefix` is a command that runs the command line that follows it.
     """
-    def run(*args, module='lightning_app', prefix=(), check=True, timeout=240, **variables):
+    def run(*args, module='lightning_app', prefix=(), check=True, timeout=240, stdout=subprocess.PIPE, **variables):
         command = [*prefix, sys.executable, *(['-m', module] if module else []), *map(str, args)]
         # the package under test, whether it is installed or not
         paths = filter(None, [str(REPOSITORY), os.environ.get('PYTHONPATH')])
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(paths), **variables}
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+            command, cwd=tmp_path, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=timeout,
+            check=False)
         assert not check or done.returncode == 0, f'{done.stdout}\n{done.stderr}'
         return done
 

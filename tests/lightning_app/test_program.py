@@ -1,6 +1,8 @@
 """The program as a user starts it, in a process of its own."""
+import os
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,15 @@ def test_every_dependency_has_a_lower_bound():
     project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())['project']
     for line in project['dependencies']:
         assert any(bound.operator in ('>=', '~=', '==') for bound in Requirement(line).specifier), line
+
+
+@pytest.mark.parametrize(('module', 'arguments'), [
+    ('se_timm.zoo', ['se_resnet18']), ('lightning_app', ['compare', 'run'])], ids=['zoo', 'compare'])
+def test_output_that_nobody_reads_ends_the_program_quietly(module, arguments, program, tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'metrics.csv').write_text('epoch,step,val/top1,val/loss\n0,3,50.0,1.0\n')
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = program(*arguments, module=module, check=False, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, '')
