@@ -9,6 +9,7 @@ import itertools
 import math
 import netrc
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_writable, message
 
 from .checkpoints import mapped
 
@@ -294,7 +295,8 @@ class WandbLogger(LightningWandbLogger):
     def _start(self) -> None:
         import wandb
 
-        os.makedirs(str(self._save_dir), exist_ok=True)
+        with contextlib.suppress(OSError):  # W&B takes another folder then, and says so
+            os.makedirs(str(self._save_dir), exist_ok=True)
         if self._wandb_init.get('mode') is None and 'WANDB_MODE' not in os.environ and not logged_in():
             self._wandb_init['mode'] = 'offline'
         try:
@@ -390,8 +392,14 @@ def rank() -> int:
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Return what a checkpoint tells of itself: `network`, `epoch`, `global_step`, `file` and its metrics."""
-    checkpoint = mapped(path)
+    """Return what a checkpoint tells of itself: `network`, `epoch`, `global_step`, `file` and its metrics.
+
+    Of one that holds objects of a module of the user's, which load with its code alone: `network` and `file`.
+    """
+    try:
+        checkpoint = mapped(path)
+    except pickle.UnpicklingError:
+        return {'network': 'model', 'file': Path(path).name}
     hparams = checkpoint.get('hyper_parameters', {})
     return {'network': hparams.get('name', 'model'), 'epoch': checkpoint['epoch'],
             'global_step': checkpoint['global_step'], 'file': Path(path).name, **checkpoint.get('metrics', {})}
@@ -410,7 +418,7 @@ def place_loggers(
         goes_on: Whether the run goes on in its folder.
 
     Raises:
-        InputError: For several W&B runs.
+        InputError: For several W&B runs, and a folder for metrics to which nothing can be written.
     """
     if (several := sum(isinstance(logger, LightningWandbLogger) for logger in loggers)) > 1:
         raise InputError(message(
@@ -420,6 +428,7 @@ def place_loggers(
         if isinstance(logger, (CsvLogger, WandbLogger)) and not logger.placed:
             logger.place(folder)
         if isinstance(logger, CsvLogger):
+            check_writable('trainer.logger.save_dir:', Path(logger.root_dir))
             logger.goes_on = goes_on
         if isinstance(logger, WandbLogger):
             logger.be(job_type)

@@ -707,6 +707,8 @@ def test_folder_in_which_nobody_can_write(refused, on_photos):
             given='trainer.default_root_dir: /proc/runs', why='nothing can be written to /proc', do='name a folder')
     refused(['predict', *on_photos, '--model.network={pretrained: true}', '--output=/proc/x/pred.csv'],
             given='output: /proc/x', why='nothing can be written to /proc')
+    refused(['fit', *on_photos, '--trainer.logger=lightning_app.logger.CsvLogger', '--trainer.logger.save_dir=/proc/x'],
+            given='trainer.logger.save_dir: /proc/x', why='nothing can be written to /proc', do='name a folder')
 
 
 def test_folder_that_stands_alone_is_that_of_the_images(refused, photos):
