@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -55,7 +56,7 @@ class ResultLine(Callback):
         if unreadable:
             print(f'unreadable training images replaced, in all epochs: {unreadable} (named in the log)')
         if path:
-            print(f'checkpoint: {path}\nevaluate:   python -m lightning_app validate --ckpt_path {path}')
+            print(f'checkpoint: {path}\nevaluate:   python -m lightning_app validate --ckpt_path {shlex.quote(path)}')
 
 
 def told_by(path: str) -> dict[str, float]:
