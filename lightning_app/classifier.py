@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
@@ -56,6 +57,7 @@ from .optim import (
     with_clipping,
     without_effect,
 )
+from .plain_values import plain_values
 from .resume import (
     batches_done,
     begin_epoch,
@@ -149,12 +151,13 @@ class ImageClassifier(LightningModule):
             max_nonfinite_steps: int = 0,
     ) -> None:
         super().__init__()
-        # a checkpoint gives plain dicts
-        self.optim = Optim(**optim) if isinstance(optim, dict) else optim
-        self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
-        self.loss = Loss(**loss) if isinstance(loss, dict) else loss
-        self.mix = Mix(**mix) if isinstance(mix, dict) else mix
-        self.distill = Distill(**distill) if isinstance(distill, dict) else distill
+        self.optim = group('optim', optim)
+        self.schedule = group('schedule', schedule)
+        self.loss = group('loss', loss)
+        self.mix = group('mix', mix)
+        self.distill = group('distill', distill)
+        num_classes = plain_values('model.num_classes', num_classes)
+        network, add_se = plain_values('model.network', network), plain_values('model.add_se', add_se)
         check_least(0, **{'model.max_nonfinite_steps': max_nonfinite_steps})
         check_optimizer(self.optim)
         check_mix(self.mix)
@@ -176,7 +179,6 @@ class ImageClassifier(LightningModule):
         self.compile_network = compile
         self.channels_last = channels_last
         self.max_nonfinite_steps = max_nonfinite_steps
-        # plain types only: a checkpoint with other objects cannot be loaded with weights_only=True
         self.save_hyperparameters({
             'name': name, 'num_classes': self.net.num_classes, 'network': architecture(network), 'plain': plain,
             'add_se': add_se, **self._groups(), 'fused': fused, 'recompute': recompute, 'compile': compile,
@@ -275,7 +277,8 @@ class ImageClassifier(LightningModule):
         if self._trainer is None or self.trainer.state.fn == TrainerFn.PREDICTING:
             return None
         names = getattr(data_of(self.trainer), 'class_names', None)
-        return names if isinstance(names, Sized) else None  # type: ignore[return-value]  # that of others is anything
+        names = names.tolist() if isinstance(names, np.ndarray) else names
+        return [str(name) for name in names] if isinstance(names, (list, tuple)) else None  # others' may be anything
 
     @property
     def lr(self) -> float:
@@ -284,7 +287,7 @@ class ImageClassifier(LightningModule):
 
     @lr.setter
     def lr(self, rate: float) -> None:
-        self.optim = dataclasses.replace(self.optim, lr=rate, lr_scaling='none')
+        self.optim = dataclasses.replace(self.optim, lr=float(rate), lr_scaling='none')
         self.hparams['optim'] = dataclasses.asdict(self.optim)
         rank_zero_info(f'lr: {rate:g} from now on, lr_scaling: none')
 
@@ -583,6 +586,16 @@ class ImageClassifier(LightningModule):
                        if not isinstance(callback, Checkpoint)}
             checkpoint['callbacks'] = {
                 key: state for key, state in checkpoint.get('callbacks', {}).items() if key in present}
+
+
+def group(name: str, settings: Any) -> Any:
+    """Return one of the groups of settings in plain values; a checkpoint gives it as a dict."""
+    if isinstance(settings, dict):
+        return GROUPS[name](**plain_values(f'model.{name}', settings))
+    if not isinstance(settings, GROUPS[name]):  # None, or a subclass has its own
+        return settings
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return dataclasses.replace(settings, **plain_values(f'model.{name}', values))
 
 
 def tell_of_slow_precision(trainer: Any) -> None:

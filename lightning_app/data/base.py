@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import timm
 import torch
 from lightning.pytorch import LightningDataModule
@@ -22,6 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from se_timm.errors import InputError, message, unknown
 
+from ..plain_values import plain_values
 from .augment import INTERPOLATIONS, Augment, Normalisation, evaluation_transform, training_transform
 from .collate import collate
 from .device_decoding import Encoded, check_device_decoding, decode
@@ -334,6 +336,9 @@ class ImageDataModule(LightningDataModule):
         return start_method(self._world_size) if self._process_workers else None
 
     def _check_settings(self) -> None:
+        for name in self._argument_names():
+            if isinstance(value := vars(self).get(name), (np.generic, np.ndarray)):
+                setattr(self, name, value.tolist())  # loaders and comparisons want Python's numbers
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
@@ -459,23 +464,26 @@ class ImageDataModule(LightningDataModule):
             collate_fn=collate, pin_memory=pin_memory, prefetch_factor=self.prefetch if workers else None,
             persistent_workers=workers > 0, multiprocessing_context=self._start_method)
 
+    def _argument_names(self) -> list[str]:
+        parameters = [parameter for cls in type(self).__mro__[::-1] if issubclass(cls, ImageDataModule)
+                      for parameter in inspect.signature(cls).parameters.values()]
+        return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+
     def settings(self) -> dict[str, Any]:
         """Return the class and its arguments in plain types, as a checkpoint keeps them.
 
         Those that the network's configuration said are among them: it may say something else another time.
         """
-        parameters = [parameter for cls in type(self).__mro__[::-1] if issubclass(cls, ImageDataModule)
-                      for parameter in inspect.signature(cls).parameters.values()]
-        names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        names = self._argument_names()
         if missing := [name for name in names if name != 'num_classes' and not hasattr(self, name)]:
             raise InputError(message(
                 f'data: {type(self).__name__} without an attribute {missing[0]}',
                 'a checkpoint holds the arguments of the data module, so that it can be evaluated on its own',
                 f'let its __init__ say self.{missing[0]} = {missing[0]}'))
         values = {name: _given(getattr(self, name), self._found.get(name)) for name in names if name != 'num_classes'}
-        values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
         values['num_classes'] = self.given_num_classes
         values['augment'] = dataclasses.asdict(self.augment)
+        values = plain_values('data', values)
         return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': values}
 
 

@@ -2,6 +2,7 @@
 import contextlib
 import re
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_app import ImageClassifier
 from lightning_app.callbacks import (
+    BestCheckpoint,
     FreezeBackbone,
     FreezeBatchNorm,
     Gates,
@@ -512,7 +514,7 @@ def test_summary_leaves_the_network_as_it_is(make_trainer, photo_data):
 
 @pytest.mark.usefixtures('in_tmp_path')
 def test_command_of_the_result_line_gives_the_result(on_photos, capsys):
-    main(['fit', *on_photos, '--trainer.max_epochs=3', '--model.optim.lr=0.05',
+    main(['fit', *on_photos, '--trainer.max_epochs=3', '--model.optim.lr=0.05', '--trainer.default_root_dir=my runs',
           '--trainer.callbacks=lightning_app.callbacks.ResultLine', '--trainer.callbacks+=ModelCheckpoint',
           '--trainer.callbacks.filename=best', '--trainer.callbacks.monitor=val/top1', '--trainer.callbacks.mode=max'])
     lines = capsys.readouterr().out.splitlines()
@@ -521,6 +523,19 @@ def test_command_of_the_result_line_gives_the_result(on_photos, capsys):
     assert command[:3] == ['python', '-m', 'lightning_app']
     metrics = main(command[3:]).trainer.callback_metrics
     assert best.startswith(f'best: top-1 {metrics["val/top1"]:.2f} %, top-5 {metrics["val/top5"]:.2f} %, epoch ')
+
+
+def test_result_of_a_module_whose_checkpoints_hold_its_own_objects(make_trainer, capsys):
+    class Own(BoringModel):
+        def __init__(self, where):
+            super().__init__()
+            self.save_hyperparameters()
+
+        def validation_step(self, batch, batch_idx):
+            self.log('val/top1', 50.0)
+
+    make_trainer(callbacks=[BestCheckpoint(), ResultLine()], enable_checkpointing=True).fit(Own(Path('here')))
+    assert 'best: top-1 50.00 %, epoch 0' in capsys.readouterr().out
 
 
 def test_result_line_without_a_checkpoint_and_without_validation(make_trainer, photo_data, capsys):

@@ -4,6 +4,7 @@ import math
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -23,10 +24,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_app import ImageClassifier
-from lightning_app.callbacks import BestCheckpoint, FreezeBatchNorm, LastCheckpoint, ProgressBar, ResultLine
+from lightning_app.callbacks import (
+    BestCheckpoint,
+    FreezeBatchNorm,
+    LastCheckpoint,
+    ProgressBar,
+    ResultLine,
+)
 from lightning_app.callbacks.throughput import images_in
 from lightning_app.classifier import is_logging_step
 from lightning_app.data import Augment
+from lightning_app.distillation import Distill
 from lightning_app.logger import CsvLogger
 from lightning_app.loss import Loss
 from lightning_app.network import create_network
@@ -1036,6 +1044,48 @@ def test_callbacks_that_are_used_again_begin_anew(make_trainer, photo_data, refu
     callbacks[0].best = {'top1': 101.0, 'top5': 101.0, 'epoch': 9}
     make_trainer(callbacks=callbacks[:1]).fit(classifier(), photo_data())
     assert 'epoch 0' in capsys.readouterr().out
+
+
+def test_settings_from_python_are_plain_values_in_a_checkpoint(make_trainer, photo_data, tmp_path):
+    trainer = make_trainer()
+    trainer.fit(classifier(), photo_data())
+    trainer.save_checkpoint(teacher := tmp_path / 'teacher.ckpt', weights_only=False)
+    model = ImageClassifier(
+        'test_resnet', np.int64(3), {'act_layer': 'silu', 'checkpoint_path': teacher}, optim=Optim(lr=np.float64(0.01)),
+        distill=Distill('test_resnet', {'checkpoint_path': teacher}))
+    best = BestCheckpoint()
+    trainer = make_trainer(callbacks=[best, ResultLine()], enable_checkpointing=True)
+    data = photo_data(batch_size=np.int64(8), mean=np.array([0.5, 0.5, 0.5]))
+    trainer.fit(model, data)
+    assert (data.batch_size, data.mean) == (8, [0.5] * 3)
+    loaded = ImageClassifier.load_from_checkpoint(best.best_model_path)
+    assert loaded.optim == Optim(lr=0.01)
+    assert loaded.distill.network == {'checkpoint_path': str(teacher)}
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model, data, ckpt_path=best.best_model_path)
+    assert trainer.global_step == 6
+
+
+@pytest.mark.parametrize('layer', [torch.nn.SiLU, partial(torch.nn.ReLU, inplace=True)], ids=['class', 'partial'])
+def test_settings_that_no_checkpoint_could_hold_are_refused(layer, refused):
+    with refused('model.network.act_layer: ', 'no checkpoint with it could be loaded', 'by its name'):
+        ImageClassifier('test_resnet', 3, {'act_layer': layer})
+
+
+@pytest.mark.parametrize(('names', 'known'), [
+    (np.array(['a', 'b', 'c']), ['a', 'b', 'c']), (range(3), None), ((7, 8, 9), ['7', '8', '9']), ('abc', None)])
+def test_names_of_classes_of_other_data(names, known, make_trainer):
+    class Own(LightningDataModule):
+        class_names = names
+
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), torch.randint(0, 3, (8,))), batch_size=4)
+
+    trainer, model = make_trainer(), classifier(num_classes=3)
+    trainer.fit(model, Own())
+    assert model.class_names == known
+    trainer.save_checkpoint(path := f'{trainer.default_root_dir}/a.ckpt', weights_only=False)
+    assert torch.load(path, weights_only=True)['class_names'] == known
 
 
 def test_schedule_of_a_loader_without_a_length_is_told(make_trainer):

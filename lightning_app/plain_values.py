@@ -1,0 +1,52 @@
+"""Settings in plain values, which a checkpoint holds: it loads without code of anybody's."""
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from se_timm.errors import InputError, message
+
+__all__ = ['plain_values']
+
+
+def plain_values(key: str, value: Any) -> Any:
+    """Return a setting as a checkpoint holds it: paths are text, numpy's numbers and arrays are Python's.
+
+    Args:
+        key: What messages call it, such as `model.network`.
+        value: From Python it may be anything.
+
+    Raises:
+        InputError: If torch would not load a checkpoint with it.
+    """
+    if isinstance(value, Mapping):
+        return {name: plain_values(f'{key}.{name}', each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (tuple if isinstance(value, tuple) else list)(plain_values(key, each) for each in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if type(value) not in (type(None), bool, int, float, str) and not loads(value):
+        name = value.__name__.lower() if isinstance(value, type) else None
+        raise InputError(message(
+            f'{key}: {value!r}', 'no checkpoint with it could be loaded: it holds plain values, not code',
+            'say it by its name' + (f', such as {name!r}' if name else '')))
+    return value
+
+
+def loads(value: Any) -> bool:
+    """Return whether torch loads what it saves of a value, as `weights_only` has it."""
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # of many kinds, some from within the value
+        return False
+    return True
