@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateFinder,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -250,6 +251,11 @@ class ImageClassifier(LightningModule):
             if any(isinstance(each, kind) and not getattr(each, '_early_exit', False) for each in callbacks):
                 raise InputError(message(f'trainer.callbacks: {kind.__name__}', why, do))
         fitting = self.trainer.state.fn == TrainerFn.FITTING
+        averages = [type(each).__name__ for each in callbacks if isinstance(each, WeightAveraging)]
+        if fitting and len(averages) > 1:
+            raise InputError(message(
+                f'trainer.callbacks: {" and ".join(averages)}', 'each puts its average in place of the weights: '
+                'checkpoints would hold no weights to go on from', 'leave all but one of them out'))
         return [GeneratorsRestored()] if fitting and self.restores_generators else []
 
     def _build_loss(self) -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
     EarlyStopping,
+    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
@@ -30,6 +31,7 @@ from lightning_app.callbacks import (
     LastCheckpoint,
     ProgressBar,
     ResultLine,
+    WeightEMA,
 )
 from lightning_app.callbacks.throughput import images_in
 from lightning_app.classifier import is_logging_step
@@ -1070,6 +1072,12 @@ def test_settings_from_python_are_plain_values_in_a_checkpoint(make_trainer, pho
 def test_settings_that_no_checkpoint_could_hold_are_refused(layer, refused):
     with refused('model.network.act_layer: ', 'no checkpoint with it could be loaded', 'by its name'):
         ImageClassifier('test_resnet', 3, {'act_layer': layer})
+
+
+def test_two_averages_of_the_weights_are_refused(make_trainer, photo_data, refused):
+    trainer = make_trainer(callbacks=[EMAWeightAveraging(decay=0.5), WeightEMA(0.9)])
+    with refused('trainer.callbacks: EMAWeightAveraging and WeightEMA', 'no weights to go on from', 'all but one'):
+        trainer.fit(classifier(), photo_data())
 
 
 @pytest.mark.parametrize(('names', 'known'), [
