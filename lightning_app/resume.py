@@ -153,7 +153,7 @@ def position(trainer: Trainer) -> dict[str, int | None] | None:
         'epoch': epochs_done(trainer), 'images': batches_done(trainer) * data.images_per_batch,
         'length': len(data.training), 'seed': run_seed(), 'batch_size': data.batch_size,
         'images_per_batch': data.images_per_batch, 'repeats': data.repeats, 'processes': trainer.world_size,
-        'accumulated': trainer.accumulate_grad_batches, **data.training.digests}
+        'accumulated': data.given_accumulation or trainer.accumulate_grad_batches, **data.training.digests}
 
 
 def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -274,13 +274,23 @@ def check_same_epoch(data: ImageDataModule, there: dict[str, int]) -> None:
 
 def keep_batches(trainer: Trainer, data: ImageDataModule, there: dict[str, int]) -> None:
     """Accumulate as many batches in a step as give each process its former number of images in one, if that goes."""
-    same = trainer.world_size == there['processes'] or trainer.accumulate_grad_batches != there['accumulated']
+    given = trainer.accumulate_grad_batches
     images = there['images_per_batch'] // there['processes'] * trainer.world_size
+    as_given = there['batch_size'] == there['images_per_batch'] * there['accumulated']  # else kept before
+    same = given != there['accumulated'] or (as_given and trainer.world_size == there['processes'])
     if same or images == data.images_per_batch or data.batch_size % images:
         return
-    trainer.accumulate_grad_batches = batches = data.batch_size // images
+    batches = data.batch_size // images
+    numbers = {name: number * batches / given for name in ('limit_train_batches', 'val_check_interval')
+               if type(number := getattr(trainer, name)) is int}  # of batches, which are smaller now
+    if any(number % 1 for number in numbers.values()):
+        return
+    for name, number in numbers.items():
+        setattr(trainer, name, int(number))
+    data.given_accumulation, trainer.accumulate_grad_batches = given, batches
     rank_zero_info(
-        f'{trainer.world_size} processes in place of {there["processes"]}: each accumulates {batches} batches of '
+        f'{trainer.world_size} processes' + f' in place of {there["processes"]}' * (
+            trainer.world_size != there['processes']) + f': each accumulates {batches} batches of '
         f'{images // trainer.world_size} images, so that a step has {data.batch_size} as before')
 
 

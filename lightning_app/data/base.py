@@ -192,6 +192,7 @@ class ImageDataModule(LightningDataModule):
     def _begin_anew(self) -> None:
         """Forget what a checkpoint, or a callback, said of an earlier training."""
         self.start = (0, 0)  # epoch and images of it that a checkpoint has behind it
+        self.given_accumulation: int | None = None  # where a checkpoint needs another
         self.size_of_epoch: Callable[[int], int] | None = None  # side of the training crops in an epoch
 
     def setup(self, stage: str) -> None:

@@ -433,6 +433,27 @@ def test_where_the_time_ended_is_said(steps, started_with, caplog):
     assert 'max_time: stopped' not in caplog.text
 
 
+def test_numbers_of_batches_follow_where_each_process_keeps_its_images(steps, caplog):
+    arguments = steps(**{'trainer.limit_train_batches': 2, 'trainer.val_check_interval': 1})
+    main(arguments)
+    whole, lines = at(6), [(row['step'], row.get('lr'), 'val/top1' in row) for row in rows()]
+    content = torch.load(at(3), weights_only=True)
+    content['position']['processes'] = 2  # of which each had half of the images of a batch
+    torch.save(content, at(3))
+    for step in (3, 4):
+        for file in whole.parent.glob('*.ckpt'):
+            if file not in [at(number) for number in range(1, step + 1)]:
+                file.unlink()
+        caplog.clear()
+        trainer = main([*arguments, '--ckpt_path', str(at(step))]).trainer
+        assert 'each accumulates 2 batches of 4 images' in caplog.text
+        assert trainer.global_step == 6
+        assert (trainer.limit_train_batches, trainer.val_check_interval) == (4, 2)
+        position = torch.load(at(5), weights_only=True)['position']
+        assert (position['processes'], position['accumulated'], position['images_per_batch']) == (1, 1, 4)
+        assert [(row['step'], row.get('lr'), 'val/top1' in row) for row in rows()] == lines
+
+
 def test_from_python_no_command_goes_on(make_trainer, photo_data, caplog):
     callbacks = [OutOfTime(2), LastCheckpoint(handle_signals=False)]
     make_trainer(max_time='00:01:00:00', callbacks=callbacks, enable_checkpointing=True).fit(
