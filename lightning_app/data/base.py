@@ -266,14 +266,23 @@ class ImageDataModule(LightningDataModule):
         return images, labels
 
     def check_order(self) -> None:
-        """Raise `InputError` if another process has other training images, or another order. Collective, one number."""
+        """Raise `InputError` if another process has other training images, another order, or stands elsewhere.
+
+        Collective, three numbers.
+        """
         if self.trainer is None or self.trainer.world_size == 1 or not hasattr(self, 'sampler'):  # of a subclass
             return
         strategy = self.trainer.strategy
-        own = torch.tensor([self.training.digest, self.sampler.digest()], device=strategy.root_device)
+        own = torch.tensor(
+            [self.trainer.global_step, self.training.digest, self.sampler.digest()], device=strategy.root_device)
         every = strategy.all_gather(own).tolist()
-        for rank, theirs in enumerate(every):
-            for what, number, first in zip(('images', 'order of images'), theirs, every[0], strict=True):
+        for rank, (step, *theirs) in enumerate(every):
+            if step != every[0][0]:
+                raise InputError(message(
+                    f'ckpt_path: process {rank} stands at step {step}, and process 0 at step {every[0][0]}',
+                    'they go on from checkpoints of other steps', 'name the checkpoint: where a shared file system '
+                    'is slow, auto and last find others on other machines'))
+            for what, number, first in zip(('images', 'order of images'), theirs, every[0][1:], strict=True):
                 if number != first:
                     raise InputError(message(
                         f'data: process {rank} has another {what} than process 0',

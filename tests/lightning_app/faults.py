@@ -44,6 +44,7 @@ CONFIG = {
 
 # A program that runs `lightning_app` with something done to it, by the name that it is given.
 SABOTAGE = '''
+import glob
 import os
 import sys
 
@@ -73,7 +74,10 @@ if __name__ == '__main__':
     what = os.environ['SABOTAGE']
     if what == 'order':
         another_order()
-    main([*sys.argv[1:], *(['--trainer.callbacks+=__main__.NotFinite'] if what == 'nan' else [])])
+    given = sys.argv[1:]
+    if what == 'step' and os.environ.get('LOCAL_RANK') == '1':
+        given[given.index('auto')] = sorted(glob.glob('runs/version_0/checkpoints/last-*'))[0]
+    main([*given, *(['--trainer.callbacks+=__main__.NotFinite'] if what == 'nan' else [])])
 '''
 
 
@@ -369,8 +373,22 @@ def another_order(training, expected):
     return 'is found at the start of the epoch', 'nothing'
 
 
+def another_checkpoint(training, expected):
+    """Processes that go on from checkpoints of two steps."""
+    process = training.start()
+    training.wait_for_step(4, process)
+    kill_all(process)
+    step = training.step()
+    process = training.start(sabotage='step')
+    text = wait(process, BOUND)
+    assert process.returncode != 0
+    assert f'process 1 stands at step {step - 1}, and process 0 at step {step}' in text, text
+    check_end(training, expected)
+    return 'is found before the first step, resumes bit-equal', 'nothing'
+
+
 FAULTS = [job_killed, one_rank_killed, worker_killed, terminated_twice, disk_full, checkpoint_damaged, images_damaged,
-          wandb_lost, not_finite, another_order]
+          wandb_lost, not_finite, another_order, another_checkpoint]
 
 
 def main():
