@@ -12,7 +12,7 @@ import warnings
 from argparse import SUPPRESS
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from importlib import import_module
 from inspect import Parameter, signature
@@ -53,6 +53,7 @@ from .folders import (
     checkpoint_to_resume,
     evaluation_folder,
     give_back,
+    held,
     launch_id,
     run_folder,
     run_of,
@@ -317,6 +318,11 @@ class AppCLI(LightningCLI):
                 # resolved, as Lightning has it: a resumed run keeps its best score only if the folder's name is equal
                 callback.dirpath = os.path.realpath(folder / 'checkpoints')
         return built
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        folder = self.made and self.made[0]
+        with held(folder) if folder else nullcontext():
+            super()._run_subcommand(subcommand)
 
     def _built_trainer(self, **kwargs: Any) -> Trainer:
         try:

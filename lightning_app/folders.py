@@ -4,8 +4,11 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
@@ -14,13 +17,20 @@ from se_timm.errors import InputError, message
 
 from .checkpoints import newest_whole, of_run, of_runs
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 __all__ = [
-    'LAUNCH', 'NEWEST', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'give_back', 'launch_id',
-    'run_folder', 'run_of', 'whole_run',
+    'LAUNCH', 'NEWEST', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'give_back', 'held',
+    'launch_id', 'run_folder', 'run_of', 'whole_run',
 ]
 
 NEWEST = ('last', 'auto')  # in place of a checkpoint, see `checkpoint_to_resume`
 LAUNCH = 'launch.txt'  # in a run's folder, see `launch_id`
+SECONDS = 20  # in which workers of a training that was killed notice it: until then they hold the folder
 
 
 def base_folder(config: Namespace) -> Path:
@@ -53,11 +63,14 @@ def run_folder(config: Namespace) -> Path:
     return claimed(base, 'version_')
 
 
+def writes() -> bool:
+    """Return whether this process writes to the folder of its training; all but the first do not."""
+    return getattr(rank_zero_only, 'rank', 0) == 0 and int(os.environ.get('NODE_RANK', 0)) == 0
+
+
 def claimed(base: Path, prefix: str) -> Path:
     """Return a new folder in `base`, see `next_free`, that no other training which begins at the same time has."""
-    rank = getattr(rank_zero_only, 'rank', 0)
-    writes = rank == 0 and int(os.environ.get('NODE_RANK', 0)) == 0  # the other processes do not
-    while writes:
+    while writes():
         folder = next_free(base, prefix)
         try:
             folder.mkdir(parents=True)
@@ -65,6 +78,45 @@ def claimed(base: Path, prefix: str) -> Path:
             continue
         return folder
     return next_free(base, prefix)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run: two trainings in it would write over each other's checkpoints.
+
+    Raises:
+        InputError: If another training still has it.
+    """
+    if not writes() or not hasattr(fcntl, 'flock'):
+        yield
+        return
+    file = folder / LAUNCH
+    with open(file, 'a') as mark:
+        until = time.monotonic() + SECONDS
+        while not locks(mark):
+            if time.monotonic() > until:
+                raise InputError(message(
+                    f'ckpt_path: of the run {folder}', f'another training is writing to it ({file.read_text()})',
+                    'wait until it has ended, or end it; without ckpt_path a training has a folder of its own'))
+            time.sleep(0.2)
+        try:
+            yield
+        finally:
+            if file.is_file() and not file.stat().st_size:  # a training that was refused leaves nothing
+                file.unlink()
+            with suppress(OSError):
+                fcntl.flock(mark, fcntl.LOCK_UN)  # workers that end a little later have it, too
+
+
+def locks(mark: IO[str]) -> bool:
+    """Lock an open file; return False if another process has. Where files cannot be locked, all may have it."""
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # of a file system without locks
+        pass
+    return True
 
 
 def give_back(folder: Path, above: Path) -> None:

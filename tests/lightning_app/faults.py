@@ -387,8 +387,24 @@ def another_checkpoint(training, expected):
     return 'is found before the first step, resumes bit-equal', 'nothing'
 
 
+def started_twice(training, expected):
+    """The same command while it runs already."""
+    process = training.start()
+    training.wait_for_step(2, process)
+    process.send_signal(signal.SIGSTOP)  # until the other has looked
+    again = training.start()
+    text = wait(again, BOUND)
+    process.send_signal(signal.SIGCONT)
+    assert again.returncode == 2, text
+    assert 'another training is writing to it' in text, text
+    text = wait(process, 240)
+    assert process.returncode == 0, text
+    assert same(training.weights(), expected)
+    return 'is refused, and the first ends bit-equal', 'nothing'
+
+
 FAULTS = [job_killed, one_rank_killed, worker_killed, terminated_twice, disk_full, checkpoint_damaged, images_damaged,
-          wandb_lost, not_finite, another_order, another_checkpoint]
+          wandb_lost, not_finite, another_order, another_checkpoint, started_twice]
 
 
 def main():

@@ -11,7 +11,7 @@ import timm
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
 
-from lightning_app import ImageClassifier
+from lightning_app import ImageClassifier, folders
 from lightning_app.analysis.runs import cut_off, read_runs
 from lightning_app.callbacks import LastCheckpoint
 from lightning_app.cli import AppCLI, main
@@ -452,6 +452,24 @@ def test_numbers_of_batches_follow_where_each_process_keeps_its_images(steps, ca
         position = torch.load(at(5), weights_only=True)['position']
         assert (position['processes'], position['accumulated'], position['images_per_batch']) == (1, 1, 4)
         assert [(row['step'], row.get('lr'), 'val/top1' in row) for row in rows()] == lines
+
+
+@pytest.mark.skipif(folders.fcntl is None, reason='files cannot be locked')
+def test_training_in_the_folder_of_one_that_runs_is_refused(steps, monkeypatch, cli_error):
+    main(steps())
+    before = {path: path.read_bytes() for path in FIRST.rglob('*') if path.is_file()}
+    monkeypatch.setattr(folders, 'SECONDS', 0.3)
+    with open(FIRST / 'launch.txt', 'a') as other:
+        folders.fcntl.flock(other, folders.fcntl.LOCK_EX)  # as another process does
+        given, why, do = cli_error([*steps(**{'trainer.max_epochs': 4}), '--ckpt_path=auto'])
+        assert given.startswith('ckpt_path: of the run ')
+        assert given.endswith('runs/test_resnet/version_0')
+        assert why.startswith('another training is writing to it (')
+        assert do.startswith('wait until it has ended')
+        assert {path: path.read_bytes() for path in FIRST.rglob('*') if path.is_file()} == before
+        assert not Path('runs/test_resnet/version_1').exists()
+        main(steps())  # a new one has a folder of its own
+    assert main([*steps(**{'trainer.max_epochs': 4}), f'--ckpt_path={at(9)}']).trainer.global_step == 12
 
 
 def test_from_python_no_command_goes_on(make_trainer, photo_data, caplog):
