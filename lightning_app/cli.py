@@ -327,7 +327,7 @@ class AppCLI(LightningCLI):
     def _built_trainer(self, **kwargs: Any) -> Trainer:
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, ModuleNotFoundError) as error:
+        except (ValueError, RuntimeError, ModuleNotFoundError) as error:
             if three_lines(str(error)):
                 raise
             raise MisconfigurationException(str(error)) from error  # as the rest of what Lightning refuses

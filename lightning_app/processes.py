@@ -18,9 +18,13 @@ from .folders import NEWEST
 
 __all__ = ['check_devices', 'check_launch', 'check_restarts', 'check_sync_batchnorm']
 
-# what has started the processes, and where it says on how many machines
-LAUNCHERS: dict[type, tuple[str, str]] = {
-    TorchElasticEnvironment: ('torchrun', 'GROUP_WORLD_SIZE'), SLURMEnvironment: ('srun', 'SLURM_NNODES')}
+# what says how many processes there are, where it says on how many machines, and what starts as many as the Trainer has
+LAUNCHERS: dict[type, tuple[str, str, str]] = {
+    TorchElasticEnvironment: (
+        'torchrun has started', 'GROUP_WORLD_SIZE', 'torchrun --nnodes={nodes} --nproc-per-node={devices}'),
+    SLURMEnvironment: (
+        'the job of SLURM is of', 'SLURM_NNODES',
+        'srun in a job with #SBATCH --nodes={nodes} --ntasks-per-node={devices}')}
 
 
 def check_devices(trainer: Namespace) -> None:
@@ -54,14 +58,15 @@ def check_launch(trainer: Trainer) -> None:
     environment: Any = trainer._accelerator_connector.cluster_environment  # the one that a plugin gives, too
     if (named := LAUNCHERS.get(type(environment))) is None:
         return
-    launcher, variable = named
+    says, variable, starts = named
     started, counted = environment.world_size(), trainer.num_nodes * trainer.num_devices
     if started != counted:
         nodes = int(os.environ.get(variable, 1))
         raise InputError(message(
             f'trainer.num_nodes: {trainer.num_nodes} with trainer.devices: {trainer.num_devices}',
-            f'{launcher} has started {started} processes on {nodes} machines, not {counted}',
-            f'say --trainer.num_nodes={nodes} --trainer.devices={started // nodes}'))
+            f'{says} {started} processes on {nodes} machines, not {counted}',
+            f'say --trainer.num_nodes={nodes} --trainer.devices={started // nodes}, or start it by '
+            + starts.format(nodes=trainer.num_nodes, devices=trainer.num_devices)))
 
 
 def check_restarts(ckpt_path: str | None) -> None:

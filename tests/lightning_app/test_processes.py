@@ -26,15 +26,24 @@ def launched(monkeypatch):
     return launched
 
 
-@pytest.mark.parametrize(('variables', 'launcher'), [(TORCHRUN, 'torchrun'), (SRUN, 'srun')])
+@pytest.mark.parametrize(('variables', 'says', 'starts'), [
+    (TORCHRUN, 'torchrun has started', 'torchrun --nnodes={} --nproc-per-node={}'),
+    (SRUN, 'the job of SLURM is of', 'srun in a job with #SBATCH --nodes={} --ntasks-per-node={}')])
 @pytest.mark.parametrize(('nodes', 'devices'), [(1, 1), (1, 2), (2, 1)])
-def test_other_number_of_processes_is_refused(variables, launcher, nodes, devices, on_photos, launched, cli_error):
+def test_other_number_of_processes_is_refused(variables, says, starts, nodes, devices, on_photos, launched, cli_error):
     launched(variables)
     assert cli_error(['fit', *on_photos, f'--trainer.num_nodes={nodes}', f'--trainer.devices={devices}']) == (
         f'trainer.num_nodes: {nodes} with trainer.devices: {devices}',
-        f'{launcher} has started 4 processes on 2 machines, not {nodes * devices}',
-        'say --trainer.num_nodes=2 --trainer.devices=2')
+        f'{says} 4 processes on 2 machines, not {nodes * devices}',
+        f'say --trainer.num_nodes=2 --trainer.devices=2, or start it by {starts.format(nodes, devices)}')
     assert not os.path.exists('runs')
+
+
+def test_tasks_that_lightning_does_not_count_are_refused_in_three_lines(on_photos, launched, cli_error):
+    launched({name: value for name, value in SRUN.items() if name != 'SLURM_NTASKS_PER_NODE'})
+    given, why, _ = cli_error(['fit', *on_photos])
+    assert given == 'trainer'
+    assert '`--ntasks-per-node=4` instead' in why
 
 
 @pytest.mark.parametrize('variables', [TORCHRUN, SRUN])
