@@ -58,7 +58,7 @@ from .optim import (
     with_clipping,
     without_effect,
 )
-from .plain_values import plain_values
+from .plain_values import check_choices, plain_values
 from .resume import (
     batches_done,
     begin_epoch,
@@ -597,9 +597,10 @@ class ImageClassifier(LightningModule):
 def group(name: str, settings: Any) -> Any:
     """Return one of the groups of settings in plain values; a checkpoint gives it as a dict."""
     if isinstance(settings, dict):
-        return GROUPS[name](**plain_values(f'model.{name}', settings))
+        settings = GROUPS[name](**settings)
     if not isinstance(settings, GROUPS[name]):  # None, or a subclass has its own
         return settings
+    check_choices(f'model.{name}', settings)
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     return dataclasses.replace(settings, **plain_values(f'model.{name}', values))
 

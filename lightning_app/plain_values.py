@@ -1,17 +1,17 @@
-"""Settings in plain values, which a checkpoint holds: it loads without code of anybody's."""
+"""Settings from Python: in plain values, so that checkpoints load without code of anybody's, and of the known words."""
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, message, unknown
 
-__all__ = ['plain_values']
+__all__ = ['check_choices', 'plain_values']
 
 
 def plain_values(key: str, value: Any) -> Any:
@@ -38,6 +38,18 @@ def plain_values(key: str, value: Any) -> Any:
             f'{key}: {value!r}', 'no checkpoint with it could be loaded: it holds plain values, not code',
             'say it by its name' + (f', such as {name!r}' if name else '')))
     return value
+
+
+def check_choices(key: str, settings: Any) -> None:
+    """Raise `InputError` for a word that is none of those of its field; on the command line the parser does.
+
+    Args:
+        key: What messages call the settings, such as `model.loss`.
+        settings: A dataclass.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        if get_origin(hint) is Literal and (value := getattr(settings, name)) not in get_args(hint):
+            raise InputError(unknown(f'{key}.{name}', str(value), get_args(hint)))
 
 
 def loads(value: Any) -> bool:

@@ -23,7 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from se_timm.errors import InputError, message, unknown
 
-from ..plain_values import plain_values
+from ..plain_values import check_choices, plain_values
 from .augment import INTERPOLATIONS, Augment, Normalisation, evaluation_transform, training_transform
 from .collate import collate
 from .device_decoding import Encoded, check_device_decoding, decode
@@ -133,6 +133,7 @@ class ImageDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.augment = Augment(**augment) if isinstance(augment, dict) else augment
+        check_choices('data.augment', self.augment)
         self.repeats = repeats
         self.eval_views = eval_views
         self.given_num_classes = num_classes

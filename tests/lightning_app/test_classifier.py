@@ -1074,6 +1074,20 @@ def test_settings_that_no_checkpoint_could_hold_are_refused(layer, refused):
         ImageClassifier('test_resnet', 3, {'act_layer': layer})
 
 
+@pytest.mark.parametrize(('settings', 'given', 'why'), [
+    ({'loss': Loss(name='binary')}, "model.loss.name: 'binary'", 'no such'),
+    ({'optim': Optim(clip_mode='norms')}, "model.optim.clip_mode: 'norms'", 'no such'),
+    ({'schedule': {'name': 'plateau'}}, "model.schedule.name: 'plateau'", 'no such')])
+def test_unknown_word_in_settings_from_python(settings, given, why, refused):
+    with refused(given, why, ''):
+        ImageClassifier('test_resnet', 3, **settings)
+
+
+def test_unknown_word_in_the_augmentation_from_python(photo_data, refused):
+    with refused("data.augment.crop: 'rrx'", 'no such', 'rrc'):
+        photo_data(augment=Augment(crop='rrx'))
+
+
 def test_two_averages_of_the_weights_are_refused(make_trainer, photo_data, refused):
     trainer = make_trainer(callbacks=[EMAWeightAveraging(decay=0.5), WeightEMA(0.9)])
     with refused('trainer.callbacks: EMAWeightAveraging and WeightEMA', 'no weights to go on from', 'all but one'):
