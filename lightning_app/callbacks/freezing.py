@@ -26,10 +26,6 @@ class Freeze(Callback):
 
     by_hand: Set[_BatchNorm] | None = None
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """See that there is a network."""
-        check_has_network(pl_module, self)
-
     def frozen(self, trainer: Trainer, epoch: int) -> bool:
         """Return whether it is frozen in `epoch`."""
         raise NotImplementedError
@@ -44,6 +40,7 @@ class Freeze(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Note which batch norms were set to their statistics by hand."""
+        check_has_network(pl_module, self)
         self.by_hand = {norm for norm in self.norms(pl_module.net) if not norm.training}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -100,7 +97,6 @@ class FreezeBatchNorm(Freeze):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse what would freeze nothing, and warn of what freezes batch norm before it has seen an image."""
-        super().setup(trainer, pl_module, stage)
         end = trainer.max_epochs or 0
         if stage != 'fit' or getattr(trainer, 'fast_dev_run', False):
             return
@@ -109,7 +105,7 @@ class FreezeBatchNorm(Freeze):
                 f'FreezeBatchNorm: from_epoch {self.from_epoch}',
                 f'the training has {end} epochs, counted from 0, and nothing would be frozen',
                 f'take a number up to {end - 1}, or leave the callback out'))
-        if self.frozen(trainer, 0) and not any(
+        if self.frozen(trainer, 0) and hasattr(pl_module, 'net') and not any(
                 norm.running_mean.any() for norm in self.norms(pl_module.net) if norm.running_mean is not None):
             rank_zero_warn('FreezeBatchNorm: all epochs of this training are among the last, so that the statistics of '
                            'batch norm stay those it was built with: take fewer, or more epochs')
@@ -147,7 +143,8 @@ class FreezeBackbone(Freeze):
         Raises:
             InputError: If nothing would be left to train.
         """
-        super().setup(trainer, pl_module, stage)
+        if stage == 'fit':
+            check_has_network(pl_module, self)
         if stage == 'fit' and not any(True for head in classifiers(pl_module.net) for _ in head.parameters()):
             raise InputError(message(
                 f'FreezeBackbone with {pl_module.net.num_classes} classes', 'without a classifier nothing would train',

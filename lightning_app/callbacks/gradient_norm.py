@@ -20,7 +20,7 @@ class GradientNorm(Callback):
     Without the gradients that a callback drops. At logging steps only, and without a wait for the device.
     """
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """See that there is a network."""
         check_has_network(pl_module, self)
 

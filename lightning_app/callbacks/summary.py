@@ -20,12 +20,9 @@ class NetworkSummary(Callback):
     The loggers get them as `network/parameters` and `network/multiply_adds` of the configuration.
     """
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """See that there is a network to describe."""
-        check_has_network(pl_module, self, 'name')
-
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the summary."""
+        check_has_network(pl_module, self, 'name')
         size = getattr(data_of(trainer), 'input_size', None) or pl_module.net.pretrained_cfg['input_size']
         try:
             described = cost(pl_module.net, size)

@@ -598,3 +598,12 @@ def test_module_of_others_that_has_a_network(make_trainer, refused):
     assert trainer.callback_metrics['train/grad_norm'] > 0
     with refused('Gates with Own', 'reads `name`', 'a subclass of'):
         make_trainer(callbacks=[Gates()]).fit(Own())
+
+
+def test_module_of_others_that_makes_its_network_late(make_trainer):
+    class Own(BoringModel):
+        def configure_model(self):
+            self.net = self.layer
+
+    make_trainer(max_steps=2, max_epochs=2, callbacks=[FreezeBatchNorm(1), GradientNorm()]).fit(Own())
+    make_trainer(callbacks=[NetworkSummary()]).validate(BoringModel(), verbose=False)
