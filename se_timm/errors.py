@@ -5,13 +5,14 @@ import argparse
 import difflib
 import importlib.util
 import os
+import select
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from torch import nn
 
@@ -164,13 +165,23 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(message(text, 'the command line cannot be read so', f'{self.prog} --help lists the options'))
 
 
+def is_broken(file: IO[str]) -> bool:
+    """Return whether a file is a pipe from which nobody reads any more."""
+    poll = select.poll()
+    poll.register(file.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 @contextmanager
 def until_nobody_reads() -> Iterator[None]:
     """End this process as SIGPIPE would, without a traceback, where what reads its output ends first, like `head`."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout:  # None where it is closed
+            sys.stdout.flush()
     except BrokenPipeError:
+        if not sys.stdout or not hasattr(select, 'poll') or not is_broken(sys.stdout):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
         sys.exit(128 + signal.SIGPIPE)
 

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 
 from lightning_app import __main__ as entry
 from lightning_app.cli import main
+from se_timm.errors import until_nobody_reads
 
 try:
     import tomllib
@@ -133,3 +134,13 @@ def test_output_that_nobody_reads_ends_the_program_quietly(module, arguments, pr
     done = program(*arguments, module=module, check=False, stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, '')
+
+
+def test_output_that_is_closed_is_not_waited_for(program):
+    done = program('se_resnet18', module='se_timm.zoo', prefix=['bash', '-c', 'exec "$@" >&-', '-'])
+    assert (done.stdout, done.stderr) == ('', '')
+
+
+def test_other_pipe_that_is_broken_is_told():
+    with pytest.raises(BrokenPipeError), until_nobody_reads():
+        raise BrokenPipeError
