@@ -72,6 +72,7 @@ class BestCheckpoint(ModelCheckpoint):
     def _forget(self) -> None:
         worst = float('inf') if self.mode == 'min' else float('-inf')
         self.best_k_models, self.best_model_path, self.kth_best_model_path = {}, '', ''
+        self._last_global_step_saved = 0  # else nothing is saved at the step at which another training ended
         self.kth_value, self.best_model_score, self.current_score = torch.tensor(worst), None, None
 
     @property

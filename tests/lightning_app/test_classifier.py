@@ -1026,6 +1026,15 @@ def test_several_best_of_another_training_are_kept(make_trainer, photo_data):
 
 
 def test_best_that_is_new_in_a_training_that_goes_on_leaves_those_of_others(make_trainer, photo_data):
+def test_best_that_is_used_in_several_trainings_is_saved_in_each(make_trainer, photo_data):
+    best, kept = BestCheckpoint(), []
+    for _ in range(3):
+        make_trainer(enable_checkpointing=True, callbacks=[best]).fit(classifier(), photo_data())
+        kept.append(Path(best.best_model_path))
+    assert len(set(kept)) == 3
+    assert all(path.is_file() for path in kept)
+
+
     best = BestCheckpoint()
     make_trainer(enable_checkpointing=True, callbacks=[best], max_epochs=1).fit(classifier(), photo_data())
     kept = best.best_model_path
