@@ -281,9 +281,8 @@ def keep_batches(trainer: Trainer, data: ImageDataModule, there: dict[str, int])
     if same or images == data.images_per_batch or data.batch_size % images:
         return
     batches = data.batch_size // images
-    numbers = {name: number * batches / given for name in ('limit_train_batches', 'val_check_interval')
-               if type(number := getattr(trainer, name)) is int}  # of batches, which are smaller now
-    if any(number % 1 for number in numbers.values()):
+    counts = counts_of_batches(trainer, len(data.training) // data.batch_size * given)
+    if any(count * batches % given for count in counts.values()):
         return
     for name, number in numbers.items():
         setattr(trainer, name, int(number))
@@ -295,6 +294,23 @@ def keep_batches(trainer: Trainer, data: ImageDataModule, there: dict[str, int])
 
 
 def count_batches(progress: dict[str, Any], done: int, ratio: float) -> None:
+def counts_of_batches(trainer: Any, whole: int) -> dict[str, int]:
+    """Return how many batches an epoch has, and after how many a validation follows, where that is given.
+
+    Args:
+        trainer: The trainer.
+        whole: Batches of an epoch that nothing limits.
+    """
+    limit, every = trainer.limit_train_batches, trainer.val_check_interval
+    batches = min(limit, whole) if type(limit) is int else int(limit * whole)
+    counts = {} if batches == whole else {'limit_train_batches': batches}
+    if type(every) is int:
+        counts['val_check_interval'] = every
+    elif isinstance(every, float) and every < 1:
+        counts['val_check_interval'] = max(int(every * batches), 1)
+    return counts
+
+
     """Set Lightning's saved progress to `done` batches of this epoch; `ratio` new batches are an old one.
 
     Where in the end of a batch it was saved, Lightning tells by the differences, which stay.

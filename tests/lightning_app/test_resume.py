@@ -433,8 +433,9 @@ def test_where_the_time_ended_is_said(steps, started_with, caplog):
     assert 'max_time: stopped' not in caplog.text
 
 
-def test_numbers_of_batches_follow_where_each_process_keeps_its_images(steps, caplog):
-    arguments = steps(**{'trainer.limit_train_batches': 2, 'trainer.val_check_interval': 1})
+@pytest.mark.parametrize(('limit', 'interval'), [(2, 1), (0.7, 0.5)], ids=['numbers', 'shares'])
+def test_numbers_of_batches_follow_where_each_process_keeps_its_images(limit, interval, steps, caplog):
+    arguments = steps(**{'trainer.limit_train_batches': limit, 'trainer.val_check_interval': interval})
     main(arguments)
     whole, lines = at(6), [(row['step'], row.get('lr'), 'val/top1' in row) for row in rows()]
     content = torch.load(at(3), weights_only=True)
