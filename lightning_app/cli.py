@@ -42,7 +42,7 @@ from se_timm.errors import (
 
 from .callbacks.predictions import PredictionWriter
 from .callbacks.stop_signals import EndAtOnce
-from .checkpoints import CheckpointFiles, load_checkpoint, mapped
+from .checkpoints import CheckpointFiles, load_checkpoint, mapped, newest_whole, of_run
 from .classifier import ImageClassifier
 from .data import ImageDataModule
 from .data.augment import Augment
@@ -174,6 +174,7 @@ class AppCLI(LightningCLI):
     """LightningCLI for `ImageClassifier` and any `ImageDataModule`."""
 
     evaluated: dict[str, Any] = {}  # the checkpoint
+    given_ckpt_path: str | None = None  # a file, or one of `NEWEST`
     made: tuple[Path, Path] | None = None  # the folder of the training, and what was there before it
 
     def __init__(self, *args: Any, asked: str | None = None, **kwargs: Any) -> None:
@@ -252,6 +253,7 @@ class AppCLI(LightningCLI):
         if self.subcommand == 'fit':
             check_writable('trainer.default_root_dir:', base_folder(config))
             check_restarts(config.ckpt_path)
+            self.given_ckpt_path = config.ckpt_path
             config.ckpt_path = checkpoint_to_resume(base_folder(config), config.ckpt_path)
         if self.subcommand in EVALUATIONS:
             check_trained(self.subcommand, config)
@@ -321,7 +323,10 @@ class AppCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         folder = self.made and self.made[0]
-        with held(folder) if folder else nullcontext():
+        with held(folder) if folder else nullcontext(False) as waited:
+            config = self.config_init[subcommand]
+            if folder and waited and config.ckpt_path != self.given_ckpt_path:  # the other has written newer ones since
+                config.ckpt_path = str(newest_whole(of_run(folder)) or config.ckpt_path)
             super()._run_subcommand(subcommand)
 
     def _built_trainer(self, **kwargs: Any) -> Trainer:

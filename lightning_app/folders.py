@@ -81,31 +81,42 @@ def claimed(base: Path, prefix: str) -> Path:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[bool]:
     """Hold the folder of a run: two trainings in it would write over each other's checkpoints.
 
+    By a lock of the file that it has anyway, which filelock would empty. Yields whether another had to be waited for.
+
     Raises:
-        InputError: If another training still has it.
+        InputError: If another training still has it, or nothing can be written there.
     """
     if not writes() or not hasattr(fcntl, 'flock'):
-        yield
+        yield False
         return
-    file = folder / LAUNCH
-    with open(file, 'a') as mark:
-        until = time.monotonic() + SECONDS
+    with marked(folder) as mark:
+        waited, begun = False, time.monotonic()
         while not locks(mark):
-            if time.monotonic() > until:
+            if time.monotonic() > begun + SECONDS:
                 raise InputError(message(
-                    f'ckpt_path: of the run {folder}', f'another training is writing to it ({file.read_text()})',
+                    f'ckpt_path: of the run {folder}',
+                    f'another training is writing to it ({(folder / LAUNCH).read_text()})',
                     'wait until it has ended, or end it; without ckpt_path a training has a folder of its own'))
+            waited = True
             time.sleep(0.2)
         try:
-            yield
+            yield waited
         finally:
-            if file.is_file() and not file.stat().st_size:  # a training that was refused leaves nothing
-                file.unlink()
             with suppress(OSError):
                 fcntl.flock(mark, fcntl.LOCK_UN)  # workers that end a little later have it, too
+
+
+def marked(folder: Path) -> IO[str]:
+    """Open the file that stands for a run; raise `InputError` if that cannot be."""
+    try:
+        return open(folder / LAUNCH, 'a')
+    except OSError as error:
+        raise InputError(message(
+            f'ckpt_path: of the run {folder}', f'nothing can be written there ({error.strerror})',
+            'name a folder for this training by --trainer.default_root_dir')) from error
 
 
 def locks(mark: IO[str]) -> bool:
@@ -121,6 +132,9 @@ def locks(mark: IO[str]) -> bool:
 
 def give_back(folder: Path, above: Path) -> None:
     """Remove the folder of a training that has written nothing, and those that were made for it below `above`."""
+    with suppress(OSError):
+        if not (folder / LAUNCH).stat().st_size:
+            (folder / LAUNCH).unlink()
     whole = folder.absolute()
     for each in itertools.takewhile(lambda each: each != above.absolute(), (whole, *whole.parents)):
         with suppress(OSError):  # not empty, or not there

@@ -470,7 +470,32 @@ def test_training_in_the_folder_of_one_that_runs_is_refused(steps, monkeypatch, 
         assert {path: path.read_bytes() for path in FIRST.rglob('*') if path.is_file()} == before
         assert not Path('runs/test_resnet/version_1').exists()
         main(steps())  # a new one has a folder of its own
+    (FIRST / 'launch.txt').rename('launch.txt')
+    (FIRST / 'launch.txt').mkdir()
+    assert 'nothing can be written there' in cli_error([*steps(), '--ckpt_path', str(at(9))])[1]
+    (FIRST / 'launch.txt').rmdir()
     assert main([*steps(**{'trainer.max_epochs': 4}), f'--ckpt_path={at(9)}']).trainer.global_step == 12
+
+
+@pytest.mark.skipif(folders.fcntl is None, reason='files cannot be locked')
+def test_training_that_has_waited_for_another_goes_on_where_that_ended(steps, monkeypatch):
+    main(steps())
+    newer = [file for file in at(9).parent.glob('*.ckpt') if file not in [at(step) for step in range(1, 5)]]
+    for file in newer:
+        file.rename(file.name)
+    with open(FIRST / 'launch.txt', 'a') as other:
+        folders.fcntl.flock(other, folders.fcntl.LOCK_EX)
+
+        def end(seconds):
+            for file in newer:
+                Path(file.name).rename(file)
+            at(4).unlink()  # as of those that are too old
+            folders.fcntl.flock(other, folders.fcntl.LOCK_UN)
+
+        monkeypatch.setattr(folders.time, 'sleep', end)
+        trainer = main([*steps(**{'trainer.max_epochs': 4}), '--ckpt_path=auto']).trainer
+    assert trainer.global_step == 12
+    assert Path(trainer.ckpt_path).samefile(at(9))
 
 
 def test_from_python_no_command_goes_on(make_trainer, photo_data, caplog):
