@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
@@ -157,8 +156,6 @@ class ImageClassifier(LightningModule):
         self.loss = group('loss', loss)
         self.mix = group('mix', mix)
         self.distill = group('distill', distill)
-        num_classes = plain_values('model.num_classes', num_classes)
-        network, add_se = plain_values('model.network', network), plain_values('model.add_se', add_se)
         check_least(0, **{'model.max_nonfinite_steps': max_nonfinite_steps})
         check_optimizer(self.optim)
         check_mix(self.mix)
@@ -180,11 +177,11 @@ class ImageClassifier(LightningModule):
         self.compile_network = compile
         self.channels_last = channels_last
         self.max_nonfinite_steps = max_nonfinite_steps
-        self.save_hyperparameters({
+        self.save_hyperparameters(plain_values('model', {
             'name': name, 'num_classes': self.net.num_classes, 'network': architecture(network), 'plain': plain,
             'add_se': add_se, **self._groups(), 'fused': fused, 'recompute': recompute, 'compile': compile,
             'channels_last': channels_last, 'max_nonfinite_steps': max_nonfinite_steps,
-        }, logger=False)
+        }), logger=False)
         self.net.to(memory_format=self.memory_format)
         self.mixup: Mixup | None = None
         self.teacher: Teacher | None = None
@@ -282,9 +279,11 @@ class ImageClassifier(LightningModule):
         """Return the names of the classes of the images at hand, if they have labels."""
         if self._trainer is None or self.trainer.state.fn == TrainerFn.PREDICTING:
             return None
-        names = getattr(data_of(self.trainer), 'class_names', None)
-        names = names.tolist() if isinstance(names, np.ndarray) else names
-        return [str(name) for name in names] if isinstance(names, (list, tuple)) else None  # others' may be anything
+        names: Any = getattr(data_of(self.trainer), 'class_names', None)
+        names = names.tolist() if hasattr(names, 'tolist') else names  # of numpy, pandas, torch
+        if isinstance(names, (str, bytes, Mapping)) or not (isinstance(names, Sized) and isinstance(names, Iterable)):
+            return None  # those of others may be anything
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
     @property
     def lr(self) -> float:
@@ -600,8 +599,8 @@ def group(name: str, settings: Any) -> Any:
         settings = GROUPS[name](**settings)
     if not isinstance(settings, GROUPS[name]):  # None, or a subclass has its own
         return settings
-    check_choices(f'model.{name}', settings)
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    check_choices(f'model.{name}', settings, GROUPS[name])
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings) if field.init}
     return dataclasses.replace(settings, **plain_values(f'model.{name}', values))
 
 

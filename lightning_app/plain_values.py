@@ -33,21 +33,21 @@ def plain_values(key: str, value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if type(value) not in (type(None), bool, int, float, str) and not loads(value):
-        name = value.__name__.lower() if isinstance(value, type) else None
         raise InputError(message(
             f'{key}: {value!r}', 'no checkpoint with it could be loaded: it holds plain values, not code',
-            'say it by its name' + (f', such as {name!r}' if name else '')))
+            'say it by its name in timm, as on the command line'))
     return value
 
 
-def check_choices(key: str, settings: Any) -> None:
+def check_choices(key: str, settings: Any, kind: type) -> None:
     """Raise `InputError` for a word that is none of those of its field; on the command line the parser does.
 
     Args:
         key: What messages call the settings, such as `model.loss`.
-        settings: A dataclass.
+        settings: An instance of `kind`, or of a subclass.
+        kind: A dataclass.
     """
-    for name, hint in get_type_hints(type(settings)).items():
+    for name, hint in get_type_hints(kind).items():
         if get_origin(hint) is Literal and (value := getattr(settings, name)) not in get_args(hint):
             raise InputError(unknown(f'{key}.{name}', str(value), get_args(hint)))
 

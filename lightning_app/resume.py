@@ -50,7 +50,8 @@ def check_fits(model: nn.Module, name: str, num_classes: int, checkpoint: dict[s
 def first_other_class(theirs: list[str] | None, ours: list[str] | None) -> tuple[int, str, str] | None:
     """Return the first class that has another name, with both names; None if all are equal, or some are not known."""
     pairs = enumerate(zip_longest(theirs, ours, fillvalue='missing') if theirs and ours else ())
-    return next(((label, *pair) for label, pair in pairs if pair[0] != pair[1]), None)
+    # as text: those of others may have been numbers
+    return next(((label, *pair) for label, pair in pairs if str(pair[0]) != str(pair[1])), None)
 
 
 def check_classes(theirs: list[str] | None, ours: list[str] | None) -> None:
@@ -284,8 +285,8 @@ def keep_batches(trainer: Trainer, data: ImageDataModule, there: dict[str, int])
     counts = counts_of_batches(trainer, len(data.training) // data.batch_size * given)
     if any(count * batches % given for count in counts.values()):
         return
-    for name, number in numbers.items():
-        setattr(trainer, name, int(number))
+    for name, count in counts.items():  # of batches, which are smaller now
+        setattr(trainer, name, count * batches // given)
     data.given_accumulation, trainer.accumulate_grad_batches = given, batches
     rank_zero_info(
         f'{trainer.world_size} processes' + f' in place of {there["processes"]}' * (
@@ -293,7 +294,6 @@ def keep_batches(trainer: Trainer, data: ImageDataModule, there: dict[str, int])
         f'{images // trainer.world_size} images, so that a step has {data.batch_size} as before')
 
 
-def count_batches(progress: dict[str, Any], done: int, ratio: float) -> None:
 def counts_of_batches(trainer: Any, whole: int) -> dict[str, int]:
     """Return how many batches an epoch has, and after how many a validation follows, where that is given.
 
@@ -311,6 +311,7 @@ def counts_of_batches(trainer: Any, whole: int) -> dict[str, int]:
     return counts
 
 
+def count_batches(progress: dict[str, Any], done: int, ratio: float) -> None:
     """Set Lightning's saved progress to `done` batches of this epoch; `ratio` new batches are an old one.
 
     Where in the end of a batch it was saved, Lightning tells by the differences, which stay.

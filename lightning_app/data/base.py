@@ -133,7 +133,7 @@ class ImageDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.augment = Augment(**augment) if isinstance(augment, dict) else augment
-        check_choices('data.augment', self.augment)
+        check_choices('data.augment', self.augment, Augment)
         self.repeats = repeats
         self.eval_views = eval_views
         self.given_num_classes = num_classes
@@ -347,9 +347,9 @@ class ImageDataModule(LightningDataModule):
         return start_method(self._world_size) if self._process_workers else None
 
     def _check_settings(self) -> None:
-        for name in self._argument_names():
+        for name in (*inspect.signature(ImageDataModule).parameters, 'given_num_classes'):
             if isinstance(value := vars(self).get(name), (np.generic, np.ndarray)):
-                setattr(self, name, value.tolist())  # loaders and comparisons want Python's numbers
+                setattr(self, name, value.tolist())  # loaders, comparisons and checkpoints want Python's numbers
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
@@ -475,26 +475,23 @@ class ImageDataModule(LightningDataModule):
             collate_fn=collate, pin_memory=pin_memory, prefetch_factor=self.prefetch if workers else None,
             persistent_workers=workers > 0, multiprocessing_context=self._start_method)
 
-    def _argument_names(self) -> list[str]:
-        parameters = [parameter for cls in type(self).__mro__[::-1] if issubclass(cls, ImageDataModule)
-                      for parameter in inspect.signature(cls).parameters.values()]
-        return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-
     def settings(self) -> dict[str, Any]:
         """Return the class and its arguments in plain types, as a checkpoint keeps them.
 
         Those that the network's configuration said are among them: it may say something else another time.
         """
-        names = self._argument_names()
+        parameters = [parameter for cls in type(self).__mro__[::-1] if issubclass(cls, ImageDataModule)
+                      for parameter in inspect.signature(cls).parameters.values()]
+        names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
         if missing := [name for name in names if name != 'num_classes' and not hasattr(self, name)]:
             raise InputError(message(
                 f'data: {type(self).__name__} without an attribute {missing[0]}',
                 'a checkpoint holds the arguments of the data module, so that it can be evaluated on its own',
                 f'let its __init__ say self.{missing[0]} = {missing[0]}'))
         values = {name: _given(getattr(self, name), self._found.get(name)) for name in names if name != 'num_classes'}
+        values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
         values['num_classes'] = self.given_num_classes
-        values['augment'] = dataclasses.asdict(self.augment)
-        values = plain_values('data', values)
+        values['augment'] = plain_values('data.augment', dataclasses.asdict(self.augment))
         return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': values}
 
 

@@ -1,5 +1,6 @@
 """The classifier with a plain Trainer: training, schedule, precision, metrics, checkpoints, any network of timm."""
 import contextlib
+import dataclasses
 import math
 from functools import partial
 from pathlib import Path
@@ -1025,7 +1026,6 @@ def test_several_best_of_another_training_are_kept(make_trainer, photo_data):
     assert {path: path.read_bytes() for path in first} == first
 
 
-def test_best_that_is_new_in_a_training_that_goes_on_leaves_those_of_others(make_trainer, photo_data):
 def test_best_that_is_used_in_several_trainings_is_saved_in_each(make_trainer, photo_data):
     best, kept = BestCheckpoint(), []
     for _ in range(3):
@@ -1035,6 +1035,7 @@ def test_best_that_is_used_in_several_trainings_is_saved_in_each(make_trainer, p
     assert all(path.is_file() for path in kept)
 
 
+def test_best_that_is_new_in_a_training_that_goes_on_leaves_those_of_others(make_trainer, photo_data):
     best = BestCheckpoint()
     make_trainer(enable_checkpointing=True, callbacks=[best], max_epochs=1).fit(classifier(), photo_data())
     kept = best.best_model_path
@@ -1063,7 +1064,8 @@ def test_settings_from_python_are_plain_values_in_a_checkpoint(make_trainer, pho
     trainer.save_checkpoint(teacher := tmp_path / 'teacher.ckpt', weights_only=False)
     model = ImageClassifier(
         'test_resnet', np.int64(3), {'act_layer': 'silu', 'checkpoint_path': teacher}, optim=Optim(lr=np.float64(0.01)),
-        distill=Distill('test_resnet', {'checkpoint_path': teacher}))
+        distill=Distill('test_resnet', {'checkpoint_path': teacher}), max_nonfinite_steps=np.int64(2),
+        channels_last=np.bool_(True))
     best = BestCheckpoint()
     trainer = make_trainer(callbacks=[best, ResultLine()], enable_checkpointing=True)
     data = photo_data(batch_size=np.int64(8), mean=np.array([0.5, 0.5, 0.5]))
@@ -1092,6 +1094,17 @@ def test_unknown_word_in_settings_from_python(settings, given, why, refused):
         ImageClassifier('test_resnet', 3, **settings)
 
 
+def test_settings_of_a_subclass(refused):
+    @dataclasses.dataclass(frozen=True)
+    class Own(Loss):
+        where: 'Nowhere' = None  # noqa: F821  (imported for types alone)
+        cached: int = dataclasses.field(default=0, init=False)
+
+    assert ImageClassifier('test_resnet', 3, loss=Own(smoothing=0.1)).loss == Own(smoothing=0.1)
+    with refused("model.loss.name: 'binary'", 'no such', ''):
+        ImageClassifier('test_resnet', 3, loss=Own(name='binary'))
+
+
 def test_unknown_word_in_the_augmentation_from_python(photo_data, refused):
     with refused("data.augment.crop: 'rrx'", 'no such', 'rrc'):
         photo_data(augment=Augment(crop='rrx'))
@@ -1104,7 +1117,9 @@ def test_two_averages_of_the_weights_are_refused(make_trainer, photo_data, refus
 
 
 @pytest.mark.parametrize(('names', 'known'), [
-    (np.array(['a', 'b', 'c']), ['a', 'b', 'c']), (range(3), None), ((7, 8, 9), ['7', '8', '9']), ('abc', None)])
+    (np.array(['a', 'b', 'c']), ['a', 'b', 'c']), (range(3), ['0', '1', '2']), ((7, 8, 9), ['7', '8', '9']),
+    (np.array([b'a', b'b', b'c']), ['a', 'b', 'c']), (dict.fromkeys('abc').keys(), ['a', 'b', 'c']), ('abc', None),
+    ({'a': 0, 'b': 1, 'c': 2}, None), (3, None)], ids=str)
 def test_names_of_classes_of_other_data(names, known, make_trainer):
     class Own(LightningDataModule):
         class_names = names

@@ -22,8 +22,9 @@ from lightning_app import (
     ImageClassifier,
     ImageNetDataModule,
 )
-from lightning_app.data import Augment, base
+from lightning_app.data import Augment, ImageDataModule, base
 from lightning_app.data.augment import INTERPOLATIONS
+from lightning_app.data.cifar import PixelSource
 from lightning_app.data.splits import open_split
 from se_timm.errors import InputError
 
@@ -658,6 +659,25 @@ def test_settings_are_plain_where_paths_were_given(tmp_path, module):
     file.seek(0)
     assert torch.load(file, weights_only=True) == settings
     assert yaml.safe_load(yaml.safe_dump(settings))['init_args']['root'] == str(tmp_path)
+
+
+def test_arguments_of_a_subclass_are_its_own(make_trainer):
+    class Arrays(ImageDataModule):
+        def __init__(self, pixels, labels, keep=len, **common):
+            super().__init__(**common)
+            self.pixels, self.labels, self.keep = pixels, labels, keep
+
+        def find_classes(self):
+            return ['a', 'b', 'c']
+
+        def open(self, split):
+            return PixelSource('own', self.pixels, self.labels.tolist(), self.find_classes())
+
+    pixels = np.zeros((8, 32, 32, 3), dtype=np.uint8)
+    data = Arrays(pixels, np.arange(8) % 3, batch_size=np.int64(4), image_size=32, num_workers=0)
+    make_trainer().fit(ImageClassifier('test_resnet', 3), data)
+    assert data.pixels is pixels
+    assert type(data.settings()['init_args']['batch_size']) is int
 
 
 # Real photos

@@ -17,6 +17,7 @@ from lightning_app.callbacks import LastCheckpoint
 from lightning_app.cli import AppCLI, main
 from lightning_app.data import base
 from lightning_app.data.sources import FolderSource
+from lightning_app.resume import first_other_class
 
 pytestmark = [
     pytest.mark.usefixtures('in_tmp_path'),
@@ -496,6 +497,11 @@ def test_training_that_has_waited_for_another_goes_on_where_that_ended(steps, mo
         trainer = main([*steps(**{'trainer.max_epochs': 4}), '--ckpt_path=auto']).trainer
     assert trainer.global_step == 12
     assert Path(trainer.ckpt_path).samefile(at(9))
+
+
+def test_names_of_classes_that_were_numbers_are_those_of_now():
+    assert first_other_class([7, 8], ['7', '8']) is None
+    assert first_other_class([7, 8], ['7', '9']) == (1, 8, '9')
 
 
 def test_from_python_no_command_goes_on(make_trainer, photo_data, caplog):
