@@ -34,7 +34,7 @@ class Gates(Callback):
 
     Args:
         every_n_epochs: Epochs between two such measurements; the last of `max_epochs` or `max_steps` has one in any
-            case.
+            case, if it is validated.
         by_class: Keep the classes apart; 8 bytes for each class and channel (SE-ResNet-50 on ImageNet: 121 MB).
         blocks: Blocks with curves and pictures, such as `SE_5_*` or `layer4.2`; where not given, the last of each stage
             and all of the last.
