@@ -62,6 +62,7 @@ from .resume import (
     batches_done,
     begin_epoch,
     check_classes,
+    check_clock,
     check_continues,
     check_fits,
     check_not_past,
@@ -204,6 +205,7 @@ class ImageClassifier(LightningModule):
         names = self._classes_of_data()
         self.class_names = names or self.class_names
         if stage == 'fit':
+            check_clock(self.trainer)
             self.trained_class_names = self.class_names
             self.resumed, self.given_options = {}, []
         tell_of_slow_precision(self.trainer)

@@ -21,9 +21,9 @@ from .data.samples import run_seed
 from .optim import Optim
 
 __all__ = [
-    'batches_done', 'begin_epoch', 'begins_anew', 'check_classes', 'check_continues', 'check_fits', 'check_not_past',
-    'continue_in_epoch', 'drop_elapsed_time', 'epochs_done', 'first_other_class', 'has_own_folder', 'position',
-    'reopen_epoch', 'take_weights_without_average', 'validates',
+    'batches_done', 'begin_epoch', 'begins_anew', 'check_classes', 'check_clock', 'check_continues', 'check_fits',
+    'check_not_past', 'continue_in_epoch', 'drop_elapsed_time', 'epochs_done', 'first_other_class', 'has_own_folder',
+    'position', 'reopen_epoch', 'take_weights_without_average', 'validates',
 ]
 
 NEW_TRAINING = 'or leave out ckpt_path for a new training'
@@ -106,6 +106,15 @@ def take_weights_without_average(checkpoint: dict[str, Any], callbacks: list[Any
     """Let a training that averages no weights any more go on from the weights, not from their average."""
     if 'current_model_state' in checkpoint and not any(isinstance(each, WeightAveraging) for each in callbacks):
         rank_zero_info('the checkpoint holds an average of the weights, which this training goes on without')
+def check_clock(trainer: Any) -> None:
+    """Raise `InputError` if several processes would begin a validation each by its own clock."""
+    if trainer.world_size > 1 and trainer._val_check_time_interval is not None:
+        raise InputError(message(
+            f'trainer.val_check_interval: {trainer._val_check_time_interval:g} seconds, with {trainer.world_size} '
+            'processes', 'each goes by its own clock: one would validate while another still trains, and both hang',
+            'count batches, over the epochs with trainer.check_val_every_n_epoch: null'))
+
+
         checkpoint['state_dict'] = checkpoint['current_model_state']
         checkpoint['callbacks'] = {key: value for key, value in checkpoint['callbacks'].items()
                                    if 'latest_update_step' not in value}  # that of the callback

@@ -226,3 +226,12 @@ def test_batch_that_two_processes_cannot_share_is_refused(on_photos, program):
     assert 'data.batch_size: 7' in done.stderr
     assert 'take a multiple of 2' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+def test_validation_by_the_clock_of_each_process_is_refused(on_photos, program):
+    """One would validate while the other trains, for ever."""
+    done = program('fit', *on_photos, *TWO, '--trainer.val_check_interval=00:00:00:01', check=False)
+    assert done.returncode != 0
+    assert 'trainer.val_check_interval: 1 seconds, with 2 processes' in done.stderr
+    assert 'count batches' in done.stderr
