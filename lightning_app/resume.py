@@ -26,6 +26,7 @@ __all__ = [
     'position', 'reopen_epoch', 'take_weights_without_average', 'validates',
 ]
 
+ADD_STATE = ('amsgrad', 'centered')  # options with which an optimiser remembers more
 NEW_TRAINING = 'or leave out ckpt_path for a new training'
 
 
@@ -86,9 +87,12 @@ def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, An
     trained = Optim(**given) if given else optim
     sizes = [len(group['params']) for group in checkpoint['optimizer_states'][0]['param_groups']]
     own = [len(group['params']) for group in optimizer.param_groups]
-    if trained.name == optim.name and sizes == own:
+    group, saved = optimizer.param_groups[0], checkpoint['optimizer_states'][0]['param_groups'][0]
+    added = {name: saved.get(name) for name in (*ADD_STATE, *(['momentum'] if 'centered' in group else []))
+             if group.get(name) and not saved.get(name)}
+    if trained.name == optim.name and sizes == own and not added:
         return
-    changed = {field.name: getattr(trained, field.name) for field in dataclasses.fields(Optim)
+    changed = added | {field.name: getattr(trained, field.name) for field in dataclasses.fields(Optim)
                if field.name in ('name', 'weight_decay', 'decay_bias_and_norm', 'layer_decay')
                and getattr(trained, field.name) != getattr(optim, field.name)}
     if not changed:
@@ -96,7 +100,7 @@ def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, An
             f'model: {sum(own)} tensors that train', f'the checkpoint holds the state of an optimiser of {sum(sizes)}',
             f'resume with the callbacks of the checkpoint, such as FreezeBackbone, {NEW_TRAINING}'))
     raise InputError(message(
-        'model.optim: ' + ', '.join(f'{name} {getattr(optim, name)}' for name in changed),
+        'model.optim: ' + ', '.join(f'{name} {getattr(optim, name, group.get(name))}' for name in changed),
         'the checkpoint holds the state of an optimiser with '
         + ', '.join(f'{name} {value}' for name, value in changed.items()) + ', which this one cannot continue',
         f'resume with the settings of the checkpoint, {NEW_TRAINING}'))

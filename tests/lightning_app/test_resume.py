@@ -188,6 +188,20 @@ def test_another_optimiser_cannot_go_on(recipe, cli_error, settings, given, trai
     assert trained in why
 
 
+@pytest.mark.parametrize(('name', 'settings', 'given', 'trained'), [
+    ('adamw', {'model.optim.options': '{amsgrad: true}'}, 'amsgrad True', 'amsgrad False'),
+    ('rmsprop', {'model.optim.options': '{centered: true}'}, 'centered True', 'centered False'),
+    ('rmsprop', {'model.optim.momentum': 0.5}, 'momentum 0.5', 'momentum 0')], ids=['amsgrad', 'centered', 'momentum'])
+def test_optimiser_that_remembers_more_cannot_go_on(name, settings, given, trained, recipe, cli_error):
+    optim = {'model.optim.name': name, 'model.optim.lr': 0.001, 'model.optim.momentum': 0}
+    main(recipe(**optim))
+    first, why, _ = cli_error([*recipe(**{**optim, **settings}), '--ckpt_path', stop_after(0)])
+    assert given in first
+    assert trained in why
+    betas = {'model.optim.options': '{betas: [0.8, 0.9]}' if name == 'adamw' else '{alpha: 0.9}'}
+    assert main([*recipe(**{**optim, **betas}), '--ckpt_path', stop_after(0)]).trainer.global_step == 9
+
+
 def test_training_of_other_parts_cannot_go_on(recipe, cli_error):
     main(recipe({'class_path': 'lightning_app.callbacks.FreezeBackbone'}))
     given, why, do = cli_error([*recipe(), '--ckpt_path', stop_after(0)])
