@@ -106,10 +106,6 @@ def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, An
         f'resume with the settings of the checkpoint, {NEW_TRAINING}'))
 
 
-def take_weights_without_average(checkpoint: dict[str, Any], callbacks: list[Any]) -> None:
-    """Let a training that averages no weights any more go on from the weights, not from their average."""
-    if 'current_model_state' in checkpoint and not any(isinstance(each, WeightAveraging) for each in callbacks):
-        rank_zero_info('the checkpoint holds an average of the weights, which this training goes on without')
 def check_clock(trainer: Any) -> None:
     """Raise `InputError` if several processes would begin a validation each by its own clock."""
     if trainer.world_size > 1 and trainer._val_check_time_interval is not None:
@@ -119,6 +115,10 @@ def check_clock(trainer: Any) -> None:
             'count batches, over the epochs with trainer.check_val_every_n_epoch: null'))
 
 
+def take_weights_without_average(checkpoint: dict[str, Any], callbacks: list[Any]) -> None:
+    """Let a training that averages no weights any more go on from the weights, not from their average."""
+    if 'current_model_state' in checkpoint and not any(isinstance(each, WeightAveraging) for each in callbacks):
+        rank_zero_info('the checkpoint holds an average of the weights, which this training goes on without')
         checkpoint['state_dict'] = checkpoint['current_model_state']
         checkpoint['callbacks'] = {key: value for key, value in checkpoint['callbacks'].items()
                                    if 'latest_update_step' not in value}  # that of the callback
@@ -295,7 +295,7 @@ def keep_batches(trainer: Trainer, data: ImageDataModule, there: dict[str, int])
     if same or images == data.images_per_batch or data.batch_size % images:
         return
     batches = data.batch_size // images
-    counts = counts_of_batches(trainer, len(data.training) // data.batch_size * given)
+    counts = counts_of_batches(trainer, data.batches_of_epoch(trainer))
     if any(count * batches % given for count in counts.values()):
         return
     for name, count in counts.items():  # of batches, which are smaller now
@@ -304,19 +304,14 @@ def keep_batches(trainer: Trainer, data: ImageDataModule, there: dict[str, int])
     rank_zero_info(
         f'{trainer.world_size} processes' + f' in place of {there["processes"]}' * (
             trainer.world_size != there['processes']) + f': each accumulates {batches} batches of '
-        f'{images // trainer.world_size} images, so that a step has {data.batch_size} as before')
+        f'{images // trainer.world_size} images, so that a step has {data.batch_size}'
+        + ' as before' * (data.batch_size == there['batch_size']))
 
 
-def counts_of_batches(trainer: Any, whole: int) -> dict[str, int]:
-    """Return how many batches an epoch has, and after how many a validation follows, where that is given.
-
-    Args:
-        trainer: The trainer.
-        whole: Batches of an epoch that nothing limits.
-    """
-    limit, every = trainer.limit_train_batches, trainer.val_check_interval
-    batches = min(limit, whole) if type(limit) is int else int(limit * whole)
-    counts = {} if batches == whole else {'limit_train_batches': batches}
+def counts_of_batches(trainer: Any, batches: int) -> dict[str, int]:
+    """Return how many batches an epoch has, and after how many a validation follows, where that is given."""
+    limit, every = trainer.limit_train_batches, getattr(trainer, 'val_check_interval', None)  # which may be a time
+    counts = {} if (type(limit), limit) == (float, 1) else {'limit_train_batches': batches}
     if type(every) is int:
         counts['val_check_interval'] = every
     elif isinstance(every, float) and every < 1:

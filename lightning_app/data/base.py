@@ -405,11 +405,15 @@ class ImageDataModule(LightningDataModule):
         if self.trainer:
             self._check_batches(self.trainer)
 
-    def _check_batches(self, trainer: Any) -> None:
-        every = getattr(trainer, 'val_check_interval', None)  # not set where it is a time
+    def batches_of_epoch(self, trainer: Any) -> int:
+        """Return how many batches a process has in an epoch, as the Trainer limits and accumulates them."""
         limit = trainer.limit_train_batches
         batches = len(self.training) // self.batch_size * trainer.accumulate_grad_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    def _check_batches(self, trainer: Any) -> None:
+        every = getattr(trainer, 'val_check_interval', None)  # not set where it is a time
+        batches = self.batches_of_epoch(trainer)
         within_epochs = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
         if within_epochs and isinstance(every, int) and every > batches:
             raise InputError(message(
@@ -418,8 +422,9 @@ class ImageDataModule(LightningDataModule):
                 'trainer.check_val_every_n_epoch: null'))
         accumulated = trainer.accumulate_grad_batches
         if left := batches % accumulated:
-            rank_zero_warn(f'trainer.limit_train_batches: {limit}: an epoch has {batches} batches, {accumulated} make '
-                           f'a step, and the last step has {left} of {accumulated}, with a smaller gradient')
+            rank_zero_warn(
+                f'trainer.limit_train_batches: {trainer.limit_train_batches}: an epoch has {batches} batches, '
+                f'{accumulated} make a step, and the last step has {left} of {accumulated}, with a smaller gradient')
 
     def _checked(self, source: Source) -> Source:
         if self.given_num_classes is not None and len(source.classes) != self.given_num_classes:

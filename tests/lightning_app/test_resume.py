@@ -462,12 +462,24 @@ def test_numbers_of_batches_follow_where_each_process_keeps_its_images(limit, in
                 file.unlink()
         caplog.clear()
         trainer = main([*arguments, '--ckpt_path', str(at(step))]).trainer
-        assert 'each accumulates 2 batches of 4 images' in caplog.text
+        assert 'each accumulates 2 batches of 4 images, so that a step has 8 as before' in caplog.text
         assert trainer.global_step == 6
         assert (trainer.limit_train_batches, trainer.val_check_interval) == (4, 2)
         position = torch.load(at(5), weights_only=True)['position']
         assert (position['processes'], position['accumulated'], position['images_per_batch']) == (1, 1, 4)
         assert [(row['step'], row.get('lr'), 'val/top1' in row) for row in rows()] == lines
+
+
+def test_validation_by_time_goes_on_in_fewer_processes(steps, caplog):
+    by_time = steps(**{'trainer.val_check_interval': '00:01:00:00'})
+    main(by_time)
+    content = torch.load(at(3), weights_only=True)
+    content['position']['processes'] = 2
+    torch.save(content, at(3))
+    trainer = main([*by_time, '--data.batch_size=16', '--ckpt_path', str(at(3))]).trainer
+    assert trainer.global_step == 5
+    assert 'each accumulates 4 batches of 4 images, so that a step has 16' in caplog.text
+    assert 'as before' not in caplog.text
 
 
 @pytest.mark.skipif(folders.fcntl is None, reason='files cannot be locked')
