@@ -242,20 +242,21 @@ class ImageClassifier(LightningModule):
 
         The command line, whose process ends with the training, has those alone that its configs name.
         """
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return []
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        for kind, (why, do) in UNSUITED.items() if self.trainer.state.fn == TrainerFn.FITTING else ():
+        for kind, (why, do) in UNSUITED.items():
             if kind is BackboneFinetuning and hasattr(self, 'backbone'):
                 continue  # of a subclass
             # with those of the tuner the training ends when they have found something
             if any(isinstance(each, kind) and not getattr(each, '_early_exit', False) for each in callbacks):
                 raise InputError(message(f'trainer.callbacks: {kind.__name__}', why, do))
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
         averages = [type(each).__name__ for each in callbacks if isinstance(each, WeightAveraging)]
-        if fitting and len(averages) > 1:
+        if len(averages) > 1:
             raise InputError(message(
                 f'trainer.callbacks: {" and ".join(averages)}', 'each puts its average in place of the weights: '
                 'checkpoints would hold no weights to go on from', 'leave all but one of them out'))
-        return [GeneratorsRestored()] if fitting and self.restores_generators else []
+        return [GeneratorsRestored()] if self.restores_generators else []
 
     def _build_loss(self) -> None:
         """Make what the loss consists of, some of which depends on the data."""

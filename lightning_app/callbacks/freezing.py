@@ -143,13 +143,14 @@ class FreezeBackbone(Freeze):
         Raises:
             InputError: If nothing would be left to train.
         """
-        if stage == 'fit':
-            check_has_network(pl_module, self)
-        if stage == 'fit' and not any(True for head in classifiers(pl_module.net) for _ in head.parameters()):
+        if stage != 'fit':
+            return
+        check_has_network(pl_module, self)
+        if not any(True for head in classifiers(pl_module.net) for _ in head.parameters()):
             raise InputError(message(
                 f'FreezeBackbone with {pl_module.net.num_classes} classes', 'without a classifier nothing would train',
                 'give the network a classifier, or leave the callback out'))
-        if stage == 'fit' and self.epochs is None:
+        if self.epochs is None:
             self.taken_out = [parameter for parameter in self.parameters(pl_module.net) if parameter.requires_grad]
             for parameter in self.taken_out:
                 parameter.requires_grad_(False)
