@@ -57,12 +57,11 @@ from .optim import (
     with_clipping,
     without_effect,
 )
-from .plain_values import check_choices, plain_values
+from .processes import check_clock
 from .resume import (
     batches_done,
     begin_epoch,
     check_classes,
-    check_clock,
     check_continues,
     check_fits,
     check_not_past,
@@ -73,6 +72,7 @@ from .resume import (
     reopen_epoch,
     take_weights_without_average,
 )
+from .settings import check_choices, plain_values
 
 __all__ = ['ImageClassifier', 'ended_step', 'is_logging_step', 'log_interval']
 

@@ -8,14 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
 from se_timm.errors import InputError, message
 
 from .checkpoints import newest_whole, of_run, of_runs
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
 
 fcntl: Any
 try:
@@ -24,8 +26,8 @@ except ImportError:  # Windows
     fcntl = None
 
 __all__ = [
-    'LAUNCH', 'NEWEST', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'give_back', 'held',
-    'launch_id', 'run_folder', 'run_of', 'whole_run',
+    'LAUNCH', 'NEWEST', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'give_back', 'has_own_folder',
+    'held', 'launch_id', 'run_folder', 'run_of', 'whole_run',
 ]
 
 NEWEST = ('last', 'auto')  # in place of a checkpoint, see `checkpoint_to_resume`
@@ -48,6 +50,11 @@ def whole_run(ckpt_path: str | None) -> Path | None:
     """Return the folder of the run that a checkpoint lies in; None if it was taken out of it, or there is none."""
     run = run_of(ckpt_path) if ckpt_path else None
     return run if run and (run / 'config.yaml').is_file() else None
+
+
+def has_own_folder(trainer: Any) -> bool:
+    """Return whether the folder is this training's alone, as from the command line, which writes its config there."""
+    return Path(trainer.default_root_dir, 'config.yaml').is_file()
 
 
 def run_folder(config: Namespace) -> Path:

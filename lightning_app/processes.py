@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -16,7 +15,10 @@ from se_timm.errors import InputError, message
 
 from .folders import NEWEST
 
-__all__ = ['check_devices', 'check_launch', 'check_restarts', 'check_sync_batchnorm']
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+__all__ = ['check_clock', 'check_devices', 'check_launch', 'check_restarts', 'check_sync_batchnorm']
 
 # what says how many processes there are, where it says on how many machines, and what starts as many as the Trainer has
 LAUNCHERS: dict[type, tuple[str, str, str]] = {
@@ -67,6 +69,15 @@ def check_launch(trainer: Trainer) -> None:
             f'{says} {started} processes on {nodes} machines, not {counted}',
             f'say --trainer.num_nodes={nodes} --trainer.devices={started // nodes}, or start it by '
             + starts.format(nodes=trainer.num_nodes, devices=trainer.num_devices)))
+
+
+def check_clock(trainer: Any) -> None:
+    """Raise `InputError` if several processes would begin a validation each by its own clock."""
+    if trainer.world_size > 1 and trainer._val_check_time_interval is not None:
+        raise InputError(message(
+            f'trainer.val_check_interval: {trainer._val_check_time_interval:g} seconds, with {trainer.world_size} '
+            'processes', 'each goes by its own clock: one would validate while another still trains, and both hang',
+            'count batches, over the epochs with trainer.check_val_every_n_epoch: null'))
 
 
 def check_restarts(ckpt_path: str | None) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -21,9 +20,9 @@ from .data.samples import run_seed
 from .optim import Optim
 
 __all__ = [
-    'batches_done', 'begin_epoch', 'begins_anew', 'check_classes', 'check_clock', 'check_continues', 'check_fits',
-    'check_not_past', 'continue_in_epoch', 'drop_elapsed_time', 'epochs_done', 'first_other_class', 'has_own_folder',
-    'position', 'reopen_epoch', 'take_weights_without_average', 'validates',
+    'batches_done', 'begin_epoch', 'begins_anew', 'check_classes', 'check_continues', 'check_fits', 'check_not_past',
+    'continue_in_epoch', 'drop_elapsed_time', 'epochs_done', 'first_other_class', 'position', 'reopen_epoch',
+    'take_weights_without_average', 'validates',
 ]
 
 ADD_STATE = ('amsgrad', 'centered')  # options with which an optimiser remembers more
@@ -87,6 +86,7 @@ def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, An
     trained = Optim(**given) if given else optim
     sizes = [len(group['params']) for group in checkpoint['optimizer_states'][0]['param_groups']]
     own = [len(group['params']) for group in optimizer.param_groups]
+    # a momentum of RMSprop, unlike SGD's, cannot begin later
     group, saved = optimizer.param_groups[0], checkpoint['optimizer_states'][0]['param_groups'][0]
     added = {name: saved.get(name) for name in (*ADD_STATE, *(['momentum'] if 'centered' in group else []))
              if group.get(name) and not saved.get(name)}
@@ -104,15 +104,6 @@ def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, An
         'the checkpoint holds the state of an optimiser with '
         + ', '.join(f'{name} {value}' for name, value in changed.items()) + ', which this one cannot continue',
         f'resume with the settings of the checkpoint, {NEW_TRAINING}'))
-
-
-def check_clock(trainer: Any) -> None:
-    """Raise `InputError` if several processes would begin a validation each by its own clock."""
-    if trainer.world_size > 1 and trainer._val_check_time_interval is not None:
-        raise InputError(message(
-            f'trainer.val_check_interval: {trainer._val_check_time_interval:g} seconds, with {trainer.world_size} '
-            'processes', 'each goes by its own clock: one would validate while another still trains, and both hang',
-            'count batches, over the epochs with trainer.check_val_every_n_epoch: null'))
 
 
 def take_weights_without_average(checkpoint: dict[str, Any], callbacks: list[Any]) -> None:
@@ -151,11 +142,6 @@ def batches_done(trainer: Trainer) -> int:
 def begins_anew(trainer: Trainer) -> bool:
     """Return at the start of a fit whether it is of another training than what callbacks remember."""
     return trainer.ckpt_path is None and not trainer.global_step
-
-
-def has_own_folder(trainer: Trainer) -> bool:
-    """Return whether the folder is this training's alone, as from the command line, which writes its config there."""
-    return Path(trainer.default_root_dir, 'config.yaml').is_file()
 
 
 def position(trainer: Trainer) -> dict[str, int | None] | None:
@@ -311,7 +297,7 @@ def keep_batches(trainer: Trainer, data: ImageDataModule, there: dict[str, int])
 def counts_of_batches(trainer: Any, batches: int) -> dict[str, int]:
     """Return how many batches an epoch has, and after how many a validation follows, where that is given."""
     limit, every = trainer.limit_train_batches, getattr(trainer, 'val_check_interval', None)  # which may be a time
-    counts = {} if (type(limit), limit) == (float, 1) else {'limit_train_batches': batches}
+    counts = {} if isinstance(limit, float) and limit == 1 else {'limit_train_batches': batches}
     if type(every) is int:
         counts['val_check_interval'] = every
     elif isinstance(every, float) and every < 1:

@@ -14,8 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from ..folders import has_own_folder
 from ..metrics import smaller_is_better
-from ..resume import begins_anew, has_own_folder
+from ..resume import begins_anew
 
 __all__ = ['BestCheckpoint']
 
@@ -43,7 +44,8 @@ class BestCheckpoint(ModelCheckpoint):
             self, monitor: str = 'val/top1', mode: Literal['max', 'min'] | None = None, keep: int = 1) -> None:
         super().__init__(
             monitor=monitor, mode=mode or ('min' if smaller_is_better(monitor) else 'max'), save_top_k=keep,
-            filename='best' + (DETAILS if keep != 1 else ''), enable_version_counter=False)
+            enable_version_counter=False)
+        self.filename = f'best{self._details}'
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take a name of its own beside others that come before: they would overwrite each other's files."""
@@ -83,8 +85,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Return a name under which no other training has its best, in a folder that several have."""
         name = str(self.filename).removesuffix(self._details)
         names = itertools.chain([name], (f'{name}-v{number}' for number in itertools.count(1)))
-        files = glob.escape(str(self.dirpath)), ('-epoch=*-step=*' if self._details else '') + self.FILE_EXTENSION
-        return next(each for each in names if not glob.glob(os.path.join(files[0], each + files[1]))) + self._details
+        folder, end = glob.escape(str(self.dirpath)), ('-epoch=*-step=*' if self._details else '') + self.FILE_EXTENSION
+        return next(each for each in names if not glob.glob(os.path.join(folder, each + end))) + self._details
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state, the latest score included, which Lightning leaves out, also in a run that was moved."""

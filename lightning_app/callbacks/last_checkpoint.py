@@ -16,7 +16,8 @@ from se_timm.errors import InputError, message
 
 from ..checkpoints import step_checkpoint, step_checkpoints, step_of
 from ..classifier import ended_step, is_logging_step, log_interval
-from ..resume import begins_anew, epochs_done, has_own_folder, validates
+from ..folders import has_own_folder
+from ..resume import begins_anew, epochs_done, validates
 from .stop_signals import Stopped, StopSignals
 
 __all__ = ['LastCheckpoint']

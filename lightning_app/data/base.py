@@ -23,7 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from se_timm.errors import InputError, message, unknown
 
-from ..plain_values import check_choices, plain_values
+from ..settings import check_choices, plain_values
 from .augment import INTERPOLATIONS, Augment, Normalisation, evaluation_transform, training_transform
 from .collate import collate
 from .device_decoding import Encoded, check_device_decoding, decode
