@@ -20,9 +20,9 @@ from lightning.pytorch import Callback, Trainer
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from se_timm.cost import cost
 from se_timm.errors import InputError, check_least, message
 from se_timm.gates import find_se
+from se_timm.meta import meta_copy
 from se_timm.tables import aligned
 
 from .callbacks import Gates, LastCheckpoint, ProgressBar, Throughput, WeightEMA
@@ -162,7 +162,7 @@ def benchmark(
     """
     check_least(1, batch_size=batch_size, size=size, rounds=rounds, threads=1 if threads is None else threads)
     check_least(WARMUP + 2, steps=steps)
-    check_network(name, size, stage)
+    check_network(name, (batch_size, 3, size, size), stage)
     if threads:
         torch.set_num_threads(threads)
     times: dict[str, list[float]] = {}
@@ -192,18 +192,23 @@ def benchmark(
     return ratios
 
 
-def check_network(name: str, size: int, stage: str) -> None:
-    """Raise `InputError` for a network that does not take such images, or has no gates to be read."""
+def check_network(name: str, shape: tuple[int, int, int, int], stage: str) -> None:
+    """Raise `InputError` for a network that does not take such batches, or has no gates to be read."""
     net = ImageClassifier(name, CLASSES).net
     if stage == 'validate' and not find_se(net):
         raise InputError(message(
             f'name: {name} with stage: validate', 'it has no SE whose gates could be read',
             'take a network with SE, or stage: fit'))
     try:
-        cost(net, (3, size, size))
+        meta_copy(net).train(stage == 'fit')(torch.empty(shape, device='meta'))
     except (AssertionError, RuntimeError) as error:
         raise InputError(message(
-            f'size: {size}', f'{name} does not take such images ({error})', 'take the size it is made for')) from error
+            f'size: {shape[-1]}', f'{name} does not take such images ({error})', 'take the size it is made for',
+        )) from error
+    except ValueError as error:  # of batch norm, which sees one value a channel
+        raise InputError(message(
+            f'batch_size: {shape[0]} with size: {shape[-1]}', f'{name} does not train on such batches ({error})',
+            'take more images, or larger ones')) from error
 
 
 def training_rows(common: dict[str, Any], make: Callable[..., ImageClassifier], batches: Batches) -> Rows:

@@ -42,6 +42,7 @@ def test_what_cannot_be_measured(option, do, cli_error):
 
 @pytest.mark.parametrize(('options', 'given', 'why'), [
     (['--name=test_vit3', '--size=32'], 'size: 32', 'does not take such images'),
+    (['--name=se_resnet18', '--batch_size=1', '--size=32'], 'batch_size: 1 with size: 32', 'more than 1 value'),
     (['--name=test_resnet', '--size=32', '--stage=validate'], 'name: test_resnet with stage: validate', 'no SE')])
 def test_network_that_cannot_be_measured(options, given, why, cli_error):
     lines = cli_error(['benchmark', *options])
