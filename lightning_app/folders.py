@@ -40,21 +40,27 @@ def base_folder(config: Namespace) -> Path:
     return Path(config.trainer.default_root_dir or f'runs/{config.model.name}')
 
 
-def run_of(ckpt_path: str) -> Path:
-    """Return the folder of the run that wrote the checkpoint."""
-    folder = Path(ckpt_path).resolve().parent
-    return folder if (folder / 'config.yaml').is_file() else folder.parent  # Lightning writes for SLURM beside it
+def is_run(folder: Path) -> bool:
+    """Return whether a training was begun in a folder by the command line; others may have a `config.yaml`, too."""
+    mark = folder / LAUNCH
+    return mark.is_file() and mark.stat().st_size > 0  # `held` opens it before the training begins
 
 
 def whole_run(ckpt_path: str | None) -> Path | None:
     """Return the folder of the run that a checkpoint lies in; None if it was taken out of it, or there is none."""
-    run = run_of(ckpt_path) if ckpt_path else None
-    return run if run and (run / 'config.yaml').is_file() else None
+    folder = Path(ckpt_path or '').resolve().parent
+    return next(filter(is_run, (folder, folder.parent)), None) if ckpt_path else None
+
+
+def run_of(ckpt_path: str) -> Path:
+    """Return the folder of the run that wrote the checkpoint; that of the file, if it was taken out of it."""
+    folder = Path(ckpt_path).resolve().parent
+    return whole_run(ckpt_path) or (folder.parent if folder.name == 'checkpoints' else folder)
 
 
 def has_own_folder(trainer: Any) -> bool:
-    """Return whether the folder is this training's alone, as from the command line, which writes its config there."""
-    return Path(trainer.default_root_dir, 'config.yaml').is_file()
+    """Return whether the folder is this training's alone, as that of one which the command line has begun."""
+    return is_run(Path(trainer.default_root_dir))
 
 
 def run_folder(config: Namespace) -> Path:

@@ -68,8 +68,8 @@ class BestCheckpoint(ModelCheckpoint):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         # new in a training that goes on, it finds the files of those behind it
         self._take_other_name(each for each in callbacks if each is not self)
-        if not has_own_folder(trainer):
-            self.filename = trainer.strategy.broadcast(self._free_name())
+        own = has_own_folder(trainer)  # as the first process sees it
+        self.filename = trainer.strategy.broadcast(self.filename if own else self._free_name())
 
     def _forget(self) -> None:
         worst = float('inf') if self.mode == 'min' else float('-inf')

@@ -189,6 +189,7 @@ def test_checkpoints_of_another_training_are_not_removed(make_trainer, photo_dat
     trainer.fit(trainer.model, photo_data())  # goes on with its own
     files = sorted((tmp_path / 'python' / 'checkpoints').glob('last-step=*.ckpt'))
     assert len(files) == 2
+    (tmp_path / 'python' / 'config.yaml').write_text('mine: 1')  # does not make it a run of the command line
     another = make_trainer(enable_checkpointing=True, callbacks=[LastCheckpoint()])
     with refused('default_root_dir: ', 'of another training', 'by ckpt_path'):
         another.fit(ImageClassifier('test_resnet', num_classes=3), photo_data())

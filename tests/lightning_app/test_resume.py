@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -376,6 +378,20 @@ def test_run_goes_on_in_the_folder_that_is_given(steps, capfd):
     assert not Path('runs/test_resnet/version_1').exists()
 
 
+@pytest.mark.parametrize('folder', [Path('kept'), Path('kept/checkpoints')])
+def test_folder_with_a_config_of_the_user_is_no_run(folder, steps):
+    """A checkpoint that was taken out of its run does not lead to the folder in which it lies."""
+    main(steps(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))
+    folder.mkdir(parents=True)
+    shutil.copy(at(2), folder)
+    Path('kept/config.yaml').write_text('mine: 1\n')
+    cli = main([*steps(), '--ckpt_path', str(folder / at(2).name)])
+    assert cli.trainer.global_step == 9
+    assert cli.trainer.default_root_dir == 'runs/test_resnet/version_1'
+    assert Path('kept/config.yaml').read_text() == 'mine: 1\n'
+    assert {path.name for path in Path('kept').rglob('*')} <= {'checkpoints', 'config.yaml', at(2).name}
+
+
 class Stop(Callback):
     """Ends the training as `trainer.max_time` does, after a batch, or as an early stopping does, after a validation."""
 
@@ -497,11 +513,16 @@ def test_training_in_the_folder_of_one_that_runs_is_refused(steps, monkeypatch, 
         assert {path: path.read_bytes() for path in FIRST.rglob('*') if path.is_file()} == before
         assert not Path('runs/test_resnet/version_1').exists()
         main(steps())  # a new one has a folder of its own
-    (FIRST / 'launch.txt').rename('launch.txt')
-    (FIRST / 'launch.txt').mkdir()
-    assert 'nothing can be written there' in cli_error([*steps(), '--ckpt_path', str(at(9))])[1]
-    (FIRST / 'launch.txt').rmdir()
     assert main([*steps(**{'trainer.max_epochs': 4}), f'--ckpt_path={at(9)}']).trainer.global_step == 12
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='whoever runs the tests may write to any file')
+def test_training_in_a_folder_without_leave_is_refused(steps, cli_error):
+    main(steps())
+    shutil.copy(str(shutil.which('sleep')), FIRST / 'launch.txt')
+    with subprocess.Popen(['sleep', '60'], executable=FIRST / 'launch.txt') as running:  # may not be written to
+        assert 'nothing can be written there (Text file busy)' in cli_error([*steps(), f'--ckpt_path={at(9)}'])[1]
+        running.kill()
 
 
 @pytest.mark.skipif(folders.fcntl is None, reason='files cannot be locked')
