@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from se_timm.errors import InputError, check_least, message
 from se_timm.gates import find_se
+from se_timm.machine import device_name
 from se_timm.meta import meta_copy
 from se_timm.tables import aligned
 
@@ -186,8 +187,8 @@ def benchmark(
               for row, values in times.items()}
     table = aligned([[f'a step of {stage}', 'ms', 'relative'], *(
         [row, f'{statistics.median(times[row]):.1f}', f'{ratio:.3f}'] for row, ratio in ratios.items())])
-    print(f'{name}, batches of {batch_size} images of {size} px, {precision}, {device}, {torch.get_num_threads()} '
-          f'threads; medians of {rounds} rounds of {steps} steps; torch {torch.__version__}, '
+    print(f'{name}, batches of {batch_size} images of {size} px, {precision}, {device_name(device)}, '
+          f'{torch.get_num_threads()} threads; medians of {rounds} rounds of {steps} steps; torch {torch.__version__}, '
           f'lightning {lightning.__version__}, Python {platform.python_version()}\n\n{table}')
     return ratios
 

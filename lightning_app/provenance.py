@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from se_timm.machine import device_name
+
 from .data.base import data_of
 
 __all__ = ['provenance']
@@ -27,7 +29,8 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
     return {
         'versions': {'python': platform.python_version(), **installed(), 'cuda': torch.version.cuda},
         'git': source(Path(__file__).parent),
-        'machine': {'device': device_name(trainer), 'processes': trainer.world_size, 'nodes': trainer.num_nodes},
+        'machine': {'device': device_name(trainer.strategy.root_device), 'processes': trainer.world_size,
+                    'nodes': trainer.num_nodes},
         'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         'data': described(data_of(trainer))}
 
@@ -54,12 +57,6 @@ def source(folder: Path) -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {'commit': commit, 'dirty': bool(changes)}
-
-
-def device_name(trainer: Trainer) -> str:
-    """Return what computes in this process."""
-    device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or device.type
 
 
 def described(data: Any) -> dict[str, int | str]:

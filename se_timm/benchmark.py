@@ -49,6 +49,7 @@ from .errors import (
     message,
     unknown,
 )
+from .machine import device_name
 from .measure import (
     MODES,
     PRECISIONS,
@@ -265,18 +266,9 @@ class Machine(NamedTuple):
 
 def machine_of(device: torch.device) -> Machine:
     """Return what is known of a device, and measure a copy on it."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else processor()
+    name = device_name(device)
     peak = next((peak for key, peak in PEAKS.items() if key in name), 0.)
     return Machine(device.type, name, measure.copy_bandwidth(device), peak)
-
-
-def processor() -> str:
-    """Return the name of the CPU."""
-    with contextlib.suppress(OSError):
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def baseline_of(results: Results) -> Result | None:

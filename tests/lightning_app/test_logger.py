@@ -331,6 +331,7 @@ def test_run_holds_the_nested_configuration_and_where_it_comes_from(on_photos, i
     assert come['versions']['torch'] == importlib.metadata.version('torch')
     assert come['versions']['wandb'] == wandb.__version__
     assert come['machine']['processes'] == 1
+    assert come['machine']['device'] not in ('', 'cpu')
     commit = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert come['git'] is None or come['git']['commit'] == commit.stdout.strip()
     assert 'num_classes' not in config  # nothing of it flat beside the nested
