@@ -11,7 +11,7 @@ import torch
 
 from se_timm.errors import InputError, message, unknown
 
-__all__ = ['check_choices', 'plain_values']
+__all__ = ['check_choices', 'is_plain', 'plain_values']
 
 
 def plain_values(key: str, value: Any) -> Any:
@@ -35,8 +35,17 @@ def plain_values(key: str, value: Any) -> Any:
     if type(value) not in (type(None), bool, int, float, str) and not loads(value):
         raise InputError(message(
             f'{key}: {value!r}', 'no checkpoint with it could be loaded: it holds plain values, not code',
-            'say it by its name in timm, as on the command line'))
+            'give it by its name, as on the command line, or by what it is made from'))
     return value
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a checkpoint may hold a value: no code, and no array, which may be all the images."""
+    try:
+        plain_values('', value)
+    except InputError:
+        return False
+    return not isinstance(value, (np.ndarray, torch.Tensor))
 
 
 def check_choices(key: str, settings: Any, kind: type) -> None:

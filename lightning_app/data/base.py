@@ -23,7 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from se_timm.errors import InputError, message, unknown
 
-from ..settings import check_choices, plain_values
+from ..settings import check_choices, is_plain, plain_values
 from .augment import INTERPOLATIONS, Augment, Normalisation, evaluation_transform, training_transform
 from .collate import collate
 from .device_decoding import Encoded, check_device_decoding, decode
@@ -207,7 +207,8 @@ class ImageDataModule(LightningDataModule):
         self.prepare_transforms()
         if stage == 'fit':
             self._begin_anew()  # before callbacks and checkpoints have their say
-            self.settings()  # a checkpoint will hold them
+            if left_out := self._arguments().keys() - self.settings()['init_args']:
+                rank_zero_info(f'data: checkpoints are without {", ".join(sorted(left_out))}, which is no plain value')
             source = self._checked(self.open('train'))
             self.training = TrainingSamples(
                 source, self.training_transform, self.transform_of_size, self._decoder_of(source),
@@ -483,8 +484,15 @@ class ImageDataModule(LightningDataModule):
     def settings(self) -> dict[str, Any]:
         """Return the class and its arguments in plain types, as a checkpoint keeps them.
 
-        Those that the network's configuration said are among them: it may say something else another time.
+        Those that the network's configuration said are among them: it may say something else another time. What a
+        subclass takes that is not plain, such as code or arrays, is left out.
         """
+        common = inspect.signature(ImageDataModule).parameters
+        return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': {
+            name: plain_values(f'data.{name}', value) for name, value in self._arguments().items()
+            if name in common or is_plain(value)}}
+
+    def _arguments(self) -> dict[str, Any]:
         parameters = [parameter for cls in type(self).__mro__[::-1] if issubclass(cls, ImageDataModule)
                       for parameter in inspect.signature(cls).parameters.values()]
         names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
@@ -494,10 +502,7 @@ class ImageDataModule(LightningDataModule):
                 'a checkpoint holds the arguments of the data module, so that it can be evaluated on its own',
                 f'let its __init__ say self.{missing[0]} = {missing[0]}'))
         values = {name: _given(getattr(self, name), self._found.get(name)) for name in names if name != 'num_classes'}
-        values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
-        values['num_classes'] = self.given_num_classes
-        values['augment'] = plain_values('data.augment', dataclasses.asdict(self.augment))
-        return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': values}
+        return values | {'num_classes': self.given_num_classes, 'augment': dataclasses.asdict(self.augment)}
 
 
 def data_of(trainer: Any) -> Any:

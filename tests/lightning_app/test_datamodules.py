@@ -139,6 +139,29 @@ class Forgetful(ImageNetDataModule):
         super().__init__(**common)
 
 
+class Flavoured(ImageNetDataModule):
+    def __init__(self, flavour: object = 'sweet', **common):
+        super().__init__(**common)
+        self.flavour = flavour
+
+
+@pytest.mark.parametrize(('flavour', 'kept'), [
+    (np.float64(3), 3.0), ([np.int64(1)], [1]), (Path('a'), 'a'), ({'b': (np.bool_(True),)}, {'b': (True,)})])
+def test_arguments_of_a_subclass_are_kept_in_plain_values(pets, flavour, kept, tmp_path):
+    settings = set_up(Flavoured(flavour=flavour, root=pets, batch_size=4)).settings()
+    assert settings['init_args']['flavour'] == kept
+    torch.save(settings, tmp_path / 'settings')
+    assert torch.load(tmp_path / 'settings', weights_only=True) == settings
+
+
+@pytest.mark.parametrize('flavour', [Flavoured, np.zeros(3), torch.zeros(3), [len]])
+def test_argument_of_a_subclass_that_no_checkpoint_can_hold_is_left_out(pets, flavour, caplog):
+    data = set_up(Flavoured(flavour=flavour, root=pets, batch_size=4))
+    assert 'checkpoints are without flavour, ' in caplog.text
+    assert data.flavour is flavour
+    assert data.settings()['init_args'].keys() == ImageNetDataModule(root=pets).settings()['init_args'].keys()
+
+
 def test_module_that_does_not_keep_its_arguments_is_refused_before_the_training(pets, refused):
     with refused('Forgetful without an attribute flavour', 'a checkpoint holds', 'self.flavour = flavour'):
         set_up(Forgetful(root=str(pets), num_workers=0), 'fit')
@@ -661,7 +684,7 @@ def test_settings_are_plain_where_paths_were_given(tmp_path, module):
     assert yaml.safe_load(yaml.safe_dump(settings))['init_args']['root'] == str(tmp_path)
 
 
-def test_arguments_of_a_subclass_are_its_own(make_trainer):
+def test_arguments_of_a_subclass_are_its_own(make_trainer, tmp_path):
     class Arrays(ImageDataModule):
         def __init__(self, pixels, labels, keep=len, **common):
             super().__init__(**common)
@@ -675,9 +698,12 @@ def test_arguments_of_a_subclass_are_its_own(make_trainer):
 
     pixels = np.zeros((8, 32, 32, 3), dtype=np.uint8)
     data = Arrays(pixels, np.arange(8) % 3, batch_size=np.int64(4), image_size=32, num_workers=0)
-    make_trainer().fit(ImageClassifier('test_resnet', 3), data)
+    trainer = make_trainer()
+    trainer.fit(ImageClassifier('test_resnet', 3), data)
     assert data.pixels is pixels
     assert type(data.settings()['init_args']['batch_size']) is int
+    trainer.save_checkpoint(tmp_path / 'a.ckpt')
+    assert 'pixels' not in torch.load(tmp_path / 'a.ckpt', weights_only=True)['data']['init_args']
 
 
 # Real photos
