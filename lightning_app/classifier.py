@@ -76,6 +76,8 @@ from .settings import check_choices, plain_values
 
 __all__ = ['ImageClassifier', 'ended_step', 'is_logging_step', 'log_interval']
 
+LOG_INTERVAL = 50  # Lightning's default
+
 TOP = 5
 GROUPS: dict[str, Any] = {'optim': Optim, 'schedule': Schedule, 'loss': Loss, 'mix': Mix, 'distill': Distill}
 COUNTERS = ('lookahead_step',)  # what optimisers count in their parameter groups, beside the settings
@@ -616,8 +618,11 @@ def tell_of_slow_precision(trainer: Any) -> None:
 
 
 def log_interval(trainer: Any) -> int:
-    """Return the number of steps between two logging steps (Lightning sets the attribute, but does not declare it)."""
-    return max(int(trainer.log_every_n_steps), 1)
+    """Return the number of steps between two logging steps: after these the host waits for the device anyway.
+
+    With 0 Lightning logs none, but signals and losses that are not finite are looked for all the same.
+    """
+    return int(trainer.log_every_n_steps) or LOG_INTERVAL
 
 
 def ended_step(trainer: Any, batch_idx: int) -> bool:

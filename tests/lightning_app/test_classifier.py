@@ -251,6 +251,13 @@ def test_one_logging_step_in_each_interval_however_batches_are_accumulated(make_
     assert count.found == [(2, 7), (4, 3), (6, 11)]
 
 
+def test_without_logging_the_host_waits_no_more_often(make_trainer, photo_data, monkeypatch):
+    waits = []
+    monkeypatch.setattr(ImageClassifier, 'stop_if_nonfinite', lambda model: waits.append(model.global_step))
+    make_trainer(log_every_n_steps=0, limit_val_batches=0).fit(classifier(), photo_data())
+    assert waits == [3]  # at the end of the epoch
+
+
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_last_incomplete_batch_is_left_out_however_it_is_accumulated(
         accumulate, make_trainer, photo_data, optimizer_steps):
