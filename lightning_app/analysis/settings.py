@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ IN_LABEL = 4
 DATA = ('classes', 'train_images', 'val_images')  # of the record of a run
 EARLY = 'trainer.callbacks.EarlyStopping'  # key of settings
 PATIENCE = 3  # Lightning's default
+LIMITS = {'stopping_threshold': 1, 'divergence_threshold': -1}  # of a metric, and whether it ends above or below
 
 Settings = dict[str, str]
 
@@ -94,14 +96,20 @@ def with_other_seeds(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def stopped_early(run: Run) -> bool:
-    """Return whether EarlyStopping has ended a run: its metric has not been better for as long as it waits."""
-    found = settings(run)
-    monitor, mode = found.get(f'{EARLY}.monitor', ''), found.get(f'{EARLY}.mode', 'min')
-    values = [row[monitor] for row in run.values(monitor)]
-    if EARLY not in found or not values:
+    """Return whether EarlyStopping has ended a run: its metric is past a limit, or has been no better for long."""
+    found = {key.removeprefix(f'{EARLY}.'): value for key, value in settings(run).items() if key.startswith(EARLY)}
+    if not found:
         return False
-    best = (max if mode == 'max' else min)(values)
-    return len(values) - 1 - values.index(best) >= int(found.get(f'{EARLY}.patience', PATIENCE))
+    monitor, sign = found.get('monitor', ''), 1 if found.get('mode') == 'max' else -1
+    values = [sign * row[monitor] for row in run.values(monitor)]
+    for name, way in LIMITS.items():
+        if name in found and any(way * (value - sign * float(found[name])) > 0 for value in values):
+            return True
+    best, waited = -math.inf, 0
+    for value in values:
+        better = value - float(found.get('min_delta', 0)) > best
+        best, waited = (value, 0) if better else (best, waited + 1)
+    return waited >= int(found.get('patience', PATIENCE))
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

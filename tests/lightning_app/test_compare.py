@@ -392,12 +392,17 @@ def test_interrupted_run_of_planned_steps_is_no_seed(write_run, in_tmp_path, sho
     assert seeds(shown('runs')) == [['2', '63.00 +- 2.8', '1, 0']]
 
 
-def test_runs_that_stop_early_are_seeds_however_long_they_are(write_run, in_tmp_path, shown):
+@pytest.mark.parametrize(('settings', 'values'), [
+    ({'patience': 1}, [(60.0, 61.0, 60.0), (63.0, 62.0), (20.0,)]),
+    ({'patience': 2, 'min_delta': 0.5}, [(60.6, 61.0, 61.0), (62.6, 63.0, 62.9), (20.0, 20.6, 20.9)]),
+    ({'stopping_threshold': 60.5}, [(60.0, 61.0), (63.0,), (20.0, 60.5)]),
+    ({'divergence_threshold': 5.0}, [(61.0, 4.0), (63.0, 3.0), (20.0, 5.0)])])
+def test_runs_that_stop_early_are_seeds_however_long_they_are(settings, values, write_run, in_tmp_path, shown):
     stop = {'class_path': 'lightning.pytorch.callbacks.EarlyStopping',
-            'init_args': {'monitor': 'val/top1', 'mode': 'max', 'patience': 1}}
+            'init_args': {'monitor': 'val/top1', 'mode': 'max', **settings}}
     plan = {'trainer': {'max_epochs': 9, 'callbacks': [stop]}}
-    for seed, rows in ((0, validated(60.0, 61.0, 60.0)), (1, validated(63.0, 62.0)), (2, validated(20.0))):
-        write_run(f'runs/{seed}', rows, {**plan, 'seed_everything': seed})
+    for seed, top1 in enumerate(values):
+        write_run(f'runs/{seed}', validated(*top1), {**plan, 'seed_everything': seed})
     assert seeds(shown('runs')) == [['2', '62.00 +- 1.4', '1, 0']]
 
 
