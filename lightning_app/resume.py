@@ -118,7 +118,8 @@ def take_weights_without_average(checkpoint: dict[str, Any], callbacks: list[Any
 def drop_elapsed_time(checkpoint: dict[str, Any]) -> None:
     """Let `trainer.max_time` be of each start: jobs that go on would have the time of earlier ones behind them."""
     checkpoint['callbacks'] = {
-        key: state for key, state in checkpoint.get('callbacks', {}).items() if not key.startswith(Timer.__qualname__)}
+        key: state for key, state in checkpoint.get('callbacks', {}).items()
+        if key.partition('{')[0] != Timer.__qualname__}
 
 
 # The position in the data

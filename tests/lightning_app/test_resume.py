@@ -19,7 +19,7 @@ from lightning_app.callbacks import LastCheckpoint
 from lightning_app.cli import AppCLI, main
 from lightning_app.data import base
 from lightning_app.data.sources import FolderSource
-from lightning_app.resume import first_other_class
+from lightning_app.resume import drop_elapsed_time, first_other_class
 
 pytestmark = [
     pytest.mark.usefixtures('in_tmp_path'),
@@ -417,6 +417,8 @@ def test_training_that_ended_early_goes_on(steps, started_with, step, validation
     arguments = [*steps(**settings), '--trainer.callbacks', json.dumps(rarely(None))]
     main(arguments)
     whole = state(at(9))
+    shutil.rmtree(FIRST / 'checkpoints')
+    assert not cut_off(FIRST.parent)  # as metrics.csv tells
     shutil.rmtree('runs')
     started_with(Stop(step, validation), arguments)
     assert sorted(FIRST.glob('checkpoints/last*'))[-1] == at(step)
@@ -436,6 +438,8 @@ def test_time_is_that_of_each_start(steps, caplog):
     checkpoint = state(path)
     timer = next(key for key in checkpoint['callbacks'] if key.startswith('Timer'))
     checkpoint['callbacks'][timer]['time_elapsed']['train'] = 4000.0
+    drop_elapsed_time(others := {'callbacks': {timer: {}, 'TimerOfMine': {'kept': 1}}})
+    assert others == {'callbacks': {'TimerOfMine': {'kept': 1}}}
     torch.save(checkpoint, path)
     assert main([*limited, '--ckpt_path', path]).trainer.global_step == 9
     assert 'max_time: stopped' not in caplog.text
