@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -43,8 +44,10 @@ class StopSignals:
         if number == signal.SIGINT and self.received == number:
             raise KeyboardInterrupt  # he is in a hurry
         self.received = number
-        rank_zero_info(f'{signal.Signals(number).name}: a checkpoint is written after this step, then the training ends'
-                       + ('; once more to leave at once' if number == signal.SIGINT else ''))
+        with suppress(RuntimeError):  # where it comes while a line is written, which this one must not interrupt
+            rank_zero_info(
+                f'{signal.Signals(number).name}: a checkpoint is written after this step, then the training ends'
+                + ('; once more to leave at once' if number == signal.SIGINT else ''))
 
     def agreed(self, trainer: Trainer) -> int:
         """Return the signal that any process has received, 0 if none. Collective."""
