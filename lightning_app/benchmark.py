@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import platform
 import statistics
@@ -61,14 +62,15 @@ def loader(steps: int, batch_size: int, size: int) -> DataLoader[Any]:
 
 
 class Clock(Callback):
-    """Takes the time at the start of each step; list it first."""
+    """Takes the time at the start of each of so many steps; list it first."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, steps: int) -> None:
         self.device, self.times = device, list[float]()
+        self.counted = WARMUP, steps - 2  # from and to: before the last step there may be a checkpoint
 
     def tick(self, step: int) -> None:
-        """Take the time, on a GPU only at the first and last, when the host waits for it."""
-        if self.device.type == 'cuda' and step in (WARMUP, -1):
+        """Take the time; a GPU is waited for at the first and last step that counts alone."""
+        if self.device.type == 'cuda' and step in self.counted:
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
 
@@ -81,20 +83,12 @@ class Clock(Callback):
         """Take the time."""
         self.tick(batch_idx)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Take the time of the end."""
-        self.tick(-1)
-
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Take the time of the end."""
-        self.tick(-1)
-
     def milliseconds(self) -> float:
         """Return the time of a step: the median on a CPU, which has fast and slow moments, the mean on a GPU."""
-        if self.device.type == 'cuda':
-            return 1000 * (self.times[-1] - self.times[WARMUP]) / (len(self.times) - 1 - WARMUP)
-        steps = [end - start for start, end in zip(self.times, self.times[1:], strict=False)]
-        return 1000 * statistics.median(steps[WARMUP:-1])
+        first, last = self.counted
+        times = self.times[first:last + 1]
+        steps = [end - start for start, end in itertools.pairwise(times)]
+        return 1000 * (statistics.mean if self.device.type == 'cuda' else statistics.median)(steps)
 
 
 Rows = dict[str, Callable[[Clock], None]]
@@ -112,7 +106,6 @@ def bare_loop(model: ImageClassifier, batches: DataLoader[Any], precision: str, 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    clock.tick(-1)
 
 
 def parts(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -162,7 +155,7 @@ def benchmark(
         For each row the time of its step relative to that of the first.
     """
     check_least(1, batch_size=batch_size, size=size, rounds=rounds, threads=1 if threads is None else threads)
-    check_least(WARMUP + 2, steps=steps)
+    check_least(WARMUP + 3, steps=steps)
     check_network(name, (batch_size, 3, size, size), stage)
     if threads:
         torch.set_num_threads(threads)
@@ -179,7 +172,7 @@ def benchmark(
             print(f'round {number} of {rounds}', file=sys.stderr)
             rows = ROWS[stage](common, make, batches)
             for row, run in rows.items():
-                clock = Clock(device)
+                clock = Clock(device, steps)
                 run(clock)
                 times.setdefault(row, []).append(clock.milliseconds())
     first = next(iter(times.values()))

@@ -33,7 +33,7 @@ def test_unknown_option(cli_error):
 
 
 @pytest.mark.parametrize(('option', 'do'), [
-    ('--steps=4', 'take a number from 5'), ('--rounds=0', 'from 1'), ('--batch_size=0', 'from 1'),
+    ('--steps=5', 'take a number from 6'), ('--rounds=0', 'from 1'), ('--batch_size=0', 'from 1'),
     ('--size=0', 'from 1'), ('--threads=0', 'from 1'), ('--precision=16-mixed', 'bf16-mixed'),
     ('--accelerator=foo', 'correct')])
 def test_what_cannot_be_measured(option, do, cli_error):
