@@ -35,5 +35,6 @@ class GradientNorm(Callback):
                                if each.grad is not None and id(each) not in dropped])
         scaler = getattr(trainer.precision_plugin, 'scaler', None)
         if scaler is not None and getattr(optimizer, '_step_supports_amp_scaling', False):
-            norm = norm / scaler.get_scale()  # fused optimisers divide by the scale themselves, in the step
+            # fused optimisers divide by the scale themselves, in the step; on the device, as `get_scale` waits for it
+            norm = norm / scaler._get_scale_async()
         pl_module.log('train/grad_norm', norm)
