@@ -53,6 +53,7 @@ from .optim import (
     check_numbers,
     check_optimizer,
     clip_gradients,
+    clips_what_is_scaled,
     scaled_lr,
     with_clipping,
     without_effect,
@@ -366,6 +367,8 @@ class ImageClassifier(LightningModule):
         """Clip as `optim` or the Trainer says; Lightning's own way refuses fused optimisers."""
         optim = with_clipping(self.optim, gradient_clip_val, gradient_clip_algorithm)
         if optim.clip_grad:
+            if self._scaled and getattr(optimizer, '_step_supports_amp_scaling', False):  # that of a subclass
+                raise clips_what_is_scaled(type(optimizer).__name__)
             clip_gradients(self.net, optim.clip_grad, optim.clip_mode)
 
     @property

@@ -20,7 +20,7 @@ from se_timm.errors import InputError, check_least, message, unknown
 
 __all__ = [
     'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_numbers', 'check_optimizer', 'check_options',
-    'check_schedule', 'clip_gradients', 'scaled_lr', 'with_clipping', 'without_effect',
+    'check_schedule', 'clip_gradients', 'clips_what_is_scaled', 'scaled_lr', 'with_clipping', 'without_effect',
 ]
 
 WITHOUT_END = ('step', 'multistep', 'constant')  # schedules that know no lowest learning rate
@@ -164,20 +164,26 @@ def fused_options(net: nn.Module, optim: Optim, scaled: bool) -> dict[str, Any]:
         InputError: If it shall be fused and has no such form, or would see gradients that a GradScaler has scaled.
     """
     clipped_after_scaling = scaled and optim.clip_grad is not None
-    if optim.fused and not can_fuse(optim):
+    wanted = optim.options.get('fused', optim.fused)
+    if wanted and not can_fuse(optim):
         raise InputError(message(
             f'model.optim.fused: true with the optimiser {optim.name}', 'it has no fused form',
             'leave model.optim.fused out, or take momentum, sgd, adam or adamw'))
-    if optim.fused and clipped_after_scaling:
-        raise InputError(message(
-            'model.optim.fused: true with clipped gradients and 16-mixed precision',
-            'a fused optimiser takes the scale off the gradients itself, after they were clipped',
-            'leave model.optim.fused out, or take trainer.precision: bf16-mixed'))
-    if optim.fused is None:
+    if wanted and clipped_after_scaling:
+        raise clips_what_is_scaled('model.optim.fused: true')
+    if wanted is None:
         on_device = all(parameter.device.type in ('cpu', 'cuda') for parameter in net.parameters())
         fused = can_fuse(optim) and on_device and not clipped_after_scaling and 'fused' not in optim.options
         return {'fused': True} if fused else {}
-    return {'fused': optim.fused} if can_fuse(optim) else {}
+    return {'fused': wanted} if can_fuse(optim) else {}
+
+
+def clips_what_is_scaled(given: str) -> InputError:
+    """Return the error for a fused optimiser whose gradients would be clipped while a GradScaler has them scaled."""
+    return InputError(message(
+        f'{given} with clipped gradients and 16-mixed precision',
+        'a fused optimiser takes the scale off the gradients itself, after they were clipped',
+        'let it not be fused, or take trainer.precision: bf16-mixed'))
 
 
 def build_optimizer(net: nn.Module, optim: Optim, lr: float, scaled: bool = False) -> Optimizer:

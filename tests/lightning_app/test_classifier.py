@@ -408,6 +408,21 @@ def test_what_is_clipped_are_the_gradients_and_not_their_scale(clip, make_traine
     assert moved == pytest.approx([0.01, 0.01], rel=1e-3)  # lr times the limit
 
 
+class Fused(ImageClassifier):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), 0.1, fused=True)
+
+
+@pytest.mark.parametrize('model', [
+    lambda: classifier(optim=Optim(fused=True)), lambda: classifier(optim=Optim(options={'fused': True})),
+    lambda: Fused('test_resnet', num_classes=3)])
+def test_gradients_that_a_fused_optimiser_has_to_scale_are_not_clipped(model, make_trainer, photo_data, refused):
+    scaled = MixedPrecision('16-mixed', 'cpu', torch.amp.GradScaler('cpu'))
+    trainer = make_trainer(plugins=[scaled], gradient_clip_val=0.1)
+    with refused('with clipped gradients and 16-mixed precision', 'takes the scale off', 'not be fused'):
+        trainer.fit(model(), photo_data())
+
+
 def test_channels_last_changes_only_the_memory_format():
     images = torch.randn(2, 3, 32, 32)
     plain, last = classifier(), classifier(channels_last=True)
