@@ -618,8 +618,9 @@ def chosen(comparison: Comparison, options: argparse.Namespace, preset: bool) ->
 def compile_ahead(plan: Sequence[Comparison], device: torch.device, jobs: int, seconds: float) -> None:
     """Compile the variants in processes of their own, several at a time, so that torch finds them in its cache.
 
-    One process compiles one after the other, mostly on one core. Nothing is timed meanwhile. A process that fails, for
-    want of memory on the device for one, costs nothing but time: its variant is compiled when it is measured.
+    One process compiles one after the other, mostly on one core. Nothing is timed meanwhile. One for which the others
+    leave no memory on the device comes again, alone. A process that fails costs nothing but time: its variant is
+    compiled when it is measured.
 
     Args:
         plan: What will be measured.
@@ -644,7 +645,8 @@ def compile_ahead(plan: Sequence[Comparison], device: torch.device, jobs: int, s
 
     say(f'compiling {len(commands)} variants, {jobs} at a time, at most {seconds:.0f} s')
     with ThreadPoolExecutor(jobs) as pool:
-        problems = list(pool.map(run, commands))
+        found = dict(zip(commands, pool.map(run, commands), strict=True))
+    problems = [run(command) if measure.OUT_OF_MEMORY in problem else problem for command, problem in found.items()]
     say(f'  {problems.count("")} are compiled, after {seconds - (deadline - time.monotonic()):.0f} s')
     for problem in dict.fromkeys(filter(None, problems)):
         say(f'  {problems.count(problem)} are not: {problem}')
@@ -668,6 +670,8 @@ def torch_settings(device: torch.device, threads: int | None) -> Iterator[None]:
     on_gpu = [device] if device.type == 'cuda' else []
     try:
         with torch.random.fork_rng(on_gpu), torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
+            if on_gpu:  # cuBLAS keeps what it works in, which would count for the first variant
+                torch.mm(torch.ones(8, 8, device=device), torch.ones(8, 8, device=device))
             yield
     finally:
         torch.set_num_threads(before[0])

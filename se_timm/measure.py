@@ -44,6 +44,7 @@ COMPILING = {'train': 0.25, 'infer': 0.12, 'tail': 3.}
 FUSING = 0.05  # the same, of the passes of the fused tail alone
 CACHED = 0.4  # of that is still to be done with what torch has in its cache
 LEAST_ROUNDS = 5
+OUT_OF_MEMORY = 'the memory of the device is too small'
 
 
 class Work(NamedTuple):
@@ -721,7 +722,7 @@ def attempt(result: Result, data: list[Tensor], settings: Settings, budget: Budg
     try:
         return prepare(result, data, settings, budget)
     except torch.OutOfMemoryError:
-        result.problem = 'the memory of the device is too small: take a smaller --batch-size'
+        result.problem = f'{OUT_OF_MEMORY}: take a smaller --batch-size'
     except Exception as error:  # compilers fail in any way
         lines = str(error).strip().splitlines() or ['']
         why = [line.strip() for line in lines if line.startswith('  why: ')]  # of a message of this package

@@ -133,14 +133,14 @@ def test_a_wrong_variant_is_not_timed(monkeypatch, tmp_path, capfd):
 
 def test_inference_of_one_small_image_has_statistics():
     """Maps of 1x1 of a single image have no variance, with which torch's batch norms refuse to be calibrated."""
-    comparison = measure.Comparison('se_resnet18', 'infer', 1, 32, 'fp32', False, ())
+    comparison = Comparison('se_resnet18', 'infer', 1, 32, 'fp32', False, ())
     images = torch.randn(1, 3, 32, 32)
     work, _ = measure.infer_work(comparison, 'ours/se/eager', [images], torch.device('cpu'))
     assert work.forward().isfinite().all()
 
 
 def test_inference_in_half_precision_may_be_as_far_from_float32_as_the_modules_are():
-    comparison = measure.Comparison('se_resnet20_cifar', 'infer', 4, 32, 'bf16', False, ())
+    comparison = Comparison('se_resnet20_cifar', 'infer', 4, 32, 'bf16', False, ())
     device = torch.device('cpu')
     data = measure.tensors(comparison, device)
     work, expected = measure.infer_work(comparison, 'ours/se/folded', data, device)
@@ -154,7 +154,7 @@ def test_inference_in_half_precision_may_be_as_far_from_float32_as_the_modules_a
 
 @pytest.mark.parametrize('task', ['train', 'tail'])
 def test_wrong_gradients_are_found(task):
-    comparison = measure.Comparison('se_resnet20_cifar', task, 4, 32, 'fp32', False, ())
+    comparison = Comparison('se_resnet20_cifar', task, 4, 32, 'fp32', False, ())
     device = torch.device('cpu')
     data = measure.tensors(comparison, device)
     label = 'ours/se/fused' if task == 'tail' else 'ours/se/eager'
@@ -253,6 +253,21 @@ def test_command_that_compiles_ahead_is_understood():
     options = benchmark.parse(command[3:])
     assert benchmark.planned(options) == [comparison]
     assert options.jobs == 0
+
+
+def test_variant_without_memory_beside_others_is_compiled_again_alone(monkeypatch, tmp_path, capfd):
+    """Processes as they are started, but for what they do: a device whose memory is too small at the first time."""
+    def command(comparison, label, device):
+        mark = tmp_path / label.replace('/', '-')
+        return sys.executable, '-c', (
+            f"import pathlib; mark = pathlib.Path({str(mark)!r}); print({measure.OUT_OF_MEMORY!r}, ': not measured', "
+            "sep='') if mark.exists() < 1 else None; mark.write_text(mark.read_text() + 'a' if mark.exists() else 'a')")
+
+    monkeypatch.setattr(benchmark, 'alone', command)
+    compared = Comparison('se_resnet50', 'train', 2, 32, 'fp32', False, ('ours/se/compiled', 'ours/se/eager'))
+    benchmark.compile_ahead([compared], torch.device('cpu'), 2, 60)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('ours-se-compiled', 'aa')]
+    assert '1 are compiled' in capfd.readouterr().err
 
 
 # Errors
