@@ -18,19 +18,36 @@ CPU = torch.device('cpu')
 
 
 @pytest.fixture
-def root(tmp_path, noise):
-    """Return a root with JPEG files of many sizes, in training also a PNG file of that name, CMYK, grey and turned."""
-    for split, count in (('train', 24), ('val', 4)):
-        for number in range(count):
-            folder = tmp_path / split / 'ab'[number % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            image, options = noise(number, (40 + number, 60 - number)), {}
-            if number == 5:
-                options['exif'] = Image.Exif()
-                options['exif'][274] = 6  # to be turned by 90 degrees
-            image = image.convert({6: 'CMYK', 7: 'L'}.get(number, 'RGB'))
-            image.save(folder / f'{number:02}.jpg', 'PNG' if number == 4 else 'JPEG', **options)
-    return tmp_path
+def write(tmp_path, noise):
+    """Return a function that writes JPEG files of many sizes, in training also a PNG file, CMYK, grey and turned."""
+    def written(**settings):
+        for split, count in (('train', 24), ('val', 4)):
+            for number in range(count):
+                folder = tmp_path / split / 'ab'[number % 2]
+                folder.mkdir(parents=True, exist_ok=True)
+                image, options = noise(number, (40 + number, 60 - number)), dict(settings)
+                if number == 5:
+                    options['exif'] = Image.Exif()
+                    options['exif'][274] = 6  # to be turned by 90 degrees
+                image = image.convert({6: 'CMYK', 7: 'L'}.get(number, 'RGB'))
+                image.save(folder / f'{number:02}.jpg', 'PNG' if number == 4 else 'JPEG', **options)
+        return tmp_path
+    return written
+
+
+@pytest.fixture
+def root(write):
+    """Return the root of such files."""
+    return write()
+
+
+def damage(file):
+    """Damage a file within, where only who decodes it sees it; return its content."""
+    content = bytearray(file.read_bytes())
+    at = content.index(b'\xff\xc4')  # the Huffman tables
+    content[at + 4:at + 200] = bytes(196)
+    file.write_bytes(content)
+    return torch.frombuffer(content, dtype=torch.uint8)
 
 
 def batches(root, **options):
@@ -83,12 +100,9 @@ def test_damaged_files_are_replaced_named_and_counted(root, caplog):
     """One is cut off, which the worker sees, and one is damaged within, which the decoder on the device refuses."""
     cut, damaged = (Path(root, 'train', name) for name in ('a/10.jpg', 'b/11.jpg'))
     os.truncate(cut, 300)
-    content = bytearray(damaged.read_bytes())
-    at = content.index(b'\xff\xc4')  # the Huffman tables
-    content[at + 4:at + 200] = bytes(196)
-    damaged.write_bytes(content)
-    assert for_device(Picture(bytes(content)))
-    assert decode_files([torch.frombuffer(content, dtype=torch.uint8)], CPU) == [None]
+    content = damage(damaged)
+    assert for_device(Picture(content.numpy().tobytes()))
+    assert decode_files([content], CPU) == [None]
     _, expected, _ = batches(root, num_workers=0)
     with caplog.at_level(logging.WARNING):
         _, got, data = batches(root, num_workers=0, decode_on_device=True)
@@ -137,7 +151,9 @@ def test_without_torchcodec(root, refused, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_nvjpeg_is_near(root, photo):
+def test_nvjpeg_is_near(write, photo):
+    """Of 4:2:0, as the photo has it, nvJPEG repeats the colours, and libjpeg interpolates them: far off in noise."""
+    root = write(subsampling=0)
     for name in 'ab':
         photo.save(root / 'train' / name / 'photo.jpg', quality=95)
     one, other = (batches(root, num_workers=0, augment=Augment(scale=(1.0, 1.0)), **options)[2] for options in (
@@ -147,3 +163,13 @@ def test_nvjpeg_is_near(root, photo):
         difference = (images.int() - here[0].int()).abs().float()
         assert difference.mean() < 3
         assert np.percentile(difference.numpy(), 99) < 16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_nvjpeg_refuses_a_damaged_file_and_goes_on(root):
+    whole, damaged = Path(root, 'train/a/10.jpg'), Path(root, 'train/b/11.jpg')
+    files = [torch.frombuffer(bytearray(whole.read_bytes()), dtype=torch.uint8), damage(damaged)]
+    for _ in range(2):
+        found = decode_files(files, torch.device('cuda'))
+        assert found[0].shape == decode_files(files[:1], CPU)[0].shape
+        assert found[1] is None

@@ -1,5 +1,6 @@
 """Between two logging steps the host asks the device for nothing: it would wait for all that it has queued there."""
 import contextlib
+import warnings
 
 import pytest
 import timm
@@ -60,7 +61,9 @@ def no_waiting(patch):
 @contextlib.contextmanager
 def no_waiting_for_cuda(patch):
     """Let torch raise an error where the host would wait for the GPU."""
-    torch.cuda.set_sync_debug_mode('error')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Synchronization debug mode')  # torch calls it a prototype
+        torch.cuda.set_sync_debug_mode('error')
     try:
         yield
     finally:

@@ -1,7 +1,9 @@
 """What only a GPU can show of whole networks; the kernels' own tests run there too, see `fused/test_kernels.py`."""
 import copy
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-import se_timm  # noqa: F401  (registers the networks)
+import se_timm  # registers the networks
 from se_timm import explain, fuse, residual_tail
 from se_timm.fused import kernels
 
@@ -175,7 +177,10 @@ def run(rank, folder):
 
 def test_shared_moments_are_those_of_sync_batch_norm(tmp_path):
     """By gloo: NCCL refuses two processes on one GPU."""
-    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    paths = [str(Path(se_timm.__file__).parents[1]), os.environ.get('PYTHONPATH')]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))}
+    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment)
+                 for rank in range(2)]
     assert [process.wait(timeout=240) for process in processes] == [0, 0]
     for rank in range(2):
         results = torch.load(tmp_path / f'{rank}.pt')
