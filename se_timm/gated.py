@@ -19,8 +19,10 @@ class Gated(nn.Module):
     It stands in the place of `inner`, and reads and writes state dicts under the keys that `inner` had there; only the
     gate's, `se.*`, are new. In `named_modules` and `named_parameters` both are what they are: `inner` and `se`. (A gate
     by a forward hook, or by a subclass of the module's class, would be lost without a word where the module is replaced
-    by one of another class, as by `convert_sync_batchnorm`.) Other attributes are those of `inner`. So
-    `torch.func.functional_call` takes the names of `named_parameters`, and not those of the state dict.
+    by one of another class, as by `convert_sync_batchnorm`.) Other attributes are those of `inner`, and what is put on
+    it, such as a parameter, goes there. So `torch.func.functional_call` takes the names of `named_parameters`, and not
+    those of the state dict, and what looks into a module's own parameters, such as pruning and the weight norms of
+    `torch.nn.utils`, is for `inner`.
 
     Shapes: those of `inner`, whose input or output is gated by `se`, which sees `(N, C, H, W)`.
 
@@ -65,7 +67,7 @@ class Gated(nn.Module):
         for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(f'{prefix}se.')]:
             state_dict[f'{prefix}inner.{key[len(prefix):]}'] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        vars(self)['_prefix'] = prefix
+        vars(self)['_loaded'] = prefix, args[-1]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -77,11 +79,28 @@ class Gated(nn.Module):
             return getattr(super().__getattr__('inner'), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        inner = self.__dict__.get('_modules', {}).get('inner')
-        if inner is None or name in self.__dict__ or name in self._modules or not hasattr(inner, name):
+        modules = self.__dict__.get('_modules', {})
+        # methods that are replaced, such as `forward`, and what `compile` makes are of this module
+        own = name in self.__dict__ or name in modules or hasattr(type(self), name) or name.startswith('_')
+        if own or 'inner' not in modules:
             super().__setattr__(name, value)
         else:
-            setattr(inner, name, value)
+            setattr(modules['inner'], name, value)
+
+    def register_parameter(self, *args: Any, **kwargs: Any) -> None:
+        """Add a parameter to `inner`."""
+        self.inner.register_parameter(*args, **kwargs)
+
+    def register_buffer(self, *args: Any, **kwargs: Any) -> None:
+        """Add a buffer to `inner`."""
+        self.inner.register_buffer(*args, **kwargs)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a module to `inner`, or replace the gate or `inner`."""
+        if name in self._modules:
+            super().add_module(name, module)
+        else:
+            self.inner.add_module(name, module)
 
     def extra_repr(self) -> str:
         """Return where the gate is."""
@@ -90,9 +109,10 @@ class Gated(nn.Module):
 
 def _tell_the_old_names(gated: nn.Module, incompatible: Any) -> None:
     """Let the messages of `load_state_dict` name the keys of the state dict."""
-    prefix = vars(gated).pop('_prefix')
+    prefix, errors = vars(gated).pop('_loaded')
     for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
         keys[:] = [key.replace(f'{prefix}inner.', prefix, 1) if key.startswith(prefix) else key for key in keys]
+    errors[:] = [text.replace(f' {prefix}inner.', f' {prefix}', 1) for text in errors]
 
 
 class GatedCall(Gated):

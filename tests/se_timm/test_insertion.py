@@ -506,6 +506,41 @@ def test_what_the_module_has_is_found_at_the_gated_one():
     assert net.layer1[0].bn2.inner.weight.eq(1).all()
 
 
+def test_what_is_put_on_a_gated_module_is_in_its_state():
+    plain, net = timm.create_model('test_convnext').eval(), timm.create_model('test_convnext').eval()
+    add_se(net, at='stages.*')
+    net.stages[0].inner = Gated(net.stages[0].inner, nn.Identity())  # one around another
+    for each in (plain, net):
+        stage = each.stages[0]
+        assert isinstance(stage, Gated) == (each is net)
+        stage.prompt = nn.Parameter(torch.ones(3))
+        stage.register_parameter('other', nn.Parameter(torch.ones(3)))
+        stage.register_buffer('running', torch.ones(3))
+        stage.register_buffer('passing', torch.ones(3), persistent=False)
+        stage.adapter = nn.Linear(2, 2)
+        stage.add_module('second', nn.Linear(2, 2))
+    assert [key for key in net.state_dict() if '.se.' not in key] == list(plain.state_dict())
+    assert len(list(net.buffers())) == len(list(plain.buffers())) == 2
+    net.load_state_dict(net.state_dict())
+    copied = copy.deepcopy(net)
+    assert list(copied.state_dict()) == list(net.state_dict())
+    with torch.no_grad():
+        assert torch.equal(copied(images()), net(images()))
+
+
+@torch.no_grad()
+def test_gated_module_is_compiled_and_its_forward_replaced():
+    net = torchvision.models.resnet18().eval()
+    add_se(net)
+    gated, expected = net.layer1[0].bn2, net(images())
+    gated.compile(backend='eager')
+    torch.testing.assert_close(net(images()), expected)
+    before, calls = gated.forward, []
+    gated.forward = lambda x: calls.append(x) or before(x)
+    torch.testing.assert_close(net(images()), expected)
+    assert calls
+
+
 @pytest.mark.parametrize('training', [True, False])
 def test_mode_device_and_dtype_are_the_network_s(training):
     net = timm.create_model('test_resnet', device='meta', dtype=torch.bfloat16).train(training)
@@ -722,6 +757,8 @@ def test_messages_name_the_keys_of_the_state_dict():
     del state['layer1.0.bn2.weight']
     with pytest.raises(RuntimeError, match=r'Missing key.*"layer1\.0\.bn2\.weight"'):
         net.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r'size mismatch for layer1\.0\.bn2\.weight:'):
+        net.load_state_dict({**net.state_dict(), 'layer1.0.bn2.weight': torch.ones(1)})
 
 
 def test_slot_has_its_old_module_again():
