@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .errors import message
 from .insertion_points import Point
-from .meta import bare, copied, meta_copy
+from .meta import bare, copied, does_not_run, meta_copy
 
 __all__ = ['NO_SHORTCUT', 'End', 'layout_of', 'observe']
 
@@ -70,10 +69,7 @@ def attempt(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[
             return record(one, points, size)
         except Exception as exception:  # not every network runs without values
             failure = exception
-    raise ValueError(message(
-        f'add_se({type(net).__name__})',
-        f'it does not run on an image of {size} ({type(failure).__name__}: {failure})',
-        'say input_size=(channels, height, width) of its images')) from failure
+    raise does_not_run('add_se', net, size, failure) from failure
 
 
 @contextmanager

@@ -207,6 +207,9 @@ def patterns_of(at: Any) -> list[str | type[nn.Module]] | None:
         return None
     patterns: list[Any] = (
         [at] if isinstance(at, (str, type, nn.Module)) or not isinstance(at, Iterable) else list(at))
+    if not patterns:
+        raise ValueError(message(
+            f'at: {at!r}', 'it names nothing', 'leave it out for the end of each residual block, or name modules'))
     for each in patterns:
         if not isinstance(each, str) and not (isinstance(each, type) and issubclass(each, nn.Module)):
             raise ValueError(message(

@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from .errors import message
 
-__all__ = ['bare', 'copied', 'meta_copy']
+__all__ = ['bare', 'copied', 'does_not_run', 'meta_copy']
 
 
 def meta_copy(net: nn.Module) -> nn.Module:
@@ -37,6 +37,14 @@ def copied(caller: str, net: nn.Module, make: Callable[[nn.Module], nn.Module] =
             f'{caller}({type(net).__name__})', f'it cannot be copied, and the work is done on a copy ({error})',
             'take out what cannot be: old weight norms and pruning of torch.nn.utils, activations that are kept',
         )) from error
+
+
+def does_not_run(caller: str, net: nn.Module, size: Sequence[int], failure: Exception) -> ValueError:
+    """Return the error for a network that `caller` cannot try on an image of (channels, height, width)."""
+    return ValueError(message(
+        f'{caller}({type(net).__name__})',
+        f'it does not run on an image of {tuple(size)} ({type(failure).__name__}: {failure})',
+        'say input_size=(channels, height, width) of its images'))
 
 
 def bare(net: nn.Module) -> nn.Module:

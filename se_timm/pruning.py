@@ -12,7 +12,7 @@ from .errors import check_module, message
 from .fold import NORMS
 from .gates import SEBlock, choose_blocks
 from .insertion import holders, size_of
-from .meta import copied
+from .meta import copied, does_not_run
 from .placement import PlacedSE
 from .residual_blocks import block_of, is_hooked
 from .residual_tail import is_plain
@@ -101,7 +101,10 @@ def prune_se(
     channels, height, width = size_of(net, input_size)
     size = channels, height, width
     pruned = copied('prune_se', net)  # where that fails, `net` is what it was
-    before = cost(net, size)
+    try:
+        before = cost(net, size)
+    except Exception as error:  # of any network's own making
+        raise does_not_run('prune_se', net, size, error) from error
     try:
         done = {block.name: take_out(pruned, block, given[block.name]) for block in chosen}
         after = cost(pruned, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -129,6 +130,9 @@ def activation_and_se(activation: nn.Module, se: SqueezeExcite) -> nn.Sequential
 
 def check_arguments(channels: int, reduction: int, squeeze: str, excitation: str) -> None:
     """Raise `ValueError` for arguments that `SqueezeExcite` cannot honour."""
+    if isinstance(channels, bool) or not isinstance(channels, Integral) or channels < 1:
+        raise ValueError(message(
+            f'channels: {channels!r}', 'it is no number of channels', 'take a whole number from 1'))
     if isinstance(reduction, bool) or not isinstance(reduction, int) or not 1 <= reduction <= channels:
         raise ValueError(message(
             f'reduction: {reduction!r}',

@@ -199,6 +199,14 @@ def test_network_that_cannot_be_copied_is_refused(function):
         function(net)
 
 
+def test_network_that_does_not_run_on_the_size_of_its_configuration():
+    net = timm.create_model('swin_tiny_patch4_window7_224', img_size=64, depths=(1, 1), num_heads=(1, 2), embed_dim=8)
+    add_se(net, input_size=(3, 64, 64), reduction=2)
+    with pytest.raises(ValueError, match=r'^prune_se\(SwinTransformer\)\n  why: it does not run on an image of \(3, '):
+        prune_se(net, '*')
+    assert len(prune_se(net, '*', input_size=(3, 64, 64)).blocks) == len(find_se(net)) > 0
+
+
 def test_second_name_of_a_stage_is_no_second_place(x):
     class Named(torch.nn.Module):
         def __init__(self):

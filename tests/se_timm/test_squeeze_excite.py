@@ -152,6 +152,13 @@ def test_impossible_reduction_is_an_error_with_value_and_range(reduction):
     assert_names(error, repr(reduction), '32 channels', 'from 1 to 32')
 
 
+@pytest.mark.parametrize('channels', [0, -1, 32., '32', True])
+def test_channels_that_are_none(channels):
+    with pytest.raises(ValueError, match='no number of channels') as error:
+        SqueezeExcite(channels)
+    assert_names(error, f'channels: {channels!r}', 'from 1')
+
+
 @pytest.mark.parametrize(('squeeze', 'close'), [('average', 'avg'), ('maximum', 'max'), ('None', 'none')])
 def test_unknown_squeeze_is_an_error_with_the_nearest_name(squeeze, close):
     with pytest.raises(ValueError, match='squeeze') as error:
