@@ -188,8 +188,11 @@ def step_of(checkpoint: Path) -> int:
 
 
 def written(path: Path) -> int:
-    """Return when a file was written."""
-    return path.stat().st_mtime_ns
+    """Return when a file was written; -1 for one that a training has removed meanwhile."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return -1
 
 
 def age(path: Path) -> tuple[bool, int, int]:
@@ -218,5 +221,6 @@ def newest_whole(paths: Iterable[Path]) -> Path | None:
     for path in (path for run in newest_first for path in sorted(run, key=age, reverse=True)):
         if (reason := damage(path)) is None:
             return path
-        rank_zero_warn(f'checkpoint {path}: passed over, as {reason}')
+        if path.exists():
+            rank_zero_warn(f'checkpoint {path}: passed over, as {reason}')
     return None
