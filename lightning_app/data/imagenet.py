@@ -115,7 +115,7 @@ def relabel(source: Source, classes: list[str], split: str) -> None:
             remedy = 'let a classes.txt beside the shards name the numbers as the training images are, a name a line'
         raise InputError(message(
             f'class {foreign[0]} in {split}' + (f', and {len(foreign) - 1} more' if len(foreign) > 1 else ''),
-            f'the training images have {len(classes)} classes, and this is none of them',
+            f'the images of the training have {len(classes)} classes, and this is none of them',
             meant(close) + remedy))
     source.labels = np.array([index[name] for name in source.classes])[np.asarray(source.labels)]
     source.classes, source.numbers = classes, None

@@ -25,7 +25,7 @@ __all__ = [
 # what the image and its class are called in samples of other libraries, first come first
 IMAGES = ('image', 'img', 'images', 'jpg', 'picture')
 LABELS = ('label', 'labels', 'class', 'cls', 'target', 'fine_label')
-LOST = 'lost+found'  # at the top of a disk, for its administrator
+OTHERS = ('lost+found', '__MACOSX')  # of the system, at the top of a disk and in zip files
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
 
 
@@ -89,7 +89,7 @@ class FolderSource(Source):
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         with os.scandir(root) as entries:
-            seen = [entry for entry in entries if not entry.name.startswith('.')]
+            seen = [entry for entry in entries if not _is_hidden(entry.name)]
         self.classes = sorted(entry.name for entry in seen if entry.is_dir())
         files = [(f'{name}/{file}', label) for label, name in enumerate(self.classes)
                  for file in _files_below(Path(root, name))]
@@ -198,7 +198,7 @@ def below_common_folder(names: Iterable[str], where: str) -> dict[str, tuple[str
         where: What messages call what holds them.
     """
     inside = {name: PurePosixPath(name).parts for name in names}
-    inside = {name: parts for name, parts in inside.items() if not any(part.startswith('.') for part in parts)}
+    inside = {name: parts for name, parts in inside.items() if not any(map(_is_hidden, parts))}
     images = {name: parts for name, parts in inside.items() if _is_image(name)}  # a README is no class
     level = _class_level(images.values())
     above = [name for name, parts in images.items() if len(parts) <= level + 1]
@@ -233,11 +233,11 @@ def _files_below(root: Path) -> list[str]:
 
     found = []
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith('.') and name != LOST)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in folders:
             check_link(folder, name)
         relative = os.path.relpath(folder, root)
-        found += [file if relative == '.' else f'{relative}/{file}' for file in files if not file.startswith('.')]
+        found += [file if relative == '.' else f'{relative}/{file}' for file in files if not _is_hidden(file)]
     return sorted(found)
 
 
@@ -259,9 +259,15 @@ def _only_images(
     empty = sorted(set(range(len(classes))) - {label for _, label in images})
     if not images or empty:
         what = f'no image in class {classes[empty[0]]}' if empty else 'no folder with images'
+        remedy = ': put some there, or remove that one' if empty else ''
         raise InputError(message(
-            f'images: {where}', f'there is {what}', 'it must hold one folder a class, each with images'))
+            f'images: {where}', f'there is {what}', f'it must hold one folder a class, each with images{remedy}'))
     return [path for path, _ in images], [label for _, label in images]
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a file or folder is none of the user's images, by its name."""
+    return name.startswith('.') or name in OTHERS
 
 
 def _is_image(path: str) -> bool:

@@ -296,6 +296,18 @@ def test_images_without_class_folders(tmp_path, noise, pack, refused):
         TarSource(tar)
 
 
+@pytest.mark.parametrize('tar', [False, True])
+def test_folders_of_the_system_are_no_classes(tmp_path, write_images, pack, tar):
+    folder = write_images(tmp_path / 'train')
+    classes = FolderSource(folder).classes
+    for path in ('__MACOSX/fox/._a.png', 'lost+found/a', '.cache/a.png', 'cat/__MACOSX/._a.png'):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b'no image')
+    source = TarSource(pack(folder)) if tar else FolderSource(folder)
+    assert source.classes == classes
+    assert not any('MACOSX' in source.name(index) for index in range(len(source.labels)))
+
+
 def test_empty_class(tmp_path, write_images, refused):
     folder = write_images(tmp_path / 'train')
     (folder / 'fox').mkdir()
