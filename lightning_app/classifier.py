@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
@@ -60,7 +61,6 @@ from .optim import (
 )
 from .processes import check_clock
 from .resume import (
-    batches_done,
     begin_epoch,
     check_classes,
     check_continues,
@@ -74,10 +74,9 @@ from .resume import (
     take_weights_without_average,
 )
 from .settings import check_choices, plain_values
+from .steps import batches_done, is_logging_step, log_interval, tell_of_last_step
 
-__all__ = ['ImageClassifier', 'ended_step', 'is_logging_step', 'log_interval']
-
-LOG_INTERVAL = 50  # Lightning's default
+__all__ = ['ImageClassifier']
 
 TOP = 5
 GROUPS: dict[str, Any] = {'optim': Optim, 'schedule': Schedule, 'loss': Loss, 'mix': Mix, 'distill': Distill}
@@ -104,7 +103,8 @@ class ImageClassifier(LightningModule):
 
     Logs `train/loss`, `lr`, and `val/loss`, `val/top1`, `val/top5`, `val/top1_error`, `val/top5_error` (0 to 100;
     `test/...` in tests), and `val/top1_best`, the best accuracy of the training, also over interruptions. In
-    evaluations labels of -1 do not count. Works under LightningCLI and with a plain Trainer.
+    evaluations labels of -1 do not count. Callbacks find the results of a validation in their `on_validation_end`:
+    before, in `on_validation_epoch_end`, they are of the last. Works under LightningCLI and with a plain Trainer.
 
     Args:
         name: Any of timm's networks, with tag or without: `se_resnet50`, `se_resnext50_32x4d.racm_in1k`,
@@ -465,6 +465,7 @@ class ImageClassifier(LightningModule):
         begin_epoch(self.trainer)
         self.nonfinite = NonfiniteSteps(self.net, self.max_nonfinite_steps, self.resumed_nonfinite_steps)
         self._restore_rates([config.scheduler for config in self.trainer.lr_scheduler_configs])
+        tell_of_last_step(self.trainer)
         if batches_done(self.trainer):  # Lightning leaves out the hook of an epoch that goes on
             self.on_train_epoch_start()
 
@@ -513,10 +514,9 @@ class ImageClassifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation's loss, accuracies and errors, and in a training the best accuracy so far."""
-        results = self.val_metrics.results('val')
+        results = self._results('val', self.val_metrics, 'validation_step')
         self.log_dict(results)
-        self.val_metrics.reset()
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+        if results and self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self.latest = {name: float(value) for name, value in results.items()}
             self.best_top1 = max(self.best_top1, float(results['val/top1']))  # never NaN
             self.log('val/top1_best', results['val/top1'].new_tensor(self.best_top1))
@@ -537,8 +537,17 @@ class ImageClassifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the test's loss and accuracies."""
-        self.log_dict(self.test_metrics.results('test'))
-        self.test_metrics.reset()
+        self.log_dict(self._results('test', self.test_metrics, 'test_step'))
+
+    def _results(self, stage: str, metrics: ClassificationMetrics, step: str) -> dict[str, Tensor]:
+        """Return what was counted, and begin anew; nothing if a subclass's own step has counted nothing."""
+        own = getattr(type(self), step) is not getattr(ImageClassifier, step)
+        with warnings.catch_warnings():
+            if own:
+                warnings.filterwarnings('ignore', 'The ``compute`` method')
+            results = metrics.results(stage)
+        metrics.reset()
+        return {} if own and results[f'{stage}/top1'].isnan() else results
 
     def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return for each image its index, and the five most probable classes, best first.
@@ -618,22 +627,3 @@ def tell_of_slow_precision(trainer: Any) -> None:
     if on_cpu and 'bf16' in str(trainer.precision) and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         rank_zero_info(f'trainer.precision {trainer.precision}: this CPU has no instructions for it, and is many times '
                        'slower with it than with --trainer.precision 32')
-
-
-def log_interval(trainer: Any) -> int:
-    """Return the number of steps between two logging steps: after these the host waits for the device anyway.
-
-    With 0 Lightning logs none, but signals and losses that are not finite are looked for all the same.
-    """
-    return int(trainer.log_every_n_steps) or LOG_INTERVAL
-
-
-def ended_step(trainer: Any, batch_idx: int) -> bool:
-    """Return at the end of a training batch whether it ended an optimiser step."""
-    last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
-    return last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-
-
-def is_logging_step(trainer: Any, batch_idx: int) -> bool:
-    """Return at the end of a training batch whether it ended an optimiser step after which metrics are logged."""
-    return ended_step(trainer, batch_idx) and trainer.global_step % log_interval(trainer) == 0

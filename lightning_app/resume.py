@@ -18,11 +18,12 @@ from .data import ImageDataModule
 from .data.base import data_of
 from .data.samples import run_seed
 from .optim import Optim
+from .steps import batches_done, epochs_done, validates
 
 __all__ = [
-    'batches_done', 'begin_epoch', 'begins_anew', 'check_classes', 'check_continues', 'check_fits', 'check_not_past',
-    'continue_in_epoch', 'drop_elapsed_time', 'epochs_done', 'first_other_class', 'position', 'reopen_epoch',
-    'take_weights_without_average', 'validates',
+    'begin_epoch', 'begins_anew', 'check_classes', 'check_continues', 'check_fits', 'check_not_past',
+    'continue_in_epoch', 'drop_elapsed_time', 'first_other_class', 'position', 'reopen_epoch',
+    'take_weights_without_average',
 ]
 
 ADD_STATE = ('amsgrad', 'centered')  # options with which an optimiser remembers more
@@ -125,21 +126,6 @@ def drop_elapsed_time(checkpoint: dict[str, Any]) -> None:
 # The position in the data
 
 
-def epochs_done(trainer: Trainer) -> int:
-    """Return the epochs that are done; not one that ended early, by `trainer.max_time`, for example."""
-    epochs: Any = trainer.fit_loop.epoch_progress.current
-    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    early = epochs.ready == epochs.processed and 0 < batches.processed < trainer.num_training_batches
-    return epochs.processed - early
-
-
-def batches_done(trainer: Trainer) -> int:
-    """Return the batches of the running epoch that are done; 0 where one has ended and the next has not begun."""
-    epochs: Any = trainer.fit_loop.epoch_progress.current
-    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    return batches.processed if epochs.ready != epochs_done(trainer) else 0
-
-
 def begins_anew(trainer: Trainer) -> bool:
     """Return at the start of a fit whether it is of another training than what callbacks remember."""
     return trainer.ckpt_path is None and not trainer.global_step
@@ -169,16 +155,6 @@ def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if validates(trainer, batches_done(trainer)):  # Lightning leaves out the validation, but counts the step once more
         loop['epoch_loop.state_dict']['_batches_that_stepped'] -= 1
 
-
-def validates(trainer: Any, batches: int) -> bool:
-    """Return whether a validation within the epoch follows after so many of its batches."""
-    every = trainer.val_check_batch
-    if trainer.check_val_every_n_epoch is None:  # counted over the epochs
-        loop = trainer.fit_loop
-        batches += loop.total_batch_idx - loop.batch_idx
-    elif (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
-        return False
-    return bool(trainer.enable_validation and every and every != float('inf') and batches % every == 0)
 
 
 def continue_in_epoch(trainer: Trainer, data: ImageDataModule, checkpoint: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ def fold(net: nn.Module) -> nn.Module:
     it, calls the one directly on the other. Residual blocks that end in batch norm -> SE -> sum -> activation, SE being
     the excitation of the channels' means, become a `FoldedBlock` or a `FoldedBottleneck`; others keep their modules.
     Folding is done in float64 and does not change dtype, device or memory format. The outputs are those of `net` in
-    eval mode but for rounding.
+    eval mode but for rounding. Gates that have become part of a folded block are none of `find_se`'s any more.
 
     What stays as it is: a batch norm without running statistics; a convolution whose output or weight is used elsewhere
     in the forward methods; convolutions and batch norms that are called twice, that stand in several places of the

@@ -46,6 +46,7 @@ class BestCheckpoint(ModelCheckpoint):
             monitor=monitor, mode=mode or ('min' if smaller_is_better(monitor) else 'max'), save_top_k=keep,
             enable_version_counter=False)
         self.filename = f'best{self._details}'
+        self.validated_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take a name of its own beside others that come before: they would overwrite each other's files."""
@@ -108,6 +109,17 @@ class BestCheckpoint(ModelCheckpoint):
             return self.state_dict()
         return {**state, 'dirpath': self.dirpath, **{name: files.get(state[name], '') for name in PATHS},
                 'best_k_models': {files[path]: score for path, score in state['best_k_models'].items()}}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take note of the step whose weights have the scores of now."""
+        self.validated_step = trainer.global_step
+        super().on_validation_end(trainer, pl_module)
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Leave out the end of a training by `trainer.max_steps`, for which Lightning has the scores of before."""
+        of_training = str(self.monitor).startswith('train/') or not trainer.enable_validation
+        if of_training or self.validated_step == trainer.global_step:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         before: dict[str, Any] = {name: getattr(self, name) for name in SCORES}

@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, Trainer
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from ..classifier import log_interval
 from ..network import check_has_network
+from ..steps import log_interval
 from .freezing import Freeze
 
 __all__ = ['GradientNorm']

@@ -15,9 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from se_timm.errors import InputError, message
 
 from ..checkpoints import step_checkpoint, step_checkpoints, step_of
-from ..classifier import ended_step, is_logging_step, log_interval
 from ..folders import has_own_folder
-from ..resume import begins_anew, epochs_done, validates
+from ..resume import begins_anew
+from ..steps import ended_step, epochs_done, is_logging_step, log_interval, validates
 from .stop_signals import Stopped, StopSignals
 
 __all__ = ['LastCheckpoint']

@@ -7,8 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ..classifier import is_logging_step
-from ..resume import batches_done
+from ..steps import batches_done, is_logging_step
 
 __all__ = ['ProgressBar']
 

@@ -46,7 +46,11 @@ class ResultLine(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the result."""
         unreadable = count_unreadable(trainer, pl_module)
-        if not trainer.is_global_zero or not self.best:
+        if not trainer.is_global_zero:
+            return
+        if not self.best:
+            if trainer.enable_validation:
+                print('\nbest: none, as the training ended before a validation')
             return
         path = getattr(trainer.checkpoint_callback, 'best_model_path', '')
         chosen = getattr(trainer.checkpoint_callback, 'monitor', None)  # else the file is the last one

@@ -46,7 +46,7 @@ class StopSignals:
         self.received = number
         with suppress(RuntimeError):  # where it comes while a line is written, which this one must not interrupt
             rank_zero_info(
-                f'{signal.Signals(number).name}: a checkpoint is written after this step, then the training ends'
+                f'{signal.Signals(number).name}: the training ends after this step, with a checkpoint to go on from'
                 + ('; once more to leave at once' if number == signal.SIGINT else ''))
 
     def agreed(self, trainer: Trainer) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 
-from ..classifier import is_logging_step
+from ..steps import is_logging_step
 
 __all__ = ['Throughput']
 

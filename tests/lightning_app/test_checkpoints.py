@@ -91,6 +91,34 @@ def test_newest_that_is_whole(files, tmp_path):
     assert newest_whole([]) is None
 
 
+@pytest.mark.filterwarnings('error')
+def test_checkpoints_that_a_training_removes_meanwhile_are_none(files, tmp_path):
+    paths = [tmp_path / f'checkpoints/last-step={step:08d}.ckpt' for step in (1, 2, 3)]
+    files.save_checkpoint(CONTENT, paths[1])
+    assert newest_whole(paths) == paths[1]
+    assert newest_whole([paths[0], paths[2]]) is None
+
+
+def test_best_is_of_weights_that_were_validated(make_trainer, photo_data, capsys, caplog):
+    """The last two of five steps, three an epoch, were not."""
+    def run(steps):
+        best = BestCheckpoint('val/loss', keep=9)
+        trainer = make_trainer(max_epochs=3, max_steps=steps, enable_checkpointing=True, callbacks=[best, ResultLine()])
+        trainer.fit(ImageClassifier('test_resnet', num_classes=3), photo_data())
+        return sorted(Path(path).name for path in best.best_k_models)
+
+    assert run(5) == ['best-epoch=0-step=3.ckpt']
+    assert 'trainer.max_steps: 5 ends the training before the 9 steps of trainer.max_epochs: 3' in caplog.text
+    assert 'epoch 0' in capsys.readouterr().out
+    caplog.clear()
+    assert run(2) == []
+    assert 'best: none, as the training ended before a validation' in capsys.readouterr().out
+    assert 'could not find the monitored key' not in caplog.text
+    caplog.clear()
+    assert len(run(9)) == 3
+    assert 'max_steps' not in caplog.text.replace('`max_steps=9` reached', '')
+
+
 def test_foreign_file_is_refused(tmp_path, refused):
     torch.save({'state_dict': {}}, tmp_path / 'weights.ckpt')
     with refused('weights.ckpt', 'no checkpoint of a training', 'model.network.checkpoint_path'):

@@ -35,13 +35,13 @@ from lightning_app.callbacks import (
     WeightEMA,
 )
 from lightning_app.callbacks.throughput import images_in
-from lightning_app.classifier import is_logging_step
 from lightning_app.data import Augment
 from lightning_app.distillation import Distill
 from lightning_app.logger import CsvLogger
 from lightning_app.loss import Loss
 from lightning_app.network import create_network
 from lightning_app.optim import Optim, Schedule
+from lightning_app.steps import is_logging_step
 from se_timm import explain
 from se_timm.errors import InputError
 from se_timm.fused import operators
@@ -893,6 +893,29 @@ def test_data_of_an_earlier_call_are_not_those_of_this_one(make_trainer, photo_d
     trainer.save_checkpoint(path := f'{trainer.default_root_dir}/a.ckpt', weights_only=False)
     assert 'data' not in torch.load(path, weights_only=True)
     assert len(trainer.predict(other, loader)) == 4
+
+
+def test_step_of_a_subclass_that_counts_otherwise(make_trainer, photo_data):
+    class Own(ImageClassifier):
+        def validation_step(self, batch, batch_idx):
+            self.log('val/own', (self(batch[0]).argmax(1) == batch[1]).float().mean(), batch_size=len(batch[1]))
+
+        test_step = validation_step
+
+    class Both(Own):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            ImageClassifier.validation_step(self, batch, batch_idx)
+
+    for kind, names in ((Own, {'val/own'}), (Both, {'val/own', 'val/top1', 'val/top1_best'})):
+        trainer = make_trainer(num_sanity_val_steps=1)
+        trainer.fit(model := kind('test_resnet', num_classes=3), photo_data())
+        found = {name for name in trainer.callback_metrics if name.startswith('val/')}
+        assert names <= found
+        assert (found == names) == (kind is Own)
+        assert all(value.isfinite() for value in trainer.callback_metrics.values())
+        images = DataLoader([(torch.zeros(3, 32, 32), 0)])
+        assert trainer.test(model, images)[0].keys() == {'val/own'}
 
 
 class WithHead(ImageClassifier):
