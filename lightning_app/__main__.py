@@ -1,4 +1,4 @@
-"""`python -m lightning_app fit|validate|test|predict|analyze|compare|dashboard|export|sweep|benchmark ...`."""
+"""`python -m lightning_app COMMAND ...`."""
 from .cli import main
 
 if __name__ == '__main__':

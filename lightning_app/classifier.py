@@ -76,7 +76,7 @@ from .resume import (
 from .settings import check_choices, plain_values
 from .steps import batches_done, is_logging_step, log_interval, tell_of_last_step
 
-__all__ = ['ImageClassifier']
+__all__ = ['GROUPS', 'ImageClassifier']
 
 TOP = 5
 GROUPS: dict[str, Any] = {'optim': Optim, 'schedule': Schedule, 'loss': Loss, 'mix': Mix, 'distill': Distill}

@@ -1,4 +1,4 @@
-"""The command line: parsing, what a checkpoint supplies, and error messages. Nothing else."""
+"""The command line: parsing, what a checkpoint supplies, the folder of a run and what is recorded there, and errors."""
 from __future__ import annotations
 
 import dataclasses
@@ -43,7 +43,7 @@ from se_timm.errors import (
 from .callbacks.predictions import PredictionWriter
 from .callbacks.stop_signals import EndAtOnce
 from .checkpoints import CheckpointFiles, load_checkpoint, mapped, newest_whole, of_run
-from .classifier import ImageClassifier
+from .classifier import GROUPS, ImageClassifier
 from .data import ImageDataModule
 from .data.augment import Augment
 from .folders import (
@@ -61,25 +61,22 @@ from .folders import (
 )
 from .home import expand, expand_words
 from .logger import WandbLogger, place_loggers
-from .loss import Loss
 from .messages import LINKED, VERBS, explain, linked_key, missing_package, three_lines
-from .mix import Mix
 from .network import INITIAL_WEIGHTS, check_name
-from .optim import Optim, Schedule, check_schedule
+from .optim import check_schedule
 from .processes import check_devices, check_launch, check_restarts, check_sync_batchnorm
 from .provenance import provenance
 
 __all__ = ['AppCLI', 'main']
 
 PROG = 'python -m lightning_app'
-EVALUATIONS = ('validate', 'test', 'predict')
-SUBCOMMANDS = ('fit', *EVALUATIONS)
-# in place of Lightning's, the first lines of longer texts
-DESCRIPTIONS = {
-    'fit': 'Train a network.',
-    'validate': 'Evaluate a trained network on the validation images.',
-    'test': 'Evaluate a trained network on the test images.',
-    'predict': 'Write the most probable classes of the images in a folder to a CSV file.'}
+# what Lightning calls the stage of each, and in place of its descriptions, the first lines of longer texts
+SUBCOMMANDS = {
+    'fit': ('train', 'Train a network.'),
+    'validate': ('val', 'Evaluate a trained network on the validation images.'),
+    'test': ('test', 'Evaluate a trained network on the test images.'),
+    'predict': ('predict', 'Write the most probable classes of the images in a folder to a CSV file.')}
+EVALUATIONS = [name for name in SUBCOMMANDS if name != 'fit']
 # in place of Lightning's, which are of its own keywords
 RESUMED = ('Checkpoint from which the training goes on: a file; `last`, the newest of the runs that is whole; '
            'or `auto`, the same, and a new training if there is none.')
@@ -88,14 +85,14 @@ EVALUATED = 'Checkpoint of a training. It supplies the settings that are not giv
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
 
 # where 1 is a batch and 1.0 all of them: Lightning's type for them takes a whole number for the latter
-STAGES = {'fit': 'train', 'validate': 'val', 'test': 'test', 'predict': 'predict'}  # what Lightning calls them
-LIMITS = [f'trainer.limit_{stage}_batches' for stage in STAGES.values()]
+LIMITS = [f'trainer.limit_{stage}_batches' for stage, _ in SUBCOMMANDS.values()]
 # warnings of Lightning's that tell a user nothing: what it calls on torch newer than 2.12, that a resumed training goes
 # on in its own folder, and that processes should agree on what has been summed over them
 NO_NEWS = (r'`isinstance\(treespec, LeafSpec\)` is deprecated', 'Checkpoint directory .* exists and is not empty',
            r"It is recommended to use `self\.log\('(?:gates|val|test)/.*sync_dist=True")
-GROUPS: dict[str, dict[str, type]] = {
-    'model': {'optim': Optim, 'schedule': Schedule, 'loss': Loss, 'mix': Mix}, 'data.init_args': {'augment': Augment}}
+# without the one that null leaves out
+FILLED: dict[str, dict[str, Any]] = {
+    'model': {name: kind for name, kind in GROUPS.items() if name != 'distill'}, 'data.init_args': {'augment': Augment}}
 
 Configs = list[tuple[Path, dict[str, Any]]]  # files and their contents
 
@@ -196,11 +193,10 @@ class AppCLI(LightningCLI):
                 setattr(action, '_typehint', int | float | None)  # noqa: B010  (jsonargparse's own)
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        described = {name: {**kwargs.get(name, {}), 'description': text} for name, text in DESCRIPTIONS.items()}
-        super()._add_subcommands(parser, **described)
+        super()._add_subcommands(parser, **kwargs)
         commands: Any = parser._subcommands_action
         for listed in commands._choices_actions:
-            listed.help = DESCRIPTIONS[listed.dest]
+            _, listed.help = SUBCOMMANDS[listed.dest]
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if self.asked not in (None, subcommand):  # options take longer than all the parsing
@@ -275,12 +271,12 @@ class AppCLI(LightningCLI):
         if self.subcommand == 'fit' and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_schedule(self.model.schedule, self.trainer.max_epochs or 0)
         check_sync_batchnorm(self.trainer, self._get(self.config_init, 'trainer').sync_batchnorm)
-        classes = self.model.classes_of_weights
+        trained = self.model.classes_of_weights
         if self.subcommand not in EVALUATIONS or self.config_init[self.subcommand].ckpt_path:
             return
-        if classes is not None:
+        if trained is not None:
             raise InputError(message(
-                f'{self.subcommand}: weights of {classes} classes', f'there are {self.model.net.num_classes} here, for '
+                f'{self.subcommand}: weights of {trained} classes', f'there are {self.model.net.num_classes} here, for '
                 'which the classifier is random, and so would the result be',
                 'train it first (fit), take data of the classes of the weights, or weights of those of the data'))
 
@@ -358,7 +354,7 @@ def let_switches_stand_alone(parser: LightningArgumentParser) -> None:
 
 def fill_groups(config: Namespace) -> None:
     """Give their defaults to groups of a config with nothing below their names, all of which is commented out."""
-    for section, kinds in GROUPS.items():
+    for section, kinds in FILLED.items():
         settings = config.get(section) or Namespace()
         for name, kind in kinds.items():
             if name in settings and settings[name] is None:
@@ -478,7 +474,8 @@ def check_links(configs: Configs) -> None:
 
 def check_limit(subcommand: str, trainer: Namespace) -> None:
     """Raise `InputError` if the command would see no batch, after which Lightning ends as if all were well."""
-    key = f'limit_{STAGES[subcommand]}_batches'
+    stage, _ = SUBCOMMANDS[subcommand]
+    key = f'limit_{stage}_batches'
     if trainer[key] == 0:
         raise InputError(message(
             f'trainer.{key}: {trainer[key]}', f'{subcommand} would do nothing',
@@ -567,7 +564,8 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
         return run_verb(given[0], given[1:])
     parsers: dict[str, Any] = {
         'epilog': f'Other commands: {", ".join(VERBS)}. {PROG} COMMAND --help tells more of each.',
-        **{name: {'usage': f'{PROG} {name} [options]', 'allow_abbrev': False} for name in SUBCOMMANDS}}
+        **{name: {'usage': f'{PROG} {name} [options]', 'description': text, 'allow_abbrev': False}
+           for name, (_, text) in SUBCOMMANDS.items()}}
     asked = given[0] if isinstance(given, list) and given and given[0] in SUBCOMMANDS else None
     with refused_in_lines('trainer', 'fit'):
         return AppCLI(

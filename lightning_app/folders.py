@@ -82,7 +82,10 @@ def writes() -> bool:
 
 
 def claimed(base: Path, prefix: str) -> Path:
-    """Return a new folder in `base`, see `next_free`, that no other training which begins at the same time has."""
+    """Return a new folder in `base`, see `next_free`, that no other training which begins at the same time has.
+
+    Processes that do not write may name another: they are told where to read by those that do.
+    """
     while writes():
         folder = next_free(base, prefix)
         try:

@@ -16,7 +16,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from timm.data import create_loader
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_loader
 from torch.utils.data import DataLoader, Dataset
 
 from se_timm.errors import InputError, check_least, message
@@ -35,7 +35,7 @@ from .data.workers import cores
 __all__ = ['loading']
 
 NORMALISATION: dict[str, Any] = {
-    'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'interpolation': 'bilinear'}
+    'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD, 'interpolation': 'bilinear'}
 EXAMPLES = 32  # files by which the fastest decoder is chosen
 QUALITY = 95  # of the files that are made
 WARMUP = 4  # batches that are not counted, at least one of each worker: it starts, and loads libraries
