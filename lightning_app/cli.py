@@ -563,6 +563,7 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
     if run and isinstance(given, list) and given[0] in VERBS:
         return run_verb(given[0], given[1:])
     parsers: dict[str, Any] = {
+        'description': 'Train, evaluate and use Squeeze-and-Excitation networks, and all others of timm.',
         'epilog': f'Other commands: {", ".join(VERBS)}. {PROG} COMMAND --help tells more of each.',
         **{name: {'usage': f'{PROG} {name} [options]', 'description': text, 'allow_abbrev': False}
            for name, (_, text) in SUBCOMMANDS.items()}}
