@@ -51,7 +51,6 @@ from .optim import (
     Schedule,
     build_optimizer,
     build_schedule,
-    check_numbers,
     check_optimizer,
     clip_gradients,
     clips_what_is_scaled,
@@ -414,7 +413,6 @@ class ImageClassifier(LightningModule):
         data = data_of(self.trainer)
         batch_size = data.batch_size if isinstance(data, ImageDataModule) else None  # of others it may mean anything
         optim = with_clipping(self.optim, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
-        check_numbers(optim)
         optimizer = build_optimizer(self.net, optim, scaled_lr(optim, batch_size), scaled=self._scaled)
         schedule = self.schedule
         for setting in without_effect(

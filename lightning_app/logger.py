@@ -29,6 +29,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from se_timm.errors import InputError, check_writable, message
 
 from .checkpoints import mapped
+from .metrics import DATA_WAIT, SPEED
 
 __all__ = ['CsvLogger', 'WandbLogger', 'own_project', 'place_loggers']
 
@@ -36,7 +37,6 @@ CONNECT_SECONDS = 20  # how long a training waits for W&B before it goes on offl
 FINISH_SECONDS = 30  # how long a run waits at its end for W&B to take the rest, which may never come back
 UPLOAD_SECONDS = 600  # the same with checkpoints, of which each may be a gigabyte
 DEFAULT_FOLDER = 'runs'
-SPEEDS = ('train/images_per_second', 'train/data_wait')  # see `callbacks.Throughput`
 SOURCES = ('lightning_app', 'se_timm')
 
 
@@ -111,7 +111,7 @@ def row_of(row: dict[str, str]) -> dict[str, Any]:
 
 def without_gaps(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return metrics without a speed of steps of which none counts: other values that are NaN tell of a divergence."""
-    return {name: value for name, value in metrics.items() if name not in SPEEDS or not math.isnan(value)}
+    return {name: value for name, value in metrics.items() if name not in (SPEED, DATA_WAIT) or not math.isnan(value)}
 
 
 class CsvLogger(CSVLogger):

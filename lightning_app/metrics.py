@@ -14,8 +14,9 @@ from se_timm.errors import InputError, meant, nearest, unknown
 
 from .data.samples import IGNORE
 
-__all__ = ['ClassificationMetrics', 'check_monitors', 'smaller_is_better', 'sum_dtype']
+__all__ = ['DATA_WAIT', 'SPEED', 'ClassificationMetrics', 'check_monitors', 'smaller_is_better', 'sum_dtype']
 
+SPEED, DATA_WAIT = 'train/images_per_second', 'train/data_wait'  # as `callbacks.Throughput` logs them
 SMALLER = ('loss', 'error', 'data_wait')  # in names of metrics of which less is better
 
 

@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 from se_timm.errors import InputError, check_least, message, unknown
 
 __all__ = [
-    'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_numbers', 'check_optimizer', 'check_options',
+    'Optim', 'Schedule', 'build_optimizer', 'build_schedule', 'check_optimizer', 'check_options',
     'check_schedule', 'clip_gradients', 'clips_what_is_scaled', 'scaled_lr', 'with_clipping', 'without_effect',
 ]
 
@@ -130,6 +130,7 @@ def check_numbers(optim: Optim) -> None:
     """Raise `InputError` for numbers with which nothing would train, or all would run away."""
     for name, fits, valid in (
             ('lr', 0 <= optim.lr < math.inf, 'above 0'),
+            ('momentum', 0 <= optim.momentum < 1, 'from 0 and below 1, such as 0.9'),
             ('weight_decay', 0 <= optim.weight_decay < math.inf, 'from 0'),
             ('layer_decay', optim.layer_decay is None or 0 < optim.layer_decay <= 1, 'above 0 and up to 1')):
         if not fits:
@@ -196,14 +197,10 @@ def build_optimizer(net: nn.Module, optim: Optim, lr: float, scaled: bool = Fals
         scaled: A GradScaler scales the gradients.
 
     Raises:
-        InputError: For an optimiser timm does not have, or options it does not take.
+        InputError: For an optimiser timm does not have, or options or numbers it does not take.
     """
     check_optimizer(optim)
-    check_least(0, **{'model.optim.weight_decay': optim.weight_decay})
-    if not 0 <= optim.momentum < 1:
-        raise InputError(message(
-            f'model.optim.momentum: {optim.momentum}', 'older gradients would count for more than newer ones',
-            'take a number from 0 and below 1, such as 0.9'))
+    check_numbers(optim)
     try:
         check_options(optim)
         optimizer = create_optimizer_v2(

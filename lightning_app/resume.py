@@ -229,7 +229,7 @@ def check_order(trainer: Trainer) -> None:
 def check_same_epoch(data: ImageDataModule, there: dict[str, int]) -> None:
     """Raise `InputError` if the epoch of the checkpoint is another in this run, in which images would repeat."""
     for key, now, then in (('seed_everything', run_seed(), there['seed']),
-                           ('data.repeats', data.repeats, there.get('repeats', data.repeats)),
+                           ('data.repeats', data.repeats, there['repeats']),
                            ('data: training images', len(data.training), there['length'])):
         if now != then:
             raise InputError(message(

@@ -339,7 +339,7 @@ def marked(marker: Path) -> dict[str, Any] | None:
         content = json.loads(marker.read_text())
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else {'arguments': content, 'settings': {}}  # of before it had both
+    return content if isinstance(content, dict) else None
 
 
 def mark(marker: Path, run: Run) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from se_timm.errors import InputError, message, unknown
 from se_timm.tables import aligned
 
-from ..metrics import smaller_is_better
+from ..metrics import SPEED, smaller_is_better
 from ..network import architecture
 from .curves import draw, figure_files
 from .drawing import write_figure
@@ -20,7 +20,7 @@ from .settings import differing, labels, settings, stopped_early, with_other_see
 
 __all__ = ['compare']
 
-TOP1, TOP5, LOSS, SPEED = 'val/top1', 'val/top5', 'train/loss', 'train/images_per_second'
+TOP1, TOP5, LOSS = 'val/top1', 'val/top5', 'train/loss'
 
 Lines = list[list[str]]
 Column = Callable[[Run], str]

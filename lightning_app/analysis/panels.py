@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-__all__ = ['SECTIONS', 'Blocks', 'Panel', 'draw', 'metric_names']
+from ..metrics import DATA_WAIT, SPEED
+
+__all__ = ['SECTIONS', 'Blocks', 'Panel', 'draw']
 
 STEP, TIME = 'trainer/global_step', 'RelativeTime(Process)'
 GPUS = [str(number) for number in range(8)]  # of one machine, the first, which is the one that W&B watches
@@ -58,8 +60,8 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel('line', 'Epoch', ('epoch',)),
     ),
     'Speed': (
-        Panel('line', 'Images per second', ('train/images_per_second',)),
-        Panel('line', 'Time spent waiting for data, in per cent', ('train/data_wait',), {'range_y': (0.0, 100.0)}),
+        Panel('line', 'Images per second', (SPEED,)),
+        Panel('line', 'Time spent waiting for data, in per cent', (DATA_WAIT,), {'range_y': (0.0, 100.0)}),
         Panel('line', 'GPU utilisation, in per cent', ('system/gpu.*.gpu',), {'x': TIME, 'range_y': (0.0, 100.0)}),
         Panel('line', 'GPU memory, in per cent', ('system/gpu.*.memoryAllocated',),
               {'x': TIME, 'range_y': (0.0, 100.0)}),
@@ -94,14 +96,6 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel('code', 'Source, side by side'),
     ),
 }
-
-
-def metric_names() -> list[str]:
-    """Return all that the workspace names, as in `Panel.names`."""
-    shown = {name for panels in SECTIONS.values() for panel in panels for name in panel.names}
-    grouped = {panel.options['groupby'] for panels in SECTIONS.values() for panel in panels
-               if 'groupby' in panel.options}
-    return sorted(shown | grouped)
 
 
 def draw(panels: Sequence[Panel], blocks: Blocks) -> list[Any]:

@@ -7,12 +7,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ..metrics import SPEED
 from ..steps import batches_done, is_logging_step
 
 __all__ = ['ProgressBar']
 
 RESULTS = {'val/top1': 'top-1 {:.2f} %', 'val/top5': 'top-5 {:.2f} %', 'val/loss': 'loss {:.4f}'}
-SHOWN = {'loss': ('train/loss', '.3f'), 'images/s': ('train/images_per_second', '.0f')}
+SHOWN = {'loss': ('train/loss', '.3f'), 'images/s': (SPEED, '.0f')}
 
 
 class ProgressBar(TQDMProgressBar):

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 
+from ..metrics import DATA_WAIT, SPEED
 from ..steps import is_logging_step
 
 __all__ = ['Throughput']
@@ -79,8 +80,7 @@ class Throughput(Callback):
         if is_logging_step(trainer, batch_idx):
             # Lightning logs a value again where there is none
             seconds = now - self._start if self._images else math.nan
-            pl_module.log_dict({'train/images_per_second': self._images / seconds,
-                                'train/data_wait': 100 * self._waited / seconds})
+            pl_module.log_dict({SPEED: self._images / seconds, DATA_WAIT: 100 * self._waited / seconds})
             self._begin(now)
 
     def _begin(self, now: float) -> None:
