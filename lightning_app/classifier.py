@@ -73,7 +73,7 @@ from .resume import (
     take_weights_without_average,
 )
 from .settings import check_choices, plain_values
-from .steps import batches_done, is_logging_step, log_interval, tell_of_last_step
+from .steps import batches_done, is_logging_step, logs_next_step, tell_of_last_step
 
 __all__ = ['GROUPS', 'ImageClassifier']
 
@@ -333,7 +333,7 @@ class ImageClassifier(LightningModule):
         set_seed(run_seed(), self.current_epoch, batch_idx, self.global_rank)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.nonfinite.begin()
-        if (self.trainer.global_step + 1) % log_interval(self.trainer) == 0:
+        if logs_next_step(self.trainer):
             # with layer decay the groups differ; the largest is the schedule's
             self.log('lr', max(group['lr'] for group in self.trainer.optimizers[0].param_groups))
 

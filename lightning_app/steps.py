@@ -8,7 +8,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 __all__ = [
-    'batches_done', 'ended_step', 'epochs_done', 'is_logging_step', 'log_interval', 'tell_of_last_step', 'validates',
+    'batches_done', 'ended_step', 'epochs_done', 'is_logging_step', 'log_interval', 'logs_next_step',
+    'tell_of_last_step', 'validates',
 ]
 
 LOG_INTERVAL = 50  # Lightning's default
@@ -56,6 +57,11 @@ def log_interval(trainer: Any) -> int:
     With 0 Lightning logs none, but signals and losses that are not finite are looked for all the same.
     """
     return int(trainer.log_every_n_steps) or LOG_INTERVAL
+
+
+def logs_next_step(trainer: Any) -> bool:
+    """Return before the end of an optimiser step whether metrics are logged after it."""
+    return (trainer.global_step + 1) % log_interval(trainer) == 0
 
 
 def ended_step(trainer: Any, batch_idx: int) -> bool:

@@ -8,7 +8,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ..network import check_has_network
-from ..steps import log_interval
+from ..steps import logs_next_step
 from .freezing import Freeze
 
 __all__ = ['GradientNorm']
@@ -26,7 +26,7 @@ class GradientNorm(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Log the norm if metrics are logged after this step."""
-        if (trainer.global_step + 1) % log_interval(trainer):
+        if not logs_next_step(trainer):
             return
         dropped = {id(parameter) for each in trainer.callbacks  # type: ignore[attr-defined]
                    if isinstance(each, Freeze) and each.frozen(trainer, trainer.current_epoch)
