@@ -20,7 +20,7 @@ from se_timm.errors import InputError, check_installed, message
 
 from .checkpoints import load_checkpoint
 from .data.base import evaluation_settings
-from .network import architecture, arguments_of, build_network, create_network
+from .network import architecture, arguments_of, check_has_settings, create_network, network_of
 
 __all__ = ['export']
 
@@ -71,15 +71,16 @@ def export(
     formats = list(dict.fromkeys([format] if isinstance(format, str) else format))
     check_options(formats, fold, dynamic_batch, image_size)
     checkpoint = load_checkpoint(ckpt_path)
-    check_checkpoint(ckpt_path, checkpoint, formats, weights)
+    check_has_settings(ckpt_path, checkpoint)
+    check_checkpoint(checkpoint, formats, weights)
     paths = places(ckpt_path, output, formats)
-    source = read(checkpoint, weights, dynamic_batch, image_size)
-    expected = logits_of(ckpt_path, source)
+    exported = read(checkpoint, weights, dynamic_batch, image_size)
+    expected = logits_of(ckpt_path, exported)
     if fold:
-        source = dataclasses.replace(source, net=fold_network(source.net))
+        exported = dataclasses.replace(exported, net=fold_network(exported.net))
     try:
         for kind, path in paths.items():
-            compare(kind, write(kind, source, path), expected)
+            compare(kind, write(kind, exported, path), expected)
         for path in paths.values():
             replace(path)
     except (OSError, SafetensorError) as error:
@@ -92,8 +93,8 @@ def export(
             remove(unfinished(path))
     for kind, path in paths.items():
         agreement = 'the same' if kind == 'safetensors' else f'the same within {TOLERANCE:g} of the largest'
-        print(f'{path}: {source.name}, {source.net.num_classes} classes, {source.weights}, {size(path) / 1e6:.1f} MB; '
-              f'its logits are {agreement}\n  load: {LOAD[kind](path)}')
+        print(f'{path}: {exported.name}, {exported.net.num_classes} classes, {exported.weights}, '
+              f'{size(path) / 1e6:.1f} MB; its logits are {agreement}\n  load: {LOAD[kind](path)}')
     if (views := checkpoint.get('data', {}).get('init_args', {}).get('eval_views', 'center')) != 'center':
         print(f'data.eval_views was {views}: evaluations average over views of an image, and this is of one')
     return list(paths.values())
@@ -120,13 +121,9 @@ def check_options(formats: list[Format], fold: bool, dynamic_batch: bool, image_
         check_installed('format: onnx', 'onnx', 'onnx', 'onnxscript', 'onnxruntime')
 
 
-def check_checkpoint(ckpt_path: str, checkpoint: dict[str, Any], formats: list[Format], weights: str | None) -> None:
+def check_checkpoint(checkpoint: dict[str, Any], formats: list[Format], weights: str | None) -> None:
     """Raise `InputError` for what the checkpoint does not hold, or timm cannot build."""
-    hparams = checkpoint.get('hyper_parameters', {})
-    if 'name' not in hparams:
-        raise InputError(message(
-            f'ckpt_path: {ckpt_path}', 'it holds no settings of a network: this program has not written it',
-            'name a checkpoint of python -m lightning_app fit'))
+    hparams = checkpoint['hyper_parameters']
     if weights == 'ema' and 'current_model_state' not in checkpoint:
         raise InputError(message(
             'weights: ema', 'the training averaged no weights', 'leave weights out, or train with callbacks.WeightEMA'))
@@ -181,7 +178,7 @@ def check_place(kind: str, path: Path, ckpt_path: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Exported:
     """A network, and what goes with it.
 
     Attributes:
@@ -215,36 +212,29 @@ class Source:
 
 
 def read(
-        checkpoint: dict[str, Any], weights: str | None, dynamic_batch: bool, image_size: int | None) -> Source:
-    """Return the network of a checkpoint, with its weights or their average.
+        checkpoint: dict[str, Any], weights: str | None, dynamic_batch: bool, image_size: int | None) -> Exported:
+    """Return what is to be written of a checkpoint, with its weights or their average.
 
     Raises:
         InputError: If they are not those of the network that its settings say.
     """
     hparams = checkpoint['hyper_parameters']
-    name, plain, add_se = hparams['name'], hparams.get('plain', False), hparams.get('add_se')
-    net, _ = build_network(name, hparams['num_classes'], hparams.get('network'), plain, add_se)
-    averaged = 'current_model_state' in checkpoint
-    state = checkpoint['current_model_state' if averaged and weights == 'raw' else 'state_dict']
-    try:
-        net.load_state_dict({key.removeprefix('net.'): value for key, value in state.items() if key.startswith('net.')})
-    except RuntimeError as error:
-        raise InputError(message(
-            f'ckpt_path: weights of {name}', f'they are not those of the network that timm builds now ({error})',
-            'use the versions of timm and se_timm that it was trained with')) from error
+    net = network_of(checkpoint, raw=weights == 'raw')
     settings, _ = evaluation_settings(
         {**checkpoint.get('data', {}).get('init_args', {}), **({'eval_size': image_size} if image_size else {})},
         net.pretrained_cfg)
     images = torch.randn(3 if dynamic_batch else 1, *settings['input_size'],
                          generator=torch.Generator().manual_seed(0))
     words = 'the weights, not their average' if weights == 'raw' else 'the average of the weights'
-    arguments = architecture(arguments_of(hparams.get('network'), plain, add_se)) or {}
+    arguments = architecture(arguments_of(
+        hparams.get('network'), hparams.get('plain', False), hparams.get('add_se'))) or {}
     arguments = {key: value for key, value in arguments.items() if key not in CONFIGURATION}
-    return Source(net.eval(), name, arguments, words if averaged else 'the weights', settings,
-                  checkpoint.get('class_names'), images, dynamic_batch)
+    return Exported(
+        net, hparams['name'], arguments, words if 'current_model_state' in checkpoint else 'the weights', settings,
+        checkpoint.get('class_names'), images, dynamic_batch)
 
 
-def logits_of(ckpt_path: str, source: Source) -> Tensor:
+def logits_of(ckpt_path: str, exported: Exported) -> Tensor:
     """Return the logits `(N, num_classes)` that every export must give.
 
     Raises:
@@ -252,10 +242,11 @@ def logits_of(ckpt_path: str, source: Source) -> Tensor:
     """
     try:
         with torch.no_grad():
-            logits = source.net(source.images)
+            logits = exported.net(exported.images)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(message(
-            f'image_size: {source.settings["input_size"][-1]}', f'{source.name} does not take such images ({error})',
+            f'image_size: {exported.settings["input_size"][-1]}',
+            f'{exported.name} does not take such images ({error})',
             'leave image_size out, or take the size of the training')) from error
     if not logits.isfinite().all():
         raise InputError(message(
@@ -264,39 +255,39 @@ def logits_of(ckpt_path: str, source: Source) -> Tensor:
     return logits
 
 
-def write(kind: str, source: Source, path: Path) -> Tensor:
+def write(kind: str, exported: Exported, path: Path) -> Tensor:
     """Write the network beside its place; return the logits of what was written, read again."""
     place = unfinished(path)
     remove(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    again = WRITERS[kind](source, place)
+    again = WRITERS[kind](exported, place)
     with torch.no_grad():
-        return again(source.images)
+        return again(exported.images)
 
 
 # How each format is written; each returns a function from images to logits of what was written
 
 
-def write_safetensors(source: Source, path: Path) -> Logits:
+def write_safetensors(exported: Exported, path: Path) -> Logits:
     """Write a folder in the layout of the Hugging Face Hub."""
     save_for_hf(
-        source.net, str(path), model_config={'label_names': source.classes} if source.classes else None,
-        model_args=source.arguments, safe_serialization=True, data_config=source.settings)
+        exported.net, str(path), model_config={'label_names': exported.classes} if exported.classes else None,
+        model_args=exported.arguments, safe_serialization=True, data_config=exported.settings)
     net: Any = create_network(f'local-dir:{path}', pretrained=True)[0]
     return net.eval()
 
 
-def write_onnx(source: Source, path: Path) -> Logits:
+def write_onnx(exported: Exported, path: Path) -> Logits:
     """Write an ONNX model of images `(N, 3, H, W)`, with how they are made in its metadata, as JSON."""
     import onnx
     import onnxruntime
 
-    images, shapes = source.example()
-    program: Any = traced('onnx', source.name, lambda: torch.onnx.export(
-        source.net, images, dynamo=True, input_names=['images'], output_names=['logits'], verbose=False,
+    images, shapes = exported.example()
+    program: Any = traced('onnx', exported.name, lambda: torch.onnx.export(
+        exported.net, images, dynamo=True, input_names=['images'], output_names=['logits'], verbose=False,
         dynamic_shapes=shapes))
     model = program.model_proto
-    for key, value in source.description().items():
+    for key, value in exported.description().items():
         model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=json.dumps(value)))
     onnx.save(model, path)
     options = onnxruntime.SessionOptions()
@@ -305,18 +296,18 @@ def write_onnx(source: Source, path: Path) -> Logits:
     return lambda images: torch.from_numpy(session.run(['logits'], {'images': images.numpy()})[0])
 
 
-def write_pt2(source: Source, path: Path) -> Logits:
+def write_pt2(exported: Exported, path: Path) -> Logits:
     """Write a program of images `(N, 3, H, W)`, with how they are made in the extra file `config.json`."""
-    images, shapes = source.example()
-    program = traced('pt2', source.name, lambda: torch.export.export(source.net, images, dynamic_shapes=shapes))
+    images, shapes = exported.example()
+    program = traced('pt2', exported.name, lambda: torch.export.export(exported.net, images, dynamic_shapes=shapes))
     buffer = io.BytesIO()  # torch's writer ends the process where the disk is full
-    torch.export.save(program, buffer, extra_files={'config.json': json.dumps(source.description())})
+    torch.export.save(program, buffer, extra_files={'config.json': json.dumps(exported.description())})
     path.write_bytes(buffer.getbuffer())
     with open(path, 'rb') as file:  # not by name, which would have to end in .pt2
         return torch.export.load(file).module()
 
 
-WRITERS: dict[str, Callable[[Source, Path], Logits]] = {
+WRITERS: dict[str, Callable[[Exported, Path], Logits]] = {
     'safetensors': write_safetensors, 'onnx': write_onnx, 'pt2': write_pt2}
 
 

@@ -23,8 +23,9 @@ from .checkpoints import checkpoints_near, mapped
 from .data.base import evaluation_settings
 
 __all__ = [
-    'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_has_network', 'check_name', 'create_network',
-    'describe_images', 'fuse_network', 'refused_images', 'renew_classifier', 'trained_classes',
+    'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_has_network', 'check_has_settings', 'check_name',
+    'create_network', 'describe_images', 'fuse_network', 'network_of', 'refused_images', 'renew_classifier',
+    'trained_classes',
 ]
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
@@ -156,10 +157,37 @@ def inserted_in(checkpoint: dict[str, Any] | None) -> dict[str, Any] | None:
     return None if hparams.get('plain') else hparams.get('add_se')
 
 
-def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the network's weights of a checkpoint of this program."""
-    return {key.removeprefix('net.'): value for key, value in checkpoint['state_dict'].items()
-            if key.startswith('net.')}
+def weights_of(checkpoint: dict[str, Any], kept: str = 'state_dict') -> dict[str, Tensor]:
+    """Return the network's weights of a checkpoint of this program, which lie in it under the key `kept`."""
+    return {key.removeprefix('net.'): value for key, value in checkpoint[kept].items() if key.startswith('net.')}
+
+
+def check_has_settings(ckpt_path: str, checkpoint: dict[str, Any]) -> None:
+    """Raise `InputError` for a checkpoint without the settings of its network, which `network_of` builds it by."""
+    if 'name' not in checkpoint.get('hyper_parameters', {}):
+        raise InputError(message(
+            f'ckpt_path: {ckpt_path}', 'it holds no settings of a network: this program has not written it',
+            'name a checkpoint of python -m lightning_app fit'))
+
+
+def network_of(checkpoint: dict[str, Any], raw: bool = False) -> Any:
+    """Return the network of a checkpoint, in eval mode, with the average of its weights if there is one; not if `raw`.
+
+    Raises:
+        InputError: If they are not the weights of the network that its settings say.
+    """
+    hparams = checkpoint['hyper_parameters']
+    net, _ = build_network(
+        hparams['name'], hparams['num_classes'], hparams.get('network'), hparams.get('plain', False),
+        hparams.get('add_se'))
+    averaged = 'current_model_state' in checkpoint
+    try:
+        net.load_state_dict(weights_of(checkpoint, 'current_model_state' if averaged and raw else 'state_dict'))
+    except RuntimeError as error:
+        raise InputError(message(
+            f'ckpt_path: weights of {hparams["name"]}', 'they are not those of the network that timm builds now '
+            f'({error})', 'use the versions of timm and se_timm that it was trained with')) from error
+    return net.eval()
 
 
 def load_weights(net: Any, weights: dict[str, Tensor]) -> int | None:

@@ -14,7 +14,7 @@ from se_timm.gates import SEBlock, choose_blocks
 from se_timm.pruning import prune_se
 
 from ..checkpoints import load_checkpoint
-from ..export import check_checkpoint
+from ..network import check_has_settings
 from . import gate_figures
 from .channels import default_blocks, default_classes, find_classes
 from .findings import described, removable, variation
@@ -156,7 +156,7 @@ def checkpoint_of(ckpt_path: str | None) -> dict[str, Any] | None:
     if ckpt_path is None:
         return None
     checkpoint = load_checkpoint(ckpt_path)
-    check_checkpoint(ckpt_path, checkpoint, [], None)
+    check_has_settings(ckpt_path, checkpoint)
     return checkpoint
 
 

@@ -20,9 +20,8 @@ from ..data import ImageDataModule, ImageNetDataModule
 from ..data.augment import Normalisation, evaluation_transform
 from ..data.base import evaluation_settings
 from ..data.samples import IGNORE, EvaluationSamples
-from ..export import read
 from ..metrics import ClassificationMetrics
-from ..network import create_network, trained_classes
+from ..network import create_network, network_of, trained_classes
 from .channels import short_titles
 from .gate_statistics import BlockGates, GateStatistics
 
@@ -75,8 +74,8 @@ def open_subject(
         InputError: If there is no network, no trained weights, or no images.
     """
     if checkpoint is not None:
-        source = read(checkpoint, None, True, None)
-        net, title, trained_on = source.net, source.name, source.classes
+        net, title = network_of(checkpoint), checkpoint['hyper_parameters']['name']
+        trained_on = checkpoint.get('class_names')
     else:
         net, title = trained_network(name, network), str(name)
         trained_on = trained_classes(net)
