@@ -1,14 +1,18 @@
-"""Which channels, classes and blocks the paper's figures of the gates show, and which stand for them elsewhere."""
+"""Which channels, classes and blocks figures of the gates show, the paper's or others, and what classes are called."""
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+from timm.data import ImageNetInfo
 
 from se_timm.errors import InputError, unknown
 from se_timm.gates import SEBlock
 
 __all__ = [
-    'PAPER_BLOCKS', 'PAPER_CLASSES', 'default_blocks', 'default_classes', 'find_classes', 'sampled', 'short_titles',
+    'PAPER_BLOCKS', 'PAPER_CLASSES', 'class_titles', 'default_blocks', 'default_classes', 'find_classes', 'sampled',
+    'short_titles', 'titles_of',
 ]
 
 PAPER_BLOCKS = ('SE_2_3', 'SE_3_4', 'SE_4_6', 'SE_5_1', 'SE_5_2', 'SE_5_3')
@@ -51,6 +55,23 @@ def default_classes(names: Sequence[str], counts: Sequence[int]) -> list[int]:
         return paper
     few = min(FEW, len(there))
     return [there[index * (len(there) - 1) // max(few - 1, 1)] for index in range(few)]
+
+
+def class_titles(model: Any) -> list[str]:
+    """Return a title for each class of an `ImageClassifier`, see `titles_of`."""
+    names = model.class_names or model.net.pretrained_cfg.get('label_names')  # as in the folder of an export
+    return titles_of(names if names and len(names) == model.net.num_classes else None, model.net.num_classes)
+
+
+def titles_of(names: list[str] | None, count: int) -> list[str]:
+    """Return a title for each of `count` classes: their names, ImageNet's in words, or numbers."""
+    imagenet = ImageNetInfo()
+    if names is None and count == len(imagenet.label_names()):
+        names = imagenet.label_names()
+    if names is None:
+        return [str(label) for label in range(count)]
+    words = set(imagenet.label_names())
+    return [imagenet.label_name_to_description(name, detailed=False) if name in words else name for name in names]
 
 
 def short_titles(names: Sequence[str], titles: Sequence[str]) -> list[str]:

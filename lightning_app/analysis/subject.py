@@ -15,14 +15,13 @@ from torch.utils.data import DataLoader, Subset
 from se_timm.errors import InputError, message
 from se_timm.gates import GateReader, SEBlock
 
-from ..callbacks.predictions import titles_of
 from ..data import ImageDataModule, ImageNetDataModule
 from ..data.augment import Normalisation, evaluation_transform
 from ..data.base import evaluation_settings
 from ..data.samples import IGNORE, EvaluationSamples
 from ..metrics import ClassificationMetrics
 from ..network import create_network, network_of, trained_classes
-from .channels import short_titles
+from .channels import short_titles, titles_of
 from .gate_statistics import BlockGates, GateStatistics
 
 __all__ = ['Subject', 'Survey', 'open_subject', 'survey']

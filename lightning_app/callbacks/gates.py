@@ -13,12 +13,11 @@ from se_timm.errors import InputError, message
 from se_timm.gates import GateReader, SEBlock, choose_blocks, find_se
 
 from ..analysis import gate_media
-from ..analysis.channels import default_blocks, default_classes, find_classes, short_titles
+from ..analysis.channels import class_titles, default_blocks, default_classes, find_classes, short_titles
 from ..analysis.gate_statistics import BlockGates, GateStatistics
 from ..logger import WandbLogger
 from ..metrics import sum_dtype
 from ..network import check_has_network
-from .predictions import class_titles
 
 __all__ = ['Gates']
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from timm.data import ImageNetInfo
 from torch import distributed
 
 from se_timm.errors import InputError, message
 
+from ..analysis.channels import class_titles
 from ..data.samples import IGNORE, PredictionSamples
 
-__all__ = ['PredictionWriter', 'class_titles', 'titles_of']
+__all__ = ['PredictionWriter']
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -84,20 +84,3 @@ class PredictionWriter(BasePredictionWriter):
         unreadable = sum(not row for row in rows.values())
         print(f'predictions of {len(rows) - unreadable} images: {self.path}'
               + (f'; {unreadable} could not be read' if unreadable else ''))
-
-
-def class_titles(model: Any) -> list[str]:
-    """Return a title for each class of an `ImageClassifier`, see `titles_of`."""
-    names = model.class_names or model.net.pretrained_cfg.get('label_names')  # as in the folder of an export
-    return titles_of(names if names and len(names) == model.net.num_classes else None, model.net.num_classes)
-
-
-def titles_of(names: list[str] | None, count: int) -> list[str]:
-    """Return a title for each of `count` classes: their names, ImageNet's in words, or numbers."""
-    imagenet = ImageNetInfo()
-    if names is None and count == len(imagenet.label_names()):
-        names = imagenet.label_names()
-    if names is None:
-        return [str(label) for label in range(count)]
-    words = set(imagenet.label_names())
-    return [imagenet.label_name_to_description(name, detailed=False) if name in words else name for name in names]
