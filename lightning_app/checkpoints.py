@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Iterable
@@ -15,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from se_timm.errors import InputError, meant, message, nearest
 
 __all__ = [
-    'CheckpointFiles', 'checkpoints_near', 'damage', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run', 'of_runs',
-    'step_checkpoint', 'step_checkpoints', 'step_of',
+    'CheckpointFiles', 'checkpoints_near', 'damage', 'describe', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run',
+    'of_runs', 'step_checkpoint', 'step_checkpoints', 'step_of',
 ]
 
 FIRST = b'PK\x03\x04'  # of a ZIP archive, as torch writes
@@ -159,6 +160,20 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not {'state_dict', 'pytorch-lightning_version'} <= checkpoint.keys():
         raise foreign
     return checkpoint
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Return what a checkpoint tells of itself: `network`, `epoch`, `global_step`, `file` and its metrics.
+
+    Of one that holds objects of a module of the user's, which load with its code alone: `network` and `file`.
+    """
+    try:
+        checkpoint = mapped(path)
+    except pickle.UnpicklingError:
+        return {'network': 'model', 'file': Path(path).name}
+    hparams = checkpoint.get('hyper_parameters', {})
+    return {'network': hparams.get('name', 'model'), 'epoch': checkpoint['epoch'],
+            'global_step': checkpoint['global_step'], 'file': Path(path).name, **checkpoint.get('metrics', {})}
 
 
 def of_run(folder: Path) -> list[Path]:

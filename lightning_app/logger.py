@@ -9,7 +9,6 @@ import itertools
 import math
 import netrc
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 
 from se_timm.errors import InputError, check_writable, message
 
-from .checkpoints import mapped
+from .checkpoints import describe
 from .metrics import DATA_WAIT, SPEED
 
 __all__ = ['CsvLogger', 'WandbLogger', 'own_project', 'place_loggers']
@@ -389,20 +388,6 @@ def server_url() -> str:
 def rank() -> int:
     """Return the global rank of this process, as Lightning knows it before any process group exists."""
     return int(getattr(rank_zero_only, 'rank', 0) or 0)
-
-
-def describe(path: str) -> dict[str, Any]:
-    """Return what a checkpoint tells of itself: `network`, `epoch`, `global_step`, `file` and its metrics.
-
-    Of one that holds objects of a module of the user's, which load with its code alone: `network` and `file`.
-    """
-    try:
-        checkpoint = mapped(path)
-    except pickle.UnpicklingError:
-        return {'network': 'model', 'file': Path(path).name}
-    hparams = checkpoint.get('hyper_parameters', {})
-    return {'network': hparams.get('name', 'model'), 'epoch': checkpoint['epoch'],
-            'global_step': checkpoint['global_step'], 'file': Path(path).name, **checkpoint.get('metrics', {})}
 
 
 def place_loggers(

@@ -7,8 +7,8 @@ import shlex
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..checkpoints import describe
 from ..data.base import data_of
-from ..logger import describe
 from ..resume import begins_anew
 
 __all__ = ['ResultLine']
