@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from enum import Enum
-from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_args
 
 import yaml
@@ -61,11 +61,12 @@ from .folders import (
 )
 from .home import expand, expand_words
 from .logger import WandbLogger, place_loggers
-from .messages import LINKED, VERBS, explain, linked_key, missing_package, three_lines
+from .messages import LINKED, explain, linked_key, missing_package, three_lines
 from .network import INITIAL_WEIGHTS, check_name
 from .optim import check_schedule
 from .processes import check_devices, check_launch, check_restarts, check_sync_batchnorm
 from .provenance import provenance
+from .verbs import VERBS
 
 __all__ = ['AppCLI', 'main']
 
@@ -487,22 +488,21 @@ def run_verb(verb: str, args: list[str]) -> Any:
 
     What the function collects in `*args` is what stands on the command line without an option, at least one.
     """
-    path, _, name = VERBS[verb].partition(':')
-    module = import_module(path)
-    function = getattr(module, name)
-    named = getattr(module, 'named_arguments', list)  # of a verb that takes others than options
+    entry = VERBS[verb]
+    function = resolve_name(entry.function)
+    named = resolve_name(entry.named_arguments) if entry.named_arguments else list
     parser = Parser(prog=f'{PROG} {verb}', allow_abbrev=False, description=(function.__doc__ or '').split('\n\n')[0])
     parser.add_function_arguments(function, as_group=False)
     let_switches_stand_alone(parser)
     for action in parser._actions:
-        if action.dest in getattr(module, 'UNNAMED', ()):
+        if action.dest in entry.unnamed:
             action.help = SUPPRESS
     several = [each for each in signature(function).parameters.values() if each.kind is Parameter.VAR_POSITIONAL]
     names = [each.name.removesuffix('s').upper() for each in several]
     for each, metavar in zip(several, names, strict=True):
         described = re.search(rf'^ *\*{each.name}: (.+)$', function.__doc__ or '', re.MULTILINE)
         parser.add_argument(each.name, nargs='+', metavar=metavar, help=described and described[1])
-    usage = getattr(module, 'USAGE', ' '.join([*(f'{each} [{each} ...]' for each in names), '[options]']))
+    usage = entry.usage or ' '.join([*(f'{each} [{each} ...]' for each in names), '[options]'])
     parser.usage = f'{PROG} {verb} {usage}'
     with until_nobody_reads(), refused_in_lines(verb, verb):
         options = parser.instantiate_classes(expand(parser.parse_args(named(args)))).as_dict()

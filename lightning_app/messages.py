@@ -15,20 +15,10 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 from se_timm.errors import meant, message, nearby, nearest
 
 from . import callbacks, data
+from .verbs import VERBS
 
 __all__ = ['explain', 'missing_package', 'three_lines']
 
-# commands that are no methods of Lightning's Trainer
-VERBS = {
-    'analyze': 'lightning_app.analysis.analyze:analyze',
-    'benchmark': 'lightning_app.benchmark:benchmark',
-    'compare': 'lightning_app.analysis.compare:compare',
-    'dashboard': 'lightning_app.dashboard:dashboard',
-    'export': 'lightning_app.export:export',
-    'loading': 'lightning_app.loading:loading',
-    'prepare': 'lightning_app.prepare:prepare',
-    'sweep': 'lightning_app.sweep:sweep',
-}
 # what options are called by the arguments of timm's train.py, and by others, where that is far from the name here
 ELSEWHERE = {
     'aa': 'data.augment.auto_augment', 'amp': 'trainer.precision', 'amp_dtype': 'trainer.precision',

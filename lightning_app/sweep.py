@@ -26,10 +26,8 @@ from .checkpoints import of_runs
 from .cli import main
 from .data.workers import STOP_SIGNALS
 
-__all__ = ['UNNAMED', 'USAGE', 'Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
+__all__ = ['Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
 
-USAGE = 'FILE [--dry_run] [--folder FOLDER] [options of fit]'
-UNNAMED = ('file', 'options')  # arguments of `sweep` that a command line has without their names, see `named_arguments`
 ROOT, CHECKPOINT = '--trainer.default_root_dir', '--ckpt_path'
 DRY_RUN = '--dry_run'  # a switch, which stands alone or with a value
 OWN = {DRY_RUN: DRY_RUN, '--folder': '--folder', ROOT: '--folder'}  # what is not for fit, and its own name
