@@ -68,7 +68,7 @@ from .processes import check_devices, check_launch, check_restarts, check_sync_b
 from .provenance import provenance
 from .verbs import VERBS
 
-__all__ = ['AppCLI', 'main']
+__all__ = ['AppCLI', 'main', 'run_verb']
 
 PROG = 'python -m lightning_app'
 # what Lightning calls the stage of each, and in place of its descriptions, the first lines of longer texts

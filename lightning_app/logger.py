@@ -30,7 +30,7 @@ from se_timm.errors import InputError, check_writable, message
 from .checkpoints import describe
 from .metrics import DATA_WAIT, SPEED
 
-__all__ = ['CsvLogger', 'WandbLogger', 'own_project', 'place_loggers']
+__all__ = ['CsvLogger', 'WandbLogger', 'logged_in', 'own_project', 'place_loggers']
 
 CONNECT_SECONDS = 20  # how long a training waits for W&B before it goes on offline
 FINISH_SECONDS = 30  # how long a run waits at its end for W&B to take the rest, which may never come back

@@ -17,7 +17,7 @@ from se_timm.errors import meant, message, nearby, nearest
 from . import callbacks, data
 from .verbs import VERBS
 
-__all__ = ['explain', 'missing_package', 'three_lines']
+__all__ = ['LINKED', 'explain', 'linked_key', 'missing_package', 'three_lines']
 
 # what options are called by the arguments of timm's train.py, and by others, where that is far from the name here
 ELSEWHERE = {

@@ -23,9 +23,9 @@ from .checkpoints import checkpoints_near, mapped
 from .data.base import evaluation_settings
 
 __all__ = [
-    'INITIAL_WEIGHTS', 'architecture', 'build_network', 'check_has_network', 'check_has_settings', 'check_name',
-    'create_network', 'describe_images', 'fuse_network', 'network_of', 'refused_images', 'renew_classifier',
-    'trained_classes',
+    'INITIAL_WEIGHTS', 'architecture', 'arguments_of', 'build_network', 'check_has_network', 'check_has_settings',
+    'check_name', 'create_network', 'describe_images', 'fuse_network', 'network_of', 'refused_images',
+    'renew_classifier', 'trained_classes', 'with_se',
 ]
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`

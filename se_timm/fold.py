@@ -17,7 +17,7 @@ from .errors import check_module, message
 from .meta import copied
 from .residual_blocks import Tail, block_of, is_hooked, is_identity
 
-__all__ = ['FoldedBlock', 'FoldedBottleneck', 'fold']
+__all__ = ['NORMS', 'FoldedBlock', 'FoldedBottleneck', 'fold']
 
 # by exact class: a subclass, such as a weight-standardised convolution, may do anything else with the same attributes
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)

@@ -18,7 +18,7 @@ from .insertion_points import Point, known_points, named_points
 from .residual_blocks import is_identity
 from .squeeze_excite import SqueezeExcite
 
-__all__ = ['KINDS', 'Insertion', 'Place', 'add_se', 'added', 'remove_se']
+__all__ = ['KINDS', 'Insertion', 'Place', 'add_se', 'added', 'holders', 'remove_se', 'size_of']
 
 # 'se' is ours; the others are timm's attention that keeps the shape, by the names of `timm.layers.create_attn`
 KINDS = ('se', 'ese', 'eca', 'ecam', 'ceca', 'ge', 'gc', 'gca', 'cbam', 'lcbam', 'coord', 'scoord', 'ela', 'strip')

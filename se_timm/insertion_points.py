@@ -11,7 +11,7 @@ from torch import nn
 from .errors import meant, message, nearest
 from .fused_blocks import FUSED
 
-__all__ = ['KNOWN', 'Point', 'known_points', 'named_points']
+__all__ = ['KNOWN', 'Point', 'known_points', 'named_points', 'path_of']
 
 
 class Point(NamedTuple):

@@ -21,7 +21,10 @@ from .fused.vectors import PLAIN, Vectors
 from .residual_blocks import HOOKED, OwnBlock, Step, Tail, is_hooked, is_identity
 from .squeeze_excite import EXCITATIONS, IdentityGate, SqueezeExcite
 
-__all__ = ['BACKENDS', 'Choice', 'ResidualTail', 'choose', 'explain', 'residual_tail']
+__all__ = [
+    'BACKENDS', 'Choice', 'ResidualTail', 'choose', 'explain', 'is_plain', 'recompute_problem', 'residual_tail',
+    'structure_problem', 'tail_of',
+]
 
 BACKENDS = ('auto', 'fused', 'reference')
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)

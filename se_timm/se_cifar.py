@@ -17,7 +17,7 @@ from .squeeze_excite import se_maker
 from .staged_network import STAGES, StagedNetwork
 from .weights import checkpoint_filter_fn
 
-__all__ = ['SEResNetCifar']
+__all__ = ['SEResNetCifar', 'cifar_cfg']
 
 WIDTHS = (16, 32, 64)
 SHORTCUTS = ('projection', 'padding')

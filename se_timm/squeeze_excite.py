@@ -13,7 +13,7 @@ from torch import nn
 
 from .errors import check_switches, meant, message, nearest, unknown
 
-__all__ = ['IdentityGate', 'SqueezeExcite', 'activation_and_se', 'se_maker']
+__all__ = ['EXCITATIONS', 'IdentityGate', 'SqueezeExcite', 'activation_and_se', 'se_maker']
 
 SQUEEZES = ('avg', 'max', 'none')
 # timm's activations that are gates or were tried as one in the paper (Table 12). Others, such as 'gelu', are no gates:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..metrics import DATA_WAIT, SPEED
 
-__all__ = ['SECTIONS', 'Blocks', 'Panel', 'draw']
+__all__ = ['COSTS', 'SECTIONS', 'Blocks', 'Panel', 'draw']
 
 STEP, TIME = 'trainer/global_step', 'RelativeTime(Process)'
 GPUS = [str(number) for number in range(8)]  # of one machine, the first, which is the one that W&B watches

@@ -22,7 +22,7 @@ from se_timm.errors import InputError, meant, message, nearest
 from ..checkpoints import mapped, step_checkpoints, step_of
 from ..metrics import smaller_is_better
 
-__all__ = ['Run', 'cut_off', 'natural', 'read_runs', 'value_at']
+__all__ = ['Row', 'Run', 'cut_off', 'natural', 'read_runs', 'value_at']
 
 CONFIG, METRICS, HPARAMS = 'config.yaml', 'metrics.csv', 'hparams.yaml'
 # of what kind values are, where something follows from them; a file may have been edited

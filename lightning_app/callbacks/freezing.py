@@ -14,7 +14,7 @@ from se_timm.errors import InputError, message
 
 from ..network import check_has_network
 
-__all__ = ['FreezeBackbone', 'FreezeBatchNorm']
+__all__ = ['Freeze', 'FreezeBackbone', 'FreezeBatchNorm']
 
 
 class Freeze(Callback):

@@ -21,7 +21,7 @@ from .erase import Cutout, Erase, Erased
 from .resample import FastCrop, FastResize, as_image
 
 __all__ = [
-    'INTERPOLATIONS', 'Augment', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform',
+    'INTERPOLATIONS', 'OWN', 'Augment', 'Normalisation', 'PixelJitter', 'Splits', 'Views', 'evaluation_transform',
     'timm_settings', 'training_transform',
 ]
 

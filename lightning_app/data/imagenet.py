@@ -12,7 +12,7 @@ from .base import ImageDataModule
 from .sources import Source
 from .splits import has_split, open_split
 
-__all__ = ['ImageNetDataModule']
+__all__ = ['ImageNetDataModule', 'relabel', 'take_names']
 
 
 class ImageNetDataModule(ImageDataModule):

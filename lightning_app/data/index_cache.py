@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from .locking import locked
 
-__all__ = ['cached_arrays', 'tell']
+__all__ = ['cached_arrays', 'folder', 'tell']
 
 FORM = 2  # to be raised when what is kept changes
 

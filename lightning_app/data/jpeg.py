@@ -20,7 +20,9 @@ from se_timm.errors import InputError, check_installed, is_installed, unknown
 
 from .decode import decode
 
-__all__ = ['ACCURATE', 'DECODERS', 'WHOLE', 'JpegDecoder', 'choose_decoder', 'installed', 'is_jpeg']
+__all__ = [
+    'ACCURATE', 'DECODERS', 'WHOLE', 'JpegDecoder', 'choose_decoder', 'installed', 'is_jpeg', 'size_unless_turned',
+]
 
 ROUNDS = 6  # of the decoders, one after the other, through all files
 SECONDS = 2.0  # after which they end early: files of large photos

@@ -19,7 +19,8 @@ from .object_store import is_url
 from .tars import Place, TarFiles, places_in
 
 __all__ = [
-    'FolderSource', 'ImageFolder', 'Source', 'TarSource', 'below_common_folder', 'check_labels', 'first_files',
+    'EXTENSIONS', 'IMAGES', 'LABELS', 'FolderSource', 'ImageFolder', 'Source', 'TarSource', 'below_common_folder',
+    'check_labels', 'first_files',
 ]
 
 # what the image and its class are called in samples of other libraries, first come first

@@ -13,8 +13,9 @@ from . import algebra
 from .vectors import PLAIN, Gate, Normalised, Vectors, normalise_by, squeezed
 
 __all__ = [
-    'REFERENCE', 'Gate', 'Half', 'Moments', 'Norm', 'Passes', 'as_written', 'fused_tail', 'moments_of', 'normalised_by',
-    'without_autocast']
+    'REFERENCE', 'Gate', 'Half', 'Moments', 'Norm', 'Passes', 'as_written', 'check_values', 'fused_tail', 'like',
+    'moments_of', 'normalised_by', 'without_autocast',
+]
 
 
 class Passes(NamedTuple):

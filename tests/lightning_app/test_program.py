@@ -1,4 +1,5 @@
 """The program as a user starts it, in a process of its own."""
+import ast
 import os
 import re
 import shlex
@@ -116,6 +117,27 @@ def bounds(name):
     ('2.6.1', False), ('2.6.4', True), ('2.6.6', True)])
 def test_bounds_of_lightning(version, accepted):
     assert (version in bounds('lightning')) == accepted
+
+
+def public_names(tree):
+    return {name for each in tree.body if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == '__all__'
+            for name in ast.literal_eval(each.value)}
+
+
+def test_what_one_module_imports_of_another_is_public_there():
+    trees = {path: ast.parse(path.read_text()) for package in ('se_timm', 'lightning_app')
+             for path in (REPOSITORY / package).rglob('*.py')}
+    public = {path.parent if path.stem == '__init__' else path.with_suffix(''): public_names(tree)
+              for path, tree in trees.items()}
+    imports = [(path, each) for path, tree in trees.items() for each in ast.walk(tree)
+               if isinstance(each, ast.ImportFrom)]
+    missing = set()
+    for path, each in imports:
+        folder = path.parents[each.level - 1] if each.level else REPOSITORY
+        source = folder.joinpath(*(each.module or '').split('.'))
+        names = {alias.name for alias in each.names if source / alias.name not in public} - {'*'}
+        missing |= {f'{source}: {name}' for name in names - public.get(source, names) if name[0] != '_'}
+    assert not missing
 
 
 def test_every_dependency_has_a_lower_bound():
