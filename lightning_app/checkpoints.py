@@ -15,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from se_timm.errors import InputError, meant, message, nearest
 
+from .files import replaced
+
 __all__ = [
     'CheckpointFiles', 'checkpoints_near', 'damage', 'describe', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run',
     'of_runs', 'step_checkpoint', 'step_checkpoints', 'step_of',
@@ -73,16 +75,10 @@ def is_local(path: Any) -> bool:
 def write(checkpoint: dict[str, Any], path: Path) -> None:
     """Write `checkpoint` such that `path` is at every moment the old file or the new one, also if the power fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / UNFINISHED
-    try:
-        with open(unfinished, 'wb') as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)  # it may fill the disk
-        raise
+    with replaced(path, UNFINISHED) as unfinished, open(unfinished, 'wb') as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
     sync_folder(path.parent)
 
 

@@ -28,6 +28,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from se_timm.errors import InputError, check_writable, message
 
 from .checkpoints import describe
+from .files import replaced
 from .metrics import DATA_WAIT, SPEED
 
 __all__ = ['CsvLogger', 'WandbLogger', 'logged_in', 'own_project', 'place_loggers']
@@ -74,12 +75,10 @@ class MetricsFile(ExperimentWriter):
         path = Path(self.metrics_file_path)
         numbered = (path.with_name(f'{path.stem}-{number}.csv') for number in itertools.count(1))
         kept = next(each for each in numbered if not each.exists())
-        unfinished = path.with_name(f'.{kept.name}')
         try:
-            shutil.copy(path, unfinished)
-            unfinished.replace(kept)
+            with replaced(kept) as unfinished:
+                shutil.copy(path, unfinished)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             rank_zero_warn(f'{path}: rows of another run stay in it, as they cannot be copied ({error})')
             return False
         rank_zero_info(f'{path} has rows of another run, or of steps that are done again: they are kept in {kept.name}')
@@ -94,13 +93,10 @@ class MetricsFile(ExperimentWriter):
             save_hparams_to_yaml(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), self.hparams)
         if not self.metrics:
             return
-        path = Path(self.metrics_file_path)
-        unfinished = path.with_name(f'.{path.name}')
-        with open(unfinished, 'w', newline='') as file:
+        with replaced(Path(self.metrics_file_path)) as unfinished, open(unfinished, 'w', newline='') as file:
             writer = csv.DictWriter(file, sorted(set().union(*self.metrics)))
             writer.writeheader()
             writer.writerows(self.metrics)
-        unfinished.replace(path)
 
 
 def row_of(row: dict[str, str]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from .data.sources import Source, first_files
 from .data.splits import RANGE, RECORD, has_split, located, open_split, read_record
 from .data.tars import TarFiles
 from .data.workers import cores, deaf, heed_the_parent, start_method
+from .files import replaced
 
 __all__ = ['Settings', 'prepare']
 
@@ -206,7 +207,7 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
     Raises:
         InputError: If there are such that follow from something else, or a split has a class that the first has not.
     """
-    file, names = folder / RECORD, folder / CLASSES
+    names = folder / CLASSES
     before = read_record(folder)
     there = sorted(path.name for split in sources for path in folder.glob(f'{split}-*.tar'))
     if there and not before:
@@ -242,9 +243,8 @@ def begin(folder: Path, settings: Settings, sources: dict[str, Source]) -> None:
     for unfinished in (each for split in sources for each in folder.glob(f'{split}-*.partial')):
         unfinished.unlink(missing_ok=True)
     names.write_text(''.join(f'{name}\n' for name in classes), 'utf-8', 'surrogateescape')
-    unfinished = file.with_suffix('.json.partial')
-    unfinished.write_text(json.dumps({**before, **asdict(settings), 'splits': splits}))
-    unfinished.replace(file)
+    with replaced(folder / RECORD) as unfinished:
+        unfinished.write_text(json.dumps({**before, **asdict(settings), 'splits': splits}))
 
 
 def digest(source: Source) -> int:

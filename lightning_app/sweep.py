@@ -25,6 +25,7 @@ from .analysis.runs import cut_off, value_at
 from .checkpoints import of_runs
 from .cli import main
 from .data.workers import STOP_SIGNALS
+from .files import replaced
 
 __all__ = ['Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
 
@@ -343,9 +344,8 @@ def marked(marker: Path) -> dict[str, Any] | None:
 def mark(marker: Path, run: Run) -> None:
     """Write the arguments and settings of a training to a file, whole or not at all."""
     marker.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = marker.with_name(f'.{marker.name}')
-    unfinished.write_text(json.dumps({'arguments': run.args, 'settings': run.settings}))
-    unfinished.replace(marker)
+    with replaced(marker) as unfinished:
+        unfinished.write_text(json.dumps({'arguments': run.args, 'settings': run.settings}))
 
 
 def train(run: Run) -> str | None:

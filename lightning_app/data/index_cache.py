@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from ..files import replaced
 from .locking import locked
 
 __all__ = ['cached_arrays', 'folder', 'tell']
@@ -78,11 +79,6 @@ def _load(file: Path) -> dict[str, Any] | None:
 
 
 def _save(file: Path, arrays: dict[str, Any]) -> dict[str, Any]:
-    partial = file.with_suffix('.partial.npz')
-    try:
-        np.savez(partial, **arrays)
-        partial.replace(file)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
+    with suppress(OSError), replaced(file) as unfinished:
+        np.savez(unfinished, **arrays)
     return arrays

@@ -1,0 +1,26 @@
+"""Files that are whole or not there."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ['replaced']
+
+
+@contextmanager
+def replaced(path: Path, name: str | None = None) -> Iterator[Path]:
+    """Yield the path of an unfinished file, which is renamed to `path` at the end, or removed at an error.
+
+    Args:
+        path: Of the file; an older one stays until then.
+        name: Of the unfinished file, in the same folder; that of the file after a point where not given.
+    """
+    unfinished = path.with_name(name or f'.{path.name}')
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()  # it may fill the disk
+        raise

@@ -1,0 +1,34 @@
+"""Files that are written beside their place."""
+import pytest
+
+from lightning_app.files import replaced
+
+
+@pytest.mark.parametrize(('name', 'unfinished'), [(None, '.a.txt'), ('.other', '.other')])
+def test_an_older_file_stays_until_the_new_one_is_written(tmp_path, name, unfinished):
+    file = tmp_path / 'a.txt'
+    file.write_text('old')
+    with replaced(file, name) as place:
+        place.write_text('new')
+        assert (place.name, file.read_text()) == (unfinished, 'old')
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('a.txt', 'new')]
+
+
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize('begun', [True, False])
+def test_an_unfinished_file_is_removed(tmp_path, error, begun):
+    def write(place):
+        if begun:
+            place.write_text('half of')
+        raise error
+
+    file = tmp_path / 'a.txt'
+    file.write_text('old')
+    with pytest.raises(error), replaced(file) as place:
+        write(place)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('a.txt', 'old')]
+
+
+def test_nothing_written(tmp_path):
+    with pytest.raises(FileNotFoundError), replaced(tmp_path / 'a.txt'):
+        pass
