@@ -11,7 +11,6 @@ import secrets
 import signal
 import sys
 import tarfile
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -36,7 +35,7 @@ from .data.shards import CLASSES, lines_of, samples_in
 from .data.sources import Source, first_files
 from .data.splits import RANGE, RECORD, has_split, located, open_split, read_record
 from .data.tars import TarFiles
-from .data.workers import cores, deaf, heed_the_parent, start_method
+from .data.workers import cores, deaf, handled, heed_the_parent, start_method
 from .files import replaced
 
 __all__ = ['Settings', 'prepare']
@@ -101,7 +100,7 @@ def prepare(
     folder = Path(output)
     counts = {}
     try:
-        with stopped_by_sigterm(), locked(folder / RECORD, timeout=0):  # two would write the same files
+        with handled(interrupt, 'SIGTERM'), locked(folder / RECORD, timeout=0):  # two would write the same files
             begin(folder, settings, sources)
             for split, source in sources.items():
                 skipped = write_split(folder, split, source, settings, workers or cores())
@@ -120,20 +119,9 @@ def prepare(
     return counts
 
 
-@contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, by which schedulers stop a job, raise `KeyboardInterrupt` with its number."""
-    def stop(number: int, _: Any) -> None:
-        raise KeyboardInterrupt(number)
-
-    if threading.current_thread() is not threading.main_thread():  # no other one may say what signals do
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def interrupt(number: int, frame: Any) -> None:
+    """Raise `KeyboardInterrupt` with the number of a signal: SIGTERM, by which schedulers stop a job."""
+    raise KeyboardInterrupt(number)
 
 
 @contextmanager
@@ -143,16 +131,10 @@ def deferred() -> Iterator[None]:
     What they raise within a pool could leave a lock taken that its threads wait for.
     """
     heard: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # they raise nothing here
-        yield
-        return
-    before = {number: signal.signal(number, lambda number, _: heard.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with handled(lambda number, _: heard.append(number), 'SIGINT', 'SIGTERM'):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if heard:
             signal.raise_signal(heard[0])
 

@@ -24,7 +24,7 @@ from se_timm.errors import InputError, check_writable, meant, message, nearby, n
 from .analysis.runs import cut_off, value_at
 from .checkpoints import of_runs
 from .cli import main
-from .data.workers import STOP_SIGNALS
+from .data.workers import STOP_SIGNALS, handled
 from .files import replaced
 
 __all__ = ['Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 'sweep']
@@ -384,10 +384,5 @@ def passed_on(process: subprocess.Popen[Any]) -> Iterator[list[int]]:
         if number != signal.SIGINT:
             process.send_signal(number)
 
-    handlers = {number: signal.signal(number, forward)
-                for number in (getattr(signal, name, None) for name in STOP_SIGNALS) if number is not None}
-    try:
+    with handled(forward, *STOP_SIGNALS):
         yield received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -6,14 +6,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-__all__ = ['STOP_SIGNALS', 'Loader', 'cores', 'deaf', 'heed_the_parent', 'start_method', 'start_server']
+__all__ = ['STOP_SIGNALS', 'Loader', 'cores', 'deaf', 'handled', 'heed_the_parent', 'start_method', 'start_server']
 
 # SLURM's and others' notice (`--signal=SIGUSR1@90`), the request of an operating system or of torchrun, and Ctrl-C
 STOP_SIGNALS = ('SIGUSR1', 'SIGTERM', 'SIGINT')
@@ -84,6 +84,20 @@ def deaf() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], None], *names: str) -> Iterator[None]:
+    """Let a function hear the signals of these names, such as `STOP_SIGNALS`; do nothing outside of the main thread."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other one may say what signals do
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGUSR1
+        before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def heed_the_parent(*_: Any) -> None:

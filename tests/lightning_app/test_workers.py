@@ -3,6 +3,7 @@ import multiprocessing
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,25 @@ def test_no_workers_need_no_server(pets, monkeypatch):
     data = ImageNetDataModule(root=str(pets), batch_size=4, num_workers=0, image_size=32)
     data.setup('fit')
     assert data.train_dataloader().multiprocessing_context is None
+
+
+def test_signals_are_handled_for_a_while():
+    heard = []
+    before = {name: signal.getsignal(getattr(signal, name)) for name in workers.STOP_SIGNALS}
+    with workers.handled(lambda number, frame: heard.append(number), *workers.STOP_SIGNALS, 'SIGOFNOSYSTEM'):
+        for name in workers.STOP_SIGNALS:
+            signal.raise_signal(getattr(signal, name))
+    assert heard == [getattr(signal, name) for name in workers.STOP_SIGNALS]
+    assert {name: signal.getsignal(getattr(signal, name)) for name in workers.STOP_SIGNALS} == before
+
+
+def test_another_thread_leaves_signals_as_they_are():
+    def handle():
+        with workers.handled(lambda number, frame: None, 'SIGTERM'):
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    found, before = [], signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=handle)
+    thread.start()
+    thread.join()
+    assert found == [before]
