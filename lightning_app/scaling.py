@@ -24,6 +24,7 @@ from torch import nn
 from se_timm.cost import cost
 from se_timm.errors import ArgumentParser, InputError, exit_status, message
 from se_timm.paper import SETTINGS
+from se_timm.tables import markdown
 
 __all__ = ['Assumptions', 'Link', 'Network', 'all_reduce', 'main', 'networks', 'step_time', 'synchronised', 'tables']
 
@@ -177,11 +178,6 @@ def synchronised(net: Network, gpus: int, gigabits: float, assumed: Assumptions)
 # The tables
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in (head, ['---'] * len(head), *rows))
-
-
 def named(found: Sequence[Network]) -> list[str]:
     """Return the heads of a table with a column a network."""
     return ['GPUs', *(f'`{net.name}`' for net in found)]
@@ -189,7 +185,7 @@ def named(found: Sequence[Network]) -> list[str]:
 
 def gradients(found: Sequence[Network], assumed: Assumptions) -> str:
     """Return what the networks send."""
-    return table(
+    return markdown(
         ['network', 'parameters', 'gradients, MB', 'in bfloat16', 'plain twin', 'step without sums, ms', 'batch norms',
          'their messages, kB'],
         [[f'`{net.name}`', f'{net.parameters:,}', *(f'{net.parameters * size / 1e6:.1f}' for size in TYPES.values()),
@@ -208,8 +204,8 @@ def recipe(found: Sequence[Network], assumed: Assumptions) -> str:
         steps = f'{IMAGES // batch:,}' if batch <= IMAGES else '-'
         rows.append([f'{gpus:,}', str(divided(gpus, assumed)[1]), f'{batch:,}', rates[0], rates[-1],
                      '0' if batch <= found[0].recipe['batch'] else '5', steps, shown])
-    return table(['GPUs', 'machines', 'batch', 'lr', 'lr, SENet-154', 'warm-up epochs', 'steps an epoch',
-                  'shown for ResNet-50 with'], rows)
+    return markdown(['GPUs', 'machines', 'batch', 'lr', 'lr, SENet-154', 'warm-up epochs', 'steps an epoch',
+                     'shown for ResNet-50 with'], rows)
 
 
 def hours(seconds: float, batch: int, assumed: Assumptions) -> str:
@@ -226,7 +222,7 @@ def growing(net: Network, assumed: Assumptions) -> str:
         shares = [' / '.join(f'{images / net.speed / step:.0%}' for step in each) for each in steps]
         rows.append([f'{gpus:,}', ' / '.join(sums), *shares, hours(steps[0][-1], gpus * images, assumed)])
     at = f'at {" / ".join(map(str, GIGABITS))} Gb/s'
-    return table(['GPUs', f'sum, ms, {at}', 'efficiency', 'in bfloat16', f'hours, {GIGABITS[-1]} Gb/s'], rows)
+    return markdown(['GPUs', f'sum, ms, {at}', 'efficiency', 'in bfloat16', f'hours, {GIGABITS[-1]} Gb/s'], rows)
 
 
 def constant(found: Sequence[Network], assumed: Assumptions) -> str:
@@ -237,13 +233,13 @@ def constant(found: Sequence[Network], assumed: Assumptions) -> str:
         steps = [(net, step_time(net, gpus, images, GIGABITS[-1], assumed)) for net in found]
         rows.append([f'{gpus:,}, {images:g} images each', *(
             f'{images / net.speed / step:.0%}, {hours(step, LARGEST, assumed)} h' for net, step in steps)])
-    return table(named(found), rows)
+    return markdown(named(found), rows)
 
 
 def batch_norm(found: Sequence[Network], assumed: Assumptions) -> str:
     """Return what batch norm over all GPUs adds to a step."""
     steps = [(net, compute_time(net, assumed.images_per_gpu, assumed)) for net in found]
-    return table(named(found), [[f'{gpus:,}', *(
+    return markdown(named(found), [[f'{gpus:,}', *(
         f'{1000 * added:.1f} ms, {added / step:.0%}' for net, step in steps
         for added in [synchronised(net, gpus, GIGABITS[-1], assumed)])] for gpus in GPUS])
 
@@ -264,7 +260,7 @@ def tables(assumed: Assumptions) -> dict[str, str]:
     found = networks(assumed)
     values = [[f'`{option(name)}`', f'{getattr(assumed, name):g}', text] for name, text in meanings().items()]
     return {
-        'assumptions': table(['option', 'value', 'meaning'], values), 'gradients': gradients(found, assumed),
+        'assumptions': markdown(['option', 'value', 'meaning'], values), 'gradients': gradients(found, assumed),
         'recipe': recipe(found, assumed), **{net.name: growing(net, assumed) for net in found},
         'constant batch': constant(found, assumed), 'batch norm': batch_norm(found, assumed)}
 

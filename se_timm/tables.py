@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ['aligned']
+__all__ = ['aligned', 'markdown']
 
 
 def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
@@ -12,3 +12,8 @@ def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     return '\n'.join('  '.join(
         cell.ljust(width) if index in left else cell.rjust(width)
         for index, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in (head, ['---'] * len(head), *rows))

@@ -1,6 +1,7 @@
 """The paper's ablations as studies: a table, a sweep file, and a W&B group of the same name."""
 from __future__ import annotations
 
+from se_timm import tables
 from se_timm.errors import InputError, unknown
 from se_timm.paper import (
     EXCITATION,
@@ -43,9 +44,9 @@ def settings(table: Table[Ablation]) -> list[str]:
 
 def markdown(table: Table[Ablation]) -> str:
     """Return a table of the paper in Markdown; what it does not print is empty."""
-    lines = [['variant', 'arguments', *NUMBERS], ['---'] * (2 + len(NUMBERS))]
+    rows = []
     for row in table.rows:
         numbers = zip((*row.errors, *row.cost), NUMBERS.values(), strict=True)
-        lines.append([row.variant, f'`{row.arguments}`', *(
+        rows.append([row.variant, f'`{row.arguments}`', *(
             '' if value is None else f'{value:{form}}' for value, form in numbers)])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return tables.markdown(['variant', 'arguments', *NUMBERS], rows)
