@@ -154,7 +154,7 @@ def benchmark(
     Returns:
         For each row the time of its step relative to that of the first.
     """
-    check_least(1, batch_size=batch_size, size=size, rounds=rounds, threads=1 if threads is None else threads)
+    check_least(1, batch_size=batch_size, size=size, rounds=rounds, threads=threads)
     check_least(WARMUP + 3, steps=steps)
     check_network(name, (batch_size, 3, size, size), stage)
     if threads:

@@ -166,8 +166,8 @@ def loading(
         InputError: If there are too few images, they cannot be had from storage, or timm cannot augment so.
     """
     made = dict(zip(('width of made_size', 'height of made_size'), made_size or (), strict=False))
-    gpu = {} if images_per_second is None else {'images_per_second': images_per_second}
-    check_least(1, size=size, batch_size=batch_size, images=images, rounds=rounds, workers=workers, **made, **gpu)
+    check_least(1, size=size, batch_size=batch_size, images=images, rounds=rounds, workers=workers,
+                **made, images_per_second=images_per_second)
     sources = {root: Part(open_split(root, split, 'root', label_column), images, made_size) for root in roots}
     first = sources[roots[0]]
     check(first, batch_size, workers, cold)

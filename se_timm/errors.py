@@ -89,10 +89,10 @@ def check_module(function: str, net: object) -> None:
             f'{function}({net!r:.60})', f'it is a {type(net).__name__}, not an nn.Module', 'give the network itself'))
 
 
-def check_least(least: int, **numbers: float) -> None:
-    """Raise `InputError` for a number below `least`."""
+def check_least(least: int, **numbers: float | None) -> None:
+    """Raise `InputError` for a number below `least`; None is a number that was not given."""
     for name, number in numbers.items():
-        if number < least:
+        if number is not None and number < least:
             raise InputError(message(f'{name}: {number}', 'it is too small', f'take a number from {least}'))
 
 
