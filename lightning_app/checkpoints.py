@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from se_timm.errors import InputError, meant, message, nearest
 
-from .files import replaced
+from .files import is_url, replaced
 
 __all__ = [
     'CheckpointFiles', 'checkpoints_near', 'damage', 'describe', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run',
@@ -39,7 +39,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`; called on rank 0 only."""
-        if storage_options is not None or not is_local(path):
+        if storage_options is not None or is_url(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         self.failed = None
         try:
@@ -57,7 +57,7 @@ class CheckpointFiles(TorchCheckpointIO):
         Raises:
             InputError: If the file is damaged.
         """
-        if is_local(path):
+        if not is_url(path):
             check_whole(Path(path))
         return super().load_checkpoint(path, map_location, weights_only)
 
@@ -65,11 +65,6 @@ class CheckpointFiles(TorchCheckpointIO):
         """Remove the file, unless the one that replaces it could not be written."""
         if self.failed is None:
             super().remove_checkpoint(path)
-
-
-def is_local(path: Any) -> bool:
-    """Return whether `path` is in a folder of this machine, not a URL."""
-    return '://' not in str(path)
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:

@@ -1,11 +1,16 @@
-"""Files that are whole or not there."""
+"""Where files lie, and files that are whole or not there."""
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ['replaced']
+__all__ = ['is_url', 'replaced']
+
+
+def is_url(path: str | Path) -> bool:
+    """Return whether a file or folder is not one of this machine, but something like `s3://bucket/imagenet`."""
+    return '://' in str(path)
 
 
 @contextmanager

@@ -30,13 +30,12 @@ from se_timm.errors import InputError, message
 from .data.decode import UnreadableImage, decode
 from .data.imagenet import relabel, take_names
 from .data.locking import locked
-from .data.object_store import is_url
 from .data.shards import CLASSES, lines_of, samples_in
 from .data.sources import Source, first_files
 from .data.splits import RANGE, RECORD, has_split, located, open_split, read_record
 from .data.tars import TarFiles
 from .data.workers import cores, deaf, handled, heed_the_parent, start_method
-from .files import replaced
+from .files import is_url, replaced
 
 __all__ = ['Settings', 'prepare']
 

@@ -20,7 +20,7 @@ from se_timm.errors import InputError, message
 from .index_cache import folder
 from .locking import locked
 
-__all__ = ['is_url', 'local_copy', 'names_at']
+__all__ = ['local_copy', 'names_at']
 
 AT_ONCE = 64  # files that are asked for together; what runs side by side is the library's
 Entry = dict[str, Any]  # of a file or folder, as fsspec lists it
@@ -55,11 +55,6 @@ def seconds(time: float | datetime) -> int:
     if isinstance(time, datetime):
         time = (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
     return int(time)
-
-
-def is_url(root: str | Path) -> bool:
-    """Return whether a root is something like `s3://bucket/imagenet`."""
-    return '://' in str(root)
 
 
 def names_at(url: str, key: str) -> list[str]:

@@ -12,10 +12,10 @@ from PIL import Image
 
 from se_timm.errors import InputError, message, nearby
 
+from ..files import is_url
 from .compact import Texts
 from .decode import UnreadableImage, decode
 from .index_cache import tell
-from .object_store import is_url
 from .tars import Place, TarFiles, places_in
 
 __all__ = [

@@ -16,8 +16,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from se_timm.errors import InputError, meant, message, nearby, nearest
 
+from ..files import is_url
 from .hugging_face import HuggingFaceSource, hub_splits, names_of, open_hub, open_saved
-from .object_store import is_url, local_copy, names_at
+from .object_store import local_copy, names_at
 from .optimised import LitDataSource, chunks_of
 from .shards import CLASSES, ShardSource, is_shard, missing_shards
 from .sources import FolderSource, Source, TarSource
