@@ -27,7 +27,7 @@ except ImportError:  # Windows
 
 __all__ = [
     'LAUNCH', 'NEWEST', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'give_back', 'has_own_folder',
-    'held', 'launch_id', 'run_folder', 'run_of', 'whole_run',
+    'held', 'launch_id', 'rank', 'run_folder', 'run_of', 'whole_run',
 ]
 
 NEWEST = ('last', 'auto')  # in place of a checkpoint, see `checkpoint_to_resume`
@@ -76,9 +76,14 @@ def run_folder(config: Namespace) -> Path:
     return claimed(base, 'version_')
 
 
+def rank() -> int:
+    """Return the global rank of this process, as Lightning knows it before any process group exists."""
+    return int(getattr(rank_zero_only, 'rank', 0) or 0)
+
+
 def writes() -> bool:
     """Return whether this process writes to the folder of its training; all but the first do not."""
-    return getattr(rank_zero_only, 'rank', 0) == 0 and int(os.environ.get('NODE_RANK', 0)) == 0
+    return rank() == 0 and int(os.environ.get('NODE_RANK', 0)) == 0
 
 
 def claimed(base: Path, prefix: str) -> Path:

@@ -29,6 +29,7 @@ from se_timm.errors import InputError, check_writable, message
 
 from .checkpoints import describe
 from .files import replaced
+from .folders import rank
 from .metrics import DATA_WAIT, SPEED
 
 __all__ = ['CsvLogger', 'WandbLogger', 'logged_in', 'own_project', 'place_loggers']
@@ -379,11 +380,6 @@ def server_url() -> str:
     with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
         settings.read(Path(os.environ.get('WANDB_CONFIG_DIR') or '~/.config/wandb').expanduser() / 'settings')
     return settings.get('default', 'base_url', fallback='')
-
-
-def rank() -> int:
-    """Return the global rank of this process, as Lightning knows it before any process group exists."""
-    return int(getattr(rank_zero_only, 'rank', 0) or 0)
 
 
 def place_loggers(
