@@ -51,6 +51,7 @@ class ImageNetDataModule(ImageDataModule):
         self.test_split = test_split
         self.label_column = label_column
         self._sources: dict[str, Source] = {}
+        self._trained = 'the training images'  # for messages
 
     def open(self, split: str) -> Source:
         """Return the images of `train`, `val` or `test`, with the labels of the training classes."""
@@ -71,11 +72,11 @@ class ImageNetDataModule(ImageDataModule):
         if source.numbers and (
                 self.train_split in self._sources or (not fits and has_split(self.root, self.train_split))):
             take_names(source, self.open('train'))
-        relabel(source, classes, split)
+        relabel(source, classes, split, self._trained)
 
     def use_classes(self, names: list[str]) -> None:
         """Number the labels of evaluations as in `names`; the training images are then not looked at."""
-        self.class_names = list(names)
+        self.class_names, self._trained = list(names), 'the training images of the checkpoint'
 
     def find_classes(self) -> list[str] | None:
         """Return the training classes, or those of the validation images where there are no training images."""
@@ -98,8 +99,8 @@ def take_names(source: Source, training: Source) -> None:
         source.classes = [names.get(number, name) for number, name in zip(source.numbers, source.classes, strict=True)]
 
 
-def relabel(source: Source, classes: list[str], split: str) -> None:
-    """Number the labels of `source` as in `classes`.
+def relabel(source: Source, classes: list[str], split: str, trained: str = 'the training images') -> None:
+    """Number the labels of `source` as in `classes`, which are those of what messages call `trained`.
 
     Raises:
         InputError: If `source` has a class that is not among them.
@@ -115,7 +116,7 @@ def relabel(source: Source, classes: list[str], split: str) -> None:
             remedy = 'let a classes.txt beside the shards name the numbers as the training images are, a name a line'
         raise InputError(message(
             f'class {foreign[0]} in {split}' + (f', and {len(foreign) - 1} more' if len(foreign) > 1 else ''),
-            f'the images of the training have {len(classes)} classes, and this is none of them',
+            f'{trained} have {len(classes)} classes, and this is none of them',
             meant(close) + remedy))
     source.labels = np.array([index[name] for name in source.classes])[np.asarray(source.labels)]
     source.classes, source.numbers = classes, None

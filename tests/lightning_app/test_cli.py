@@ -358,7 +358,7 @@ def test_classes_that_the_checkpoint_does_not_know(on_photos, photos, cli_error)
         (photos / split / 'bee').rename(photos / split / 'beetle')
     what, why, remedy = cli_error(['validate', '--ckpt_path', only_checkpoint()])
     assert 'class beetle in val' in what
-    assert 'the images of the training have 3 classes, and this is none of them' in why
+    assert 'the training images of the checkpoint have 3 classes, and this is none of them' in why
     assert 'did you mean bee?' in remedy
 
 
