@@ -463,7 +463,6 @@ class ImageClassifier(LightningModule):
         begin_epoch(self.trainer)
         self.nonfinite = NonfiniteSteps(self.net, self.max_nonfinite_steps, self.resumed_nonfinite_steps)
         self._restore_rates([config.scheduler for config in self.trainer.lr_scheduler_configs])
-        tell_of_last_step(self.trainer)
         if batches_done(self.trainer):  # Lightning leaves out the hook of an epoch that goes on
             self.on_train_epoch_start()
 
@@ -479,6 +478,7 @@ class ImageClassifier(LightningModule):
         self.given_options, self.resumed = [], {}
         if not schedulers or not isinstance(schedulers[0], Scheduler):
             return
+        tell_of_last_step(self.trainer)
         if self.trainer.global_step:
             self._set_learning_rate(schedulers[0], batches_done(self.trainer))
         if math.isinf(self.trainer.num_training_batches):
