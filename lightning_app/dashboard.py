@@ -15,6 +15,7 @@ from se_timm.errors import InputError, check_installed, message
 from se_timm.gates import find_se
 
 from .analysis.channels import default_blocks
+from .analysis.gate_statistics import key_of
 from .analysis.panels import SECTIONS, Blocks, draw
 from .analysis.report import build_report
 from .analysis.studies import find_study
@@ -91,7 +92,7 @@ def blocks_of(network: str, add_se: dict[str, Any] | None = None) -> Blocks:
         raise InputError(message(
             f'network: {network}', 'it has no SE block of a kind that is known',
             'name the network with SE that the runs are of, such as se_resnet50, or give the add_se that put it in'))
-    names, shown = ([block.name.replace('.', '_') for block in each] for each in (blocks, default_blocks(blocks)))
+    names, shown = ([key_of(block) for block in each] for each in (blocks, default_blocks(blocks)))
     return Blocks(names, shown)
 
 

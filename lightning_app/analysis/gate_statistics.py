@@ -12,7 +12,7 @@ from se_timm.gates import SEBlock
 
 from ..data.samples import IGNORE
 
-__all__ = ['BINS', 'NEAR', 'BlockGates', 'GateStatistics']
+__all__ = ['BINS', 'NEAR', 'BlockGates', 'GateStatistics', 'key_of']
 
 RESOLUTION = 1e-14  # of variances: what is below is of rounding
 BINS = 20  # of the histograms, over the range of the gate
@@ -65,8 +65,13 @@ class BlockGates:
 
     @property
     def key(self) -> str:
-        """Name of the block as it is logged: W&B takes dots as nesting."""
-        return self.block.name.replace('.', '_')
+        """Name of the block as it is logged, see `key_of`."""
+        return key_of(self.block)
+
+
+def key_of(block: SEBlock) -> str:
+    """Return the name of a block as it is logged: W&B takes dots as nesting."""
+    return block.name.replace('.', '_')
 
 
 class GateStatistics:
