@@ -73,19 +73,29 @@ class Gated(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            inner: Any = super().__getattr__('inner')
             # TorchScript and copy ask for names of their own
-            if name.startswith('_') or name in REPARAMETERISE:
+            if (name.startswith('_') and not _has(inner, name)) or name in REPARAMETERISE:
                 raise
-            return getattr(super().__getattr__('inner'), name)
+            return getattr(inner, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         modules = self.__dict__.get('_modules', {})
         # methods that are replaced, such as `forward`, and what `compile` makes are of this module
-        own = name in self.__dict__ or name in modules or hasattr(type(self), name) or name.startswith('_')
-        if own or 'inner' not in modules:
+        own = name in modules or hasattr(type(self), name) or 'inner' not in modules
+        if not own and not isinstance(value, (nn.Parameter, nn.Module)):
+            own = name in self.__dict__ or (name.startswith('_') and not _has(modules['inner'], name))
+        if own:
             super().__setattr__(name, value)
         else:
+            self.__dict__.pop(name, None)
             setattr(modules['inner'], name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__ or name in self._modules:
+            super().__delattr__(name)
+        else:
+            delattr(self.inner, name)
 
     def register_parameter(self, *args: Any, **kwargs: Any) -> None:
         """Add a parameter to `inner`."""
@@ -105,6 +115,13 @@ class Gated(nn.Module):
     def extra_repr(self) -> str:
         """Return where the gate is."""
         return f'before={self.before}, layout={self.layout!r}'
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    """Return whether a parameter, buffer or child of a module is called so; of a gated one, of what it stands for."""
+    if isinstance(module, Gated):
+        return _has(module.inner, name)
+    return any(name in kind for kind in (module._parameters, module._buffers, module._modules))
 
 
 def _tell_the_old_names(gated: nn.Module, incompatible: Any) -> None:

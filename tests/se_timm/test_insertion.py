@@ -519,8 +519,19 @@ def test_what_is_put_on_a_gated_module_is_in_its_state():
         stage.register_buffer('passing', torch.ones(3), persistent=False)
         stage.adapter = nn.Linear(2, 2)
         stage.add_module('second', nn.Linear(2, 2))
+        stage.register_buffer('_hidden', torch.ones(3))
+        stage._hidden = stage._hidden + 1
+        stage._weight = nn.Parameter(torch.ones(3))
+        stage._child = None
+        stage._child = nn.Linear(2, 2)
+        assert stage._weight.eq(1).all()
+        stage.passed, stage.taken = 3, nn.Parameter(torch.ones(3))
+        del stage.passed, stage.taken
+        assert not hasattr(stage, 'passed')
+        assert not hasattr(stage, 'taken')
     assert [key for key in net.state_dict() if '.se.' not in key] == list(plain.state_dict())
-    assert len(list(net.buffers())) == len(list(plain.buffers())) == 2
+    assert len(list(net.buffers())) == len(list(plain.buffers())) == 3
+    assert net.state_dict()['stages.0._hidden'].eq(2).all()
     net.load_state_dict(net.state_dict())
     copied = copy.deepcopy(net)
     assert list(copied.state_dict()) == list(net.state_dict())
