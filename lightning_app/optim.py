@@ -165,18 +165,17 @@ def fused_options(net: nn.Module, optim: Optim, scaled: bool) -> dict[str, Any]:
         InputError: If it shall be fused and has no such form, or would see gradients that a GradScaler has scaled.
     """
     clipped_after_scaling = scaled and optim.clip_grad is not None
-    wanted = optim.options.get('fused', optim.fused)
-    if wanted and not can_fuse(optim):
+    if optim.fused and not can_fuse(optim):
         raise InputError(message(
             f'model.optim.fused: true with the optimiser {optim.name}', 'it has no fused form',
             'leave model.optim.fused out, or take momentum, sgd, adam or adamw'))
-    if wanted and clipped_after_scaling:
-        raise clips_what_is_scaled('model.optim.fused: true')
-    if wanted is None:
+    if can_fuse(optim) and optim.options.get('fused', optim.fused) and clipped_after_scaling:
+        raise clips_what_is_scaled(f'model.optim.{"options." * ("fused" in optim.options)}fused: true')
+    if optim.fused is None:
         on_device = all(parameter.device.type in ('cpu', 'cuda') for parameter in net.parameters())
         fused = can_fuse(optim) and on_device and not clipped_after_scaling and 'fused' not in optim.options
         return {'fused': True} if fused else {}
-    return {'fused': wanted} if can_fuse(optim) else {}
+    return {'fused': optim.fused} if can_fuse(optim) else {}
 
 
 def clips_what_is_scaled(given: str) -> InputError:

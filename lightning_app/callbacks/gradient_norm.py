@@ -34,7 +34,7 @@ class GradientNorm(Callback):
         norm = get_total_norm([each.grad for each in pl_module.net.parameters()
                                if each.grad is not None and id(each) not in dropped])
         scaler = getattr(trainer.precision_plugin, 'scaler', None)
-        if scaler is not None and getattr(optimizer, '_step_supports_amp_scaling', False):
+        if scaler is not None and scaler.is_enabled() and getattr(optimizer, '_step_supports_amp_scaling', False):
             # fused optimisers divide by the scale themselves, in the step; on the device, as `get_scale` waits for it
             norm = norm / scaler._get_scale_async()
         pl_module.log('train/grad_norm', norm)

@@ -93,6 +93,13 @@ def test_options_arrive():
     assert (group['betas'], group['eps']) == ((0.8, 0.9), 1e-3)
 
 
+@pytest.mark.parametrize('scaled', [False, True])
+def test_lookahead_around_a_fused_optimiser(net, scaled):
+    optim = Optim(name='lookahead_adamw', options={'fused': True}, clip_grad=1.0)
+    optimizer = build_optimizer(net, optim, 0.1, scaled=scaled)
+    assert optimizer._base_optimizer.defaults['fused']
+
+
 def test_lookahead_around_an_optimiser(net, refused):
     optimizer = build_optimizer(net, Optim(name='lookahead_adamw', options={'betas': [0.8, 0.9]}), 0.1)
     assert isinstance(optimizer, Lookahead)
