@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -12,6 +13,9 @@ import torch
 from se_timm.errors import InputError, message, unknown
 
 __all__ = ['check_choices', 'is_plain', 'plain_values']
+
+# how values of classes of these, such as jsonargparse's PositiveInt, become plain
+BASES: dict[type, Callable[[Any], Any]] = {int: int.__int__, float: float.__float__, str: str.__str__}
 
 
 def plain_values(key: str, value: Any) -> Any:
@@ -25,13 +29,15 @@ def plain_values(key: str, value: Any) -> Any:
         InputError: If torch would not load a checkpoint with it.
     """
     if isinstance(value, Mapping):
-        return {name: plain_values(f'{key}.{name}', each) for name, each in value.items()}
+        return {plain_values(key, name): plain_values(f'{key}.{name}', each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return (tuple if isinstance(value, tuple) else list)(plain_values(key, each) for each in value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
+    if type(value) not in (bool, *BASES) and not isinstance(value, Enum):
+        value = next((plain(value) for kind, plain in BASES.items() if isinstance(value, kind)), value)
     if type(value) not in (type(None), bool, int, float, str) and not loads(value):
         raise InputError(message(
             f'{key}: {value!r}', 'no checkpoint with it could be loaded: it holds plain values, not code',
@@ -40,12 +46,12 @@ def plain_values(key: str, value: Any) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a checkpoint may hold a value: no code, and no array, which may be all the images."""
-    try:
-        plain_values('', value)
-    except InputError:
-        return False
-    return not isinstance(value, (np.ndarray, torch.Tensor))
+    """Return whether `plain_values` makes a value plain: no code, class or enumeration, and no array of images."""
+    if isinstance(value, Mapping):
+        return all(map(is_plain, (*value, *value.values())))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return isinstance(value, (type(None), *BASES, os.PathLike, np.generic)) and not isinstance(value, Enum)
 
 
 def check_choices(key: str, settings: Any, kind: type) -> None:

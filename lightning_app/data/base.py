@@ -207,8 +207,9 @@ class ImageDataModule(LightningDataModule):
         self.prepare_transforms()
         if stage == 'fit':
             self._begin_anew()  # before callbacks and checkpoints have their say
-            if left_out := self._arguments().keys() - self.settings()['init_args']:
-                rank_zero_info(f'data: checkpoints are without {", ".join(sorted(left_out))}, which is no plain value')
+            self.settings()  # a checkpoint will hold them
+            if self.left_out:
+                rank_zero_info(f'data: checkpoints are without {", ".join(self.left_out)}, which is no plain value')
             source = self._checked(self.open('train'))
             self.training = TrainingSamples(
                 source, self.training_transform, self.transform_of_size, self._decoder_of(source),
@@ -487,10 +488,16 @@ class ImageDataModule(LightningDataModule):
         Those that the network's configuration said are among them: it may say something else another time. What a
         subclass takes that is not plain, such as code or arrays, is left out.
         """
-        common = inspect.signature(ImageDataModule).parameters
+        left_out = self.left_out
         return {'class_path': f'{type(self).__module__}.{type(self).__qualname__}', 'init_args': {
             name: plain_values(f'data.{name}', value) for name, value in self._arguments().items()
-            if name in common or is_plain(value)}}
+            if name not in left_out}}
+
+    @property
+    def left_out(self) -> list[str]:
+        """The arguments of a subclass that are not plain, which checkpoints are without."""
+        common = inspect.signature(ImageDataModule).parameters
+        return sorted(name for name, value in self._arguments().items() if name not in common and not is_plain(value))
 
     def _arguments(self) -> dict[str, Any]:
         parameters = [parameter for cls in type(self).__mro__[::-1] if issubclass(cls, ImageDataModule)

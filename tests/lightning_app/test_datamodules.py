@@ -1,9 +1,11 @@
 """The data modules: global batch sizes, classes, transforms from the network, CIFAR, digits, and their settings."""
+import dataclasses
 import hashlib
 import importlib
 import io
 import pickle
 import sys
+from enum import Enum, IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import timm
 import torch
 import yaml
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Trainer
 from PIL import Image
 from torchvision import datasets, transforms
@@ -139,6 +142,24 @@ class Forgetful(ImageNetDataModule):
         super().__init__(**common)
 
 
+class Flavour(Enum):
+    SWEET, SOUR = 1, 2
+
+
+class Whole(IntEnum):
+    ONE = 1
+
+
+@dataclasses.dataclass
+class Mixture:
+    first: Flavour
+    count: int
+
+
+class Text(str):
+    pass
+
+
 class Flavoured(ImageNetDataModule):
     def __init__(self, flavour: object = 'sweet', **common):
         super().__init__(**common)
@@ -146,15 +167,19 @@ class Flavoured(ImageNetDataModule):
 
 
 @pytest.mark.parametrize(('flavour', 'kept'), [
-    (np.float64(3), 3.0), ([np.int64(1)], [1]), (Path('a'), 'a'), ({'b': (np.bool_(True),)}, {'b': (True,)})])
+    (np.float64(3), 3.0), ([np.int64(1)], [1]), (Path('a'), 'a'), ({'b': (np.bool_(True),)}, {'b': (True,)}),
+    (PositiveInt(3), 3), ([PositiveFloat(3)], [3.0]), (Text('a'), 'a'), ({np.int64(1): 2}, {1: 2})])
 def test_arguments_of_a_subclass_are_kept_in_plain_values(pets, flavour, kept, tmp_path):
     settings = set_up(Flavoured(flavour=flavour, root=pets, batch_size=4)).settings()
     assert settings['init_args']['flavour'] == kept
+    assert type(settings['init_args']['flavour']) is type(kept)
     torch.save(settings, tmp_path / 'settings')
     assert torch.load(tmp_path / 'settings', weights_only=True) == settings
 
 
-@pytest.mark.parametrize('flavour', [Flavoured, np.zeros(3), torch.zeros(3), [len]])
+@pytest.mark.parametrize('flavour', [
+    Flavoured, np.zeros(3), torch.zeros(3), [len], (np.zeros(3), 1), {'a': [torch.zeros(3)]}, Flavour.SOUR,
+    [Whole.ONE], Mixture(Flavour.SOUR, 3)])
 def test_argument_of_a_subclass_that_no_checkpoint_can_hold_is_left_out(pets, flavour, caplog):
     data = set_up(Flavoured(flavour=flavour, root=pets, batch_size=4))
     assert 'checkpoints are without flavour, ' in caplog.text
@@ -703,7 +728,9 @@ def test_arguments_of_a_subclass_are_its_own(make_trainer, tmp_path):
     assert data.pixels is pixels
     assert type(data.settings()['init_args']['batch_size']) is int
     trainer.save_checkpoint(tmp_path / 'a.ckpt')
-    assert 'pixels' not in torch.load(tmp_path / 'a.ckpt', weights_only=True)['data']['init_args']
+    content = torch.load(tmp_path / 'a.ckpt', weights_only=True)
+    assert 'pixels' not in content['data']['init_args']
+    assert content['data_left_out'] == ['keep', 'labels', 'pixels']
 
 
 # Real photos
