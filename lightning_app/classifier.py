@@ -373,7 +373,8 @@ class ImageClassifier(LightningModule):
     @property
     def _scaled(self) -> bool:
         """Whether a GradScaler scales the gradients."""
-        return getattr(self.trainer.precision_plugin, 'scaler', None) is not None
+        scaler = getattr(self.trainer.precision_plugin, 'scaler', None)
+        return scaler is not None and scaler.is_enabled()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """When metrics are logged, look for losses that are not finite."""
@@ -478,7 +479,7 @@ class ImageClassifier(LightningModule):
         self.given_options, self.resumed = [], {}
         if not schedulers or not isinstance(schedulers[0], Scheduler):
             return
-        tell_of_last_step(self.trainer)
+        tell_of_last_step(self.trainer, not self._is_plain or self.schedule.name != 'constant')
         if self.trainer.global_step:
             self._set_learning_rate(schedulers[0], batches_done(self.trainer))
         if math.isinf(self.trainer.num_training_batches):
@@ -577,7 +578,7 @@ class ImageClassifier(LightningModule):
         # as they are now: from Python they may have changed
         hparams.update({name: settings for name, settings in self._groups().items() if name in hparams})
         if isinstance(data := data_of(self.trainer), ImageDataModule):
-            checkpoint['data'] = data.settings()
+            checkpoint['data'], checkpoint['data_left_out'] = data.settings(), data.left_out
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this network, and drop its schedule, which follows from the settings."""

@@ -16,6 +16,9 @@ class GeneratorsRestored(Callback):
     def __init__(self) -> None:
         self.kept = ExitStack()
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:  # a copy, as of processes that are spawned, has kept nothing
+        return type(self), ()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the states of Python, NumPy and torch, and of the device; other GPUs are other processes'."""
         self.kept.enter_context(isolate_rng(include_cuda=False))

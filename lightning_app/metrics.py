@@ -1,7 +1,7 @@
 """Exact evaluation: each sample counts once, over any number of processes."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ class ClassificationMetrics(Metric):
         return {f'{stage}/{name}': value for name, value in {**results, **errors}.items()}
 
 
-def check_monitors(callbacks: Iterable[Any], given: Iterable[str]) -> None:
+def check_monitors(callbacks: Iterable[Any], given: Collection[str]) -> None:
     """Say which callbacks wait for a validation metric that is not given: Lightning does it after the first epoch.
 
     Args:
@@ -76,7 +76,7 @@ def check_monitors(callbacks: Iterable[Any], given: Iterable[str]) -> None:
     Raises:
         InputError: For one that is to keep the best.
     """
-    names = [*given, 'val/top1_best']  # that one is of validations in the training
+    names = [*given, *(['val/top1_best'] if 'val/top1' in given else [])]  # that one is of validations in the training
     for callback in callbacks:
         monitor, kind = getattr(callback, 'monitor', None), type(callback).__name__
         if not isinstance(monitor, str) or not monitor.startswith('val') or monitor in names:

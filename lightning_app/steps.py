@@ -41,14 +41,16 @@ def validates(trainer: Any, batches: int) -> bool:
     return bool(trainer.enable_validation and every and every != float('inf') and batches % every == 0)
 
 
-def tell_of_last_step(trainer: Any) -> None:
-    """Say so if `trainer.max_steps` ends the training before the epochs over which its schedule goes."""
+def tell_of_last_step(trainer: Any, changes: bool) -> None:
+    """Say so if `trainer.max_steps` ends the training before its epochs, over which the learning rate `changes`."""
     batches, epochs, last = trainer.num_training_batches, trainer.max_epochs or 0, trainer.max_steps
-    steps = 0 if math.isinf(batches) else epochs * -(-batches // trainer.accumulate_grad_batches)
-    if 0 < last < steps and not trainer.fast_dev_run:
+    steps = 0 if math.isinf(batches) else -(-batches // trainer.accumulate_grad_batches)
+    if 0 < last < epochs * steps and not trainer.fast_dev_run:
+        within = trainer.enable_validation and last % (steps * (trainer.check_val_every_n_epoch or 1))
         rank_zero_info(
-            f'trainer.max_steps: {last} ends the training before the {steps} steps of trainer.max_epochs: {epochs}, '
-            'over which the learning rate goes; what is trained after the last validation is not evaluated')
+            f'trainer.max_steps: {last} ends the training before the {epochs * steps} steps of trainer.max_epochs: '
+            f'{epochs}' + ', over which the learning rate goes' * changes
+            + '; what is trained after the last validation is not evaluated' * bool(within))
 
 
 def log_interval(trainer: Any) -> int:

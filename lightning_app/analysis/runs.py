@@ -132,10 +132,15 @@ class Run:
 def cut_off(folder: Path) -> bool:
     """Return whether `trainer.max_time` has ended the newest training in a folder before its end."""
     newest = run_folders(folder)[-1]
-    rows = read_metrics(newest / METRICS) if (newest / METRICS).is_file() else []
-    run = Run(newest, newest.name, read_yaml(newest / CONFIG), {}, rows)
-    known = bool(rows or run.newest_checkpoint)
-    return known and run.setting('trainer.max_time') is not None and run.unfinished
+    config = read_yaml(newest / CONFIG)
+    if value_at(config, 'trainer.max_time') is None:
+        return False
+    try:
+        rows = read_metrics(newest / METRICS)
+    except InputError:  # there are none
+        rows = []
+    run = Run(newest, newest.name, config, {}, rows)
+    return bool(rows or run.newest_checkpoint) and run.unfinished
 
 
 def value_at(content: dict[str, Any], key: str) -> Any:

@@ -109,7 +109,7 @@ def stopped_early(run: Run) -> bool:
     for value in values:
         better = value - float(found.get('min_delta', 0)) > best
         best, waited = (value, 0) if better else (best, waited + 1)
-    return waited >= int(found.get('patience', PATIENCE))
+    return waited >= max(int(found.get('patience', PATIENCE)), 1)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

@@ -21,6 +21,7 @@ from ..resume import begins_anew
 __all__ = ['BestCheckpoint']
 
 SCORES = ('best_k_models', 'kth_best_model_path', 'kth_value', 'best_model_score', 'best_model_path', 'current_score')
+OF_VALIDATION = ('val', 'gates/')  # as its metrics begin
 DETAILS = '-{epoch}-{step}'  # of one among several
 PATHS = ('kth_best_model_path', 'best_model_path', 'last_model_path')
 
@@ -117,8 +118,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Leave out the end of a training by `trainer.max_steps`, for which Lightning has the scores of before."""
-        of_training = str(self.monitor).startswith('train/') or not trainer.enable_validation
-        if of_training or self.validated_step == trainer.global_step:
+        of_validation = trainer.enable_validation and str(self.monitor).startswith(OF_VALIDATION)
+        if self.validated_step == trainer.global_step or not of_validation:
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:

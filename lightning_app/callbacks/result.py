@@ -19,15 +19,18 @@ class ResultLine(Callback):
 
     def __init__(self) -> None:
         self.best: dict[str, float] = {}
+        self.validated = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the result of another training."""
+        self.validated = False
         if begins_anew(trainer):
             self.best = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the result if it is the best so far."""
         metrics = trainer.callback_metrics
+        self.validated |= not trainer.sanity_checking
         if trainer.sanity_checking or 'val/top1' not in metrics:
             return
         if metrics['val/top1'] > self.best.get('top1', -1.0):  # never if it is NaN
@@ -49,7 +52,7 @@ class ResultLine(Callback):
         if not trainer.is_global_zero:
             return
         if not self.best:
-            if trainer.enable_validation:
+            if trainer.enable_validation and not self.validated:
                 print('\nbest: none, as the training ended before a validation')
             return
         path = getattr(trainer.checkpoint_callback, 'best_model_path', '')

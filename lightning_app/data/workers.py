@@ -97,7 +97,7 @@ def handled(handler: Callable[[int, Any], None], *names: str) -> Iterator[None]:
         yield
     finally:
         for number, earlier in before.items():
-            signal.signal(number, earlier)
+            signal.signal(number, earlier or signal.SIG_DFL)  # None if it was not set by Python
 
 
 def heed_the_parent(*_: Any) -> None:

@@ -101,9 +101,10 @@ def test_checkpoints_that_a_training_removes_meanwhile_are_none(files, tmp_path)
 
 def test_best_is_of_weights_that_were_validated(make_trainer, photo_data, capsys, caplog):
     """The last two of five steps, three an epoch, were not."""
-    def run(steps):
+    def run(steps, **options):
         best = BestCheckpoint('val/loss', keep=9)
-        trainer = make_trainer(max_epochs=3, max_steps=steps, enable_checkpointing=True, callbacks=[best, ResultLine()])
+        trainer = make_trainer(max_epochs=3, max_steps=steps, enable_checkpointing=True, callbacks=[best, ResultLine()],
+                               **options)
         trainer.fit(ImageClassifier('test_resnet', num_classes=3), photo_data())
         return sorted(Path(path).name for path in best.best_k_models)
 
@@ -115,8 +116,42 @@ def test_best_is_of_weights_that_were_validated(make_trainer, photo_data, capsys
     assert 'best: none, as the training ended before a validation' in capsys.readouterr().out
     assert 'could not find the monitored key' not in caplog.text
     caplog.clear()
+    assert len(run(6)) == 2
+    assert 'before the 9 steps' in caplog.text
+    assert 'is not evaluated' not in caplog.text  # the end of an epoch
+    caplog.clear()
+    assert len(run(6, check_val_every_n_epoch=4)) == 0
+    assert 'is not evaluated' in caplog.text
+    caplog.clear()
     assert len(run(9)) == 3
     assert 'max_steps' not in caplog.text.replace('`max_steps=9` reached', '')
+
+
+def test_best_by_what_no_validation_gives_is_that_of_each_epoch(make_trainer, photo_data, capsys):
+    class Own(ImageClassifier):
+        def on_train_epoch_end(self):
+            super().on_train_epoch_end()
+            self.log('mine', float(self.global_step))
+
+    for steps, kept in ((9, 3), (7, 3)):
+        best = BestCheckpoint('mine', keep=9)
+        trainer = make_trainer(max_epochs=3, max_steps=steps, enable_checkpointing=True, callbacks=[best])
+        trainer.fit(Own('test_resnet', num_classes=3), photo_data())
+        assert sorted(map(float, best.best_k_models.values())) == [3, 6, steps][:kept]
+
+
+def test_training_that_is_validated_by_other_metrics_is_validated(make_trainer, photo_data, capsys, refused):
+    class Own(ImageClassifier):
+        def validation_step(self, batch, batch_idx):
+            self.log('val/own', 0.5, batch_size=len(batch[1]))
+
+    make_trainer(enable_checkpointing=True, num_sanity_val_steps=1, callbacks=[BestCheckpoint('val/own'), ResultLine()]
+                 ).fit(Own('test_resnet', num_classes=3), photo_data())
+    assert 'best: none' not in capsys.readouterr().out
+    with refused('val/top1', '', 'val/own') as error:
+        make_trainer(enable_checkpointing=True, num_sanity_val_steps=1, callbacks=[BestCheckpoint()]).fit(
+            Own('test_resnet', num_classes=3), photo_data())
+    assert 'val/top1_best' not in str(error)
 
 
 def test_foreign_file_is_refused(tmp_path, refused):

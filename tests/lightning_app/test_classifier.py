@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner
+from timm.scheduler import CosineLRScheduler
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -918,6 +919,16 @@ def test_step_of_a_subclass_that_counts_otherwise(make_trainer, photo_data):
         assert all(value.isfinite() for value in trainer.callback_metrics.values())
         images = DataLoader([(torch.zeros(3, 32, 32), 0)])
         assert trainer.test(model, images)[0].keys() == {'val/own'}
+
+
+def test_schedule_of_a_subclass_without_settings(make_trainer, photo_data):
+    class Own(ImageClassifier):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.net.parameters(), 0.1)
+            schedule = CosineLRScheduler(optimizer, t_initial=1)
+            return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
+
+    make_trainer(max_epochs=2, max_steps=4).fit(Own('test_resnet', num_classes=3, schedule=None), photo_data())
 
 
 class WithHead(ImageClassifier):
