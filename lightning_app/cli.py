@@ -26,7 +26,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from se_timm.errors import (
@@ -122,6 +122,8 @@ class RecordConfig(SaveConfigCallback):
     cannot go on from a checkpoint, writes nothing into its folder.
     """
 
+    folder: Path | None = None  # of a training, one that is its own
+
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Record an evaluation."""
         if stage != 'fit':
@@ -134,8 +136,8 @@ class RecordConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the config to the folder: nothing has refused to go on."""
-        if trainer.is_global_zero:
-            self._save_to_folder(trainer)
+        if trainer.is_global_zero and self.folder:
+            self._save_to_folder(self.folder)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Give the config to the loggers; called on rank 0 only."""
@@ -158,8 +160,8 @@ class RecordConfig(SaveConfigCallback):
             for logger in trainer.loggers:
                 logger.log_hyperparams({'checkpoint': moment})
 
-    def _save_to_folder(self, trainer: Trainer) -> None:
-        path = Path(trainer.default_root_dir, self.config_filename)
+    def _save_to_folder(self, folder: Path) -> None:
+        path = folder / self.config_filename
         path.parent.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         if config.get('ckpt_path') and run_of(config.ckpt_path) == path.parent.resolve():
@@ -312,6 +314,9 @@ class AppCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.plugins = [*filter(None, plugins), CheckpointFiles()]
         built = self._built_trainer(**{**kwargs, 'default_root_dir': str(folder)})
+        for callback in built.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RecordConfig):
+                callback.folder = folder
         for callback in built.checkpoint_callbacks:  # the one that Lightning adds where the config names none, too
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 # resolved, as Lightning has it: a resumed run keeps its best score only if the folder's name is equal
@@ -424,6 +429,9 @@ def complete_from_checkpoint(args: list[str], checkpoint: dict[str, Any], folder
     config: dict[str, Any] = {'model': hparams, 'trainer': {'precision': checkpoint.get('precision')}}
     if data := checkpoint.get('data'):
         config['data'] = data
+    for name in checkpoint.get('data_left_out', ()):
+        rank_zero_warn(f'data.{name}: the checkpoint is without that of its training, which was no plain value; what '
+                       'is given counts, or the default')
     file = folder / 'checkpoint.yaml'
     file.write_text(yaml.safe_dump(config))
     return [args[0], '--config', str(file), *args[1:]]

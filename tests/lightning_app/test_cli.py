@@ -352,6 +352,29 @@ def test_evaluation_needs_no_training_images(on_photos, photos):
     assert sums == pytest.approx(whole, rel=1e-5)
 
 
+def test_evaluation_tells_of_what_its_checkpoint_is_without(on_photos):
+    main(['fit', *on_photos])
+    content = torch.load(only_checkpoint(), weights_only=True)
+    assert content['data_left_out'] == []
+    torch.save({**content, 'data_left_out': ['flavour']}, 'a.ckpt')
+    with pytest.warns(UserWarning, match=r'data\.flavour: the checkpoint is without that of its training'):
+        main(['validate', '--ckpt_path=a.ckpt', '--trainer.accelerator=cpu'])
+
+
+def test_trainer_without_a_command_leaves_configs_of_the_user(on_photos, cli_error, refused):
+    Path('config.yaml').write_text('mine: 1\n')
+    options = [*on_photos, '--trainer.callbacks+=lightning_app.callbacks.LastCheckpoint']
+    for _ in range(2):
+        cli = main(options, run=False)
+        if list(Path('checkpoints').glob('last-*')):
+            with refused('default_root_dir: ', 'of another training', 'by ckpt_path'):
+                cli.trainer.fit(cli.model, cli.datamodule)
+        else:
+            cli.trainer.fit(cli.model, cli.datamodule)
+    assert Path('config.yaml').read_text() == 'mine: 1\n'
+    assert not Path('launch.txt').exists()
+
+
 def test_classes_that_the_checkpoint_does_not_know(on_photos, photos, cli_error):
     main(['fit', *on_photos])
     for split in ('train', 'val'):
