@@ -20,7 +20,7 @@ from .tars import Place, TarFiles, places_in
 
 __all__ = [
     'EXTENSIONS', 'IMAGES', 'LABELS', 'FolderSource', 'ImageFolder', 'Source', 'TarSource', 'below_common_folder',
-    'check_labels', 'first_files',
+    'check_labels', 'first_files', 'is_hidden',
 ]
 
 # what the image and its class are called in samples of other libraries, first come first
@@ -90,7 +90,7 @@ class FolderSource(Source):
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         with os.scandir(root) as entries:
-            seen = [entry for entry in entries if not _is_hidden(entry.name)]
+            seen = [entry for entry in entries if not is_hidden(entry.name)]
         self.classes = sorted(entry.name for entry in seen if entry.is_dir())
         files = [(f'{name}/{file}', label) for label, name in enumerate(self.classes)
                  for file in _files_below(Path(root, name))]
@@ -199,7 +199,7 @@ def below_common_folder(names: Iterable[str], where: str) -> dict[str, tuple[str
         where: What messages call what holds them.
     """
     inside = {name: PurePosixPath(name).parts for name in names}
-    inside = {name: parts for name, parts in inside.items() if not any(map(_is_hidden, parts))}
+    inside = {name: parts for name, parts in inside.items() if not any(map(is_hidden, parts))}
     images = {name: parts for name, parts in inside.items() if _is_image(name)}  # a README is no class
     level = _class_level(images.values())
     above = [name for name, parts in images.items() if len(parts) <= level + 1]
@@ -234,11 +234,11 @@ def _files_below(root: Path) -> list[str]:
 
     found = []
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in folders:
             check_link(folder, name)
         relative = os.path.relpath(folder, root)
-        found += [file if relative == '.' else f'{relative}/{file}' for file in files if not _is_hidden(file)]
+        found += [file if relative == '.' else f'{relative}/{file}' for file in files if not is_hidden(file)]
     return sorted(found)
 
 
@@ -266,7 +266,7 @@ def _only_images(
     return [path for path, _ in images], [label for _, label in images]
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Return whether a file or folder is none of the user's images, by its name."""
     return name.startswith('.') or name in OTHERS
 

@@ -21,7 +21,7 @@ from .hugging_face import HuggingFaceSource, hub_splits, names_of, open_hub, ope
 from .object_store import local_copy, names_at
 from .optimised import LitDataSource, chunks_of
 from .shards import CLASSES, ShardSource, is_shard, missing_shards
-from .sources import FolderSource, Source, TarSource
+from .sources import FolderSource, Source, TarSource, is_hidden
 from .tars import places_in
 
 __all__ = ['RANGE', 'RECORD', 'has_split', 'located', 'open_split', 'read_record']
@@ -138,7 +138,7 @@ def entries_of(names: list[str], split: str) -> list[str]:
     if RANGE.search(split):
         return expanded(split)
     if glob.has_magic(split):
-        return [name for name in fnmatch.filter(names, split) if not name.startswith('.')]
+        return [name for name in fnmatch.filter(names, split) if not is_hidden(name)]
     for each in names_of(split):
         if found := [name for name in places_of(each) if name in names][:1] or shards_of(names, each):
             return found
@@ -157,7 +157,7 @@ def shards_of(names: list[str], split: str) -> list[str]:
     for name in names:
         match = re.fullmatch(rf'(.*[-_.])?{re.escape(split)}[-_.](.+)\.tar', name)
         words = {word for word in re.split('[-_.]', match[2]) if not NUMBER.fullmatch(word)} if match else set()
-        if match and not name.startswith('.') and not words & SPLIT_NAMES:
+        if match and not is_hidden(name) and not words & SPLIT_NAMES:
             found.setdefault(match[1] or '', []).append((name, not words))
     if '' not in found and len(found) > 1:
         first, second, *_ = found
@@ -199,8 +199,8 @@ def open_place(place: Path, split: str, label_column: str | None) -> Source:
     if chunks_of(place):
         return LitDataSource(place, names)
     with os.scandir(place) as entries:  # class folders, beside which an archive may have been left
-        folders = any(entry.is_dir() and not entry.name.startswith('.') for entry in entries)
-    shards = [] if folders else sorted(path for path in place.glob('*.tar') if not path.name.startswith('.'))
+        folders = any(entry.is_dir() and not is_hidden(entry.name) for entry in entries)
+    shards = [] if folders else sorted(path for path in place.glob('*.tar') if not is_hidden(path.name))
     return open_shards(place, split, shards, names) if shards else FolderSource(place)
 
 

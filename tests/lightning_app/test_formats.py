@@ -606,6 +606,17 @@ def test_a_shard_that_was_named_is_missing(written, refused):
         open_split(root, 'pets-train-{0002..0005}.tar')
 
 
+@pytest.mark.parametrize('name', ['lost+found', '__MACOSX', '.cache'])
+def test_shards_beside_a_folder_of_the_system(name, written):
+    root = written(as_shards)
+    expected = open_split(root, 'train')
+    (root / 'train' / name).mkdir(parents=True)
+    for path in root.glob('pets-train-*.tar'):
+        path.rename(root / 'train' / path.name)
+    source = open_split(root, 'train')
+    assert list(source.labels) == list(expected.labels)
+
+
 def test_shard_that_is_cut_off(written, refused):
     root = written(as_shards)
     with open(root / 'pets-train-0001.tar', 'r+b') as file:
