@@ -161,13 +161,12 @@ class RecordConfig(SaveConfigCallback):
                 logger.log_hyperparams({'checkpoint': moment})
 
     def _save_to_folder(self, folder: Path) -> None:
-        path = folder / self.config_filename
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
-        if config.get('ckpt_path') and run_of(config.ckpt_path) == path.parent.resolve():
+        if config.get('ckpt_path') and run_of(config.ckpt_path) == folder.resolve():
             config.ckpt_path = None  # the same run; the config is that of its beginning
-        self.parser.save(config, path, skip_none=False, overwrite=True)
-        path.with_name(LAUNCH).write_text(launch_id())
+        self.parser.save(config, folder / self.config_filename, skip_none=False, overwrite=True)
+        (folder / LAUNCH).write_text(launch_id())
 
 
 class AppCLI(LightningCLI):

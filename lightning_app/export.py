@@ -91,16 +91,21 @@ def export(
     finally:
         for path in paths.values():
             remove(unfinished(path))
-    for kind, path in paths.items():
-        agreement = 'the same' if kind == 'safetensors' else f'the same within {TOLERANCE:g} of the largest'
-        print(f'{path}: {exported.name}, {exported.net.num_classes} classes, {exported.weights}, '
-              f'{size(path) / 1e6:.1f} MB; its logits are {agreement}\n  load: {LOAD[kind](path)}')
+    tell(paths, exported)
     if (views := checkpoint.get('data', {}).get('init_args', {}).get('eval_views', 'center')) != 'center':
         print(f'data.eval_views was {views}: evaluations average over views of an image, and this is of one')
     return list(paths.values())
 
 
 # What is given
+
+
+def tell(paths: dict[str, Path], exported: Exported) -> None:
+    """Print what was written, and how it is loaded."""
+    for kind, path in paths.items():
+        agreement = 'the same' if kind == 'safetensors' else f'the same within {TOLERANCE:g} of the largest'
+        print(f'{path}: {exported.name}, {exported.net.num_classes} classes, {exported.weights}, '
+              f'{size(path) / 1e6:.1f} MB; its logits are {agreement}\n  load: {LOAD[kind](path)}')
 
 
 def check_options(formats: list[Format], fold: bool, dynamic_batch: bool, image_size: int | None) -> None:

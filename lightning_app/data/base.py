@@ -208,8 +208,8 @@ class ImageDataModule(LightningDataModule):
         if stage == 'fit':
             self._begin_anew()  # before callbacks and checkpoints have their say
             self.settings()  # a checkpoint will hold them
-            if self.left_out:
-                rank_zero_info(f'data: checkpoints are without {", ".join(self.left_out)}, which is no plain value')
+            if left_out := self.left_out:
+                rank_zero_info(f'data: checkpoints are without {", ".join(left_out)}, which is no plain value')
             source = self._checked(self.open('train'))
             self.training = TrainingSamples(
                 source, self.training_transform, self.transform_of_size, self._decoder_of(source),
