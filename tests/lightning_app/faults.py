@@ -76,7 +76,7 @@ if __name__ == '__main__':
         another_order()
     given = sys.argv[1:]
     if what == 'step' and os.environ.get('LOCAL_RANK') == '1':
-        given[given.index('auto')] = sorted(glob.glob('runs/version_0/checkpoints/last-*'))[0]
+        given[given.index('auto')] = sorted(glob.glob('runs/version_0/checkpoints/last-*'))[-2]
     main([*given, *(['--trainer.callbacks+=__main__.NotFinite'] if what == 'nan' else [])])
 '''
 
