@@ -18,6 +18,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -275,17 +276,19 @@ class ImageDataModule(LightningDataModule):
         """
         if self.trainer is None or self.trainer.world_size == 1 or not hasattr(self, 'sampler'):  # of a subclass
             return
-        strategy = self.trainer.strategy
         own = torch.tensor(
-            [self.trainer.global_step, self.training.digest, self.sampler.digest()], device=strategy.root_device)
-        every = strategy.all_gather(own).tolist()
-        for rank, (step, *theirs) in enumerate(every):
-            if step != every[0][0]:
+            [self.trainer.global_step, self.training.digest, self.sampler.digest()],
+            device=self.trainer.strategy.root_device)
+        every = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+        distributed.all_gather(every, own)
+        first_step, *firsts = every[0].tolist()
+        for rank, (step, *theirs) in enumerate(each.tolist() for each in every):
+            if step != first_step:
                 raise InputError(message(
-                    f'ckpt_path: process {rank} stands at step {step}, and process 0 at step {every[0][0]}',
+                    f'ckpt_path: process {rank} stands at step {step}, and process 0 at step {first_step}',
                     'they go on from checkpoints of other steps', 'name the checkpoint: where a shared file system '
                     'is slow, auto and last find others on other machines'))
-            for what, number, first in zip(('images', 'order of images'), theirs, every[0][1:], strict=True):
+            for what, number, first in zip(('images', 'order of images'), theirs, firsts, strict=True):
                 if number != first:
                     raise InputError(message(
                         f'data: process {rank} has another {what} than process 0',

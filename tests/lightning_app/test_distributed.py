@@ -92,6 +92,7 @@ def test_training_of_two_processes_is_that_of_one(
     assert (done.stdout + done.stderr).count('best: top-1') == 1
     assert (done.stdout + done.stderr).count('test_convnext: ') == 1
     assert 'replaced, in all epochs: 4 (' in done.stdout  # by both processes
+    assert 'all_gather is deprecated' not in done.stderr
 
     # the same training
     states = [torch.load(f'{name}/version_0/checkpoints/best.ckpt', weights_only=True)['state_dict']
