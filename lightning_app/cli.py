@@ -269,6 +269,9 @@ class AppCLI(LightningCLI):
         self.model.restores_generators = False  # nothing comes after it in this process
         if classes := self.evaluated.get('class_names'):
             self.datamodule.use_classes(classes)
+        for name in self.datamodule.at_default(self.evaluated.get('data_left_out', ())):
+            rank_zero_warn(f'data.{name}: the checkpoint is without that of its training, which was no plain value, '
+                           'and none is given: it has its default')
         check_launch(self.trainer)
         if self.subcommand == 'fit' and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_schedule(self.model.schedule, self.trainer.max_epochs or 0)
@@ -428,9 +431,6 @@ def complete_from_checkpoint(args: list[str], checkpoint: dict[str, Any], folder
     config: dict[str, Any] = {'model': hparams, 'trainer': {'precision': checkpoint.get('precision')}}
     if data := checkpoint.get('data'):
         config['data'] = data
-    for name in checkpoint.get('data_left_out', ()):
-        rank_zero_warn(f'data.{name}: the checkpoint is without that of its training, which was no plain value; what '
-                       'is given counts, or the default')
     file = folder / 'checkpoint.yaml'
     file.write_text(yaml.safe_dump(config))
     return [args[0], '--config', str(file), *args[1:]]

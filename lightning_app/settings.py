@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,6 +16,8 @@ __all__ = ['check_choices', 'is_plain', 'plain_values']
 
 # how values of classes of these, such as jsonargparse's PositiveInt, become plain
 BASES: dict[type, Callable[[Any], Any]] = {int: int.__int__, float: float.__float__, str: str.__str__}
+PLAIN = {type(None), bool, *BASES}
+COLLECTIONS = (list, tuple, set)
 
 
 def plain_values(key: str, value: Any) -> Any:
@@ -30,15 +32,16 @@ def plain_values(key: str, value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {plain_values(key, name): plain_values(f'{key}.{name}', each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return (tuple if isinstance(value, tuple) else list)(plain_values(key, each) for each in value)
+    if isinstance(value, COLLECTIONS):
+        collection = next(kind for kind in COLLECTIONS if isinstance(value, kind))
+        return collection(value if are_plain(value) else (plain_values(key, each) for each in value))
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if type(value) not in (bool, *BASES) and not isinstance(value, Enum):
         value = next((plain(value) for kind, plain in BASES.items() if isinstance(value, kind)), value)
-    if type(value) not in (type(None), bool, int, float, str) and not loads(value):
+    if type(value) not in PLAIN and not loads(value):
         raise InputError(message(
             f'{key}: {value!r}', 'no checkpoint with it could be loaded: it holds plain values, not code',
             'give it by its name, as on the command line, or by what it is made from'))
@@ -49,9 +52,14 @@ def is_plain(value: Any) -> bool:
     """Return whether `plain_values` makes a value plain: no code, class or enumeration, and no array of images."""
     if isinstance(value, Mapping):
         return all(map(is_plain, (*value, *value.values())))
-    if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
+    if isinstance(value, COLLECTIONS):
+        return are_plain(value) or all(map(is_plain, value))
     return isinstance(value, (type(None), *BASES, os.PathLike, np.generic)) and not isinstance(value, Enum)
+
+
+def are_plain(values: Collection[Any]) -> bool:
+    """Return whether all of many values, such as a million paths, are plain as they are."""
+    return PLAIN.issuperset(map(type, values))
 
 
 def check_choices(key: str, settings: Any, kind: type) -> None:

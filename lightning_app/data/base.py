@@ -6,7 +6,7 @@ import inspect
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -210,7 +210,7 @@ class ImageDataModule(LightningDataModule):
             self._begin_anew()  # before callbacks and checkpoints have their say
             self.settings()  # a checkpoint will hold them
             if left_out := self.left_out:
-                rank_zero_info(f'data: checkpoints are without {", ".join(left_out)}, which is no plain value')
+                rank_zero_info(f'data: checkpoints are without {", ".join(left_out)}, not being plain values')
             source = self._checked(self.open('train'))
             self.training = TrainingSamples(
                 source, self.training_transform, self.transform_of_size, self._decoder_of(source),
@@ -502,10 +502,21 @@ class ImageDataModule(LightningDataModule):
         common = inspect.signature(ImageDataModule).parameters
         return sorted(name for name, value in self._arguments().items() if name not in common and not is_plain(value))
 
+    def at_default(self, names: Collection[str]) -> list[str]:
+        """Return which of these arguments have their default; those that the class does not have are not among them."""
+        given = {name: (getattr(self, name, parameter.default), parameter.default)
+                 for name, parameter in self._parameters().items() if name in names}
+        return [name for name, (value, default) in given.items()
+                if value is default or (is_plain(value) and value == default)]
+
+    @classmethod
+    def _parameters(cls) -> dict[str, inspect.Parameter]:
+        return {name: parameter for each in cls.__mro__[::-1] if issubclass(each, ImageDataModule)
+                for name, parameter in inspect.signature(each).parameters.items()
+                if parameter.kind is not parameter.VAR_KEYWORD}
+
     def _arguments(self) -> dict[str, Any]:
-        parameters = [parameter for cls in type(self).__mro__[::-1] if issubclass(cls, ImageDataModule)
-                      for parameter in inspect.signature(cls).parameters.values()]
-        names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        names = list(self._parameters())
         if missing := [name for name in names if name != 'num_classes' and not hasattr(self, name)]:
             raise InputError(message(
                 f'data: {type(self).__name__} without an attribute {missing[0]}',

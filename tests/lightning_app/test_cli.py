@@ -352,13 +352,36 @@ def test_evaluation_needs_no_training_images(on_photos, photos):
     assert sums == pytest.approx(whole, rel=1e-5)
 
 
-def test_evaluation_tells_of_what_its_checkpoint_is_without(on_photos):
-    main(['fit', *on_photos])
+OWN_DATA = '''
+from typing import Any
+from lightning_app import ImageNetDataModule
+
+
+class Kept(ImageNetDataModule):
+    def __init__(self, kept: set[int] | None = None, **common):
+        super().__init__(**common)
+        self.kept = kept
+
+
+class Flavoured(Kept):
+    def __init__(self, flavour: Any = None, **common):
+        super().__init__(**common)
+        self.flavour = flavour
+'''
+
+
+def test_evaluation_has_the_arguments_of_a_data_module_of_the_user(on_photos, tmp_path, monkeypatch, recwarn):
+    (tmp_path / 'own_data.py').write_text(OWN_DATA)
+    monkeypatch.syspath_prepend(tmp_path)
+    main(['fit', *on_photos, '--data=own_data.Flavoured', '--data.kept=[2, 1]'])
     content = torch.load(only_checkpoint(), weights_only=True)
     assert content['data_left_out'] == []
     torch.save({**content, 'data_left_out': ['flavour']}, 'a.ckpt')
-    with pytest.warns(UserWarning, match=r'data\.flavour: the checkpoint is without that of its training'):
-        main(['validate', '--ckpt_path=a.ckpt', '--trainer.accelerator=cpu'])
+    evaluate = ['validate', '--ckpt_path=a.ckpt', '--trainer.accelerator=cpu']
+    for given in (['--data.flavour=sour'], ['--data=own_data.Kept'], []):
+        assert not [warning for warning in recwarn if 'the checkpoint is without' in str(warning.message)]
+        assert main([*evaluate, *given]).datamodule.kept == {1, 2}
+    assert any('data.flavour: the checkpoint is without' in str(warning.message) for warning in recwarn)
 
 
 def test_trainer_without_a_command_leaves_configs_of_the_user(on_photos, cli_error, refused):

@@ -168,7 +168,8 @@ class Flavoured(ImageNetDataModule):
 
 @pytest.mark.parametrize(('flavour', 'kept'), [
     (np.float64(3), 3.0), ([np.int64(1)], [1]), (Path('a'), 'a'), ({'b': (np.bool_(True),)}, {'b': (True,)}),
-    (PositiveInt(3), 3), ([PositiveFloat(3)], [3.0]), (Text('a'), 'a'), ({np.int64(1): 2}, {1: 2})])
+    (PositiveInt(3), 3), ([PositiveFloat(3)], [3.0]), (Text('a'), 'a'), ({np.int64(1): 2}, {1: 2}), ({1, 2}, {1, 2}),
+    ({np.int64(1)}, {1})])
 def test_arguments_of_a_subclass_are_kept_in_plain_values(pets, flavour, kept, tmp_path):
     settings = set_up(Flavoured(flavour=flavour, root=pets, batch_size=4)).settings()
     assert settings['init_args']['flavour'] == kept
