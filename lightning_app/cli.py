@@ -307,9 +307,11 @@ class AppCLI(LightningCLI):
         folder = run_folder(config)
         self.made = folder, above
         logs_to_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
-        if elsewhere := whole_run(config.ckpt_path) not in (None, folder):
-            rank_zero_info(f'{config.ckpt_path} is of a run in another folder: this training goes on in {folder}')
-        goes_on = config.ckpt_path is not None and not elsewhere
+        run = whole_run(config.ckpt_path)
+        if config.ckpt_path and run != folder:
+            where = 'of a run in another folder' if run else f'in no folder of a run, which has a {LAUNCH}'
+            rank_zero_info(f'{config.ckpt_path} is {where}: this training goes on in {folder}')
+        goes_on = config.ckpt_path is not None and run in (None, folder)
         place_loggers(
             loggers, folder, resumed=wandb_runs(config.ckpt_path) if goes_on and logs_to_wandb else [], goes_on=goes_on)
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]

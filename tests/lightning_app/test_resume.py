@@ -379,7 +379,7 @@ def test_run_goes_on_in_the_folder_that_is_given(steps, capfd):
 
 
 @pytest.mark.parametrize('folder', [Path('kept'), Path('kept/checkpoints')])
-def test_folder_with_a_config_of_the_user_is_no_run(folder, steps):
+def test_folder_with_a_config_of_the_user_is_no_run(folder, steps, capfd):
     """A checkpoint that was taken out of its run does not lead to the folder in which it lies."""
     main(steps(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))
     folder.mkdir(parents=True)
@@ -388,6 +388,7 @@ def test_folder_with_a_config_of_the_user_is_no_run(folder, steps):
     cli = main([*steps(), '--ckpt_path', str(folder / at(2).name)])
     assert cli.trainer.global_step == 9
     assert cli.trainer.default_root_dir == 'runs/test_resnet/version_1'
+    assert 'in no folder of a run, which has a launch.txt: this training goes on in runs/' in capfd.readouterr().err
     assert Path('kept/config.yaml').read_text() == 'mine: 1\n'
     assert {path.name for path in Path('kept').rglob('*')} <= {'checkpoints', 'config.yaml', at(2).name}
 
