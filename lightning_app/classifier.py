@@ -597,7 +597,7 @@ class ImageClassifier(LightningModule):
             self.best_top1 = checkpoint.get('best_top1', 0.0)
             self.latest = checkpoint.get('metrics', {})
             take_weights_without_average(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
-            drop_elapsed_time(checkpoint)
+            drop_elapsed_time(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
             if isinstance(data := data_of(self.trainer), ImageDataModule):
                 continue_in_epoch(self.trainer, data, checkpoint)
         else:

@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from itertools import zip_longest
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -116,11 +117,15 @@ def take_weights_without_average(checkpoint: dict[str, Any], callbacks: list[Any
                                    if 'latest_update_step' not in value}  # that of the callback
 
 
-def drop_elapsed_time(checkpoint: dict[str, Any]) -> None:
-    """Let `trainer.max_time` be of each start: jobs that go on would have the time of earlier ones behind them."""
+def drop_elapsed_time(checkpoint: dict[str, Any], callbacks: Iterable[Callback]) -> None:
+    """Let `trainer.max_time` be of each start: jobs that go on would have the time of earlier ones behind them.
+
+    A callback of the user's may be called as Lightning's is.
+    """
+    others = {callback.state_key for callback in callbacks if not isinstance(callback, Timer)}
     checkpoint['callbacks'] = {
         key: state for key, state in checkpoint.get('callbacks', {}).items()
-        if key.partition('{')[0] != Timer.__qualname__}
+        if key.partition('{')[0] != Timer.__qualname__ or key in others}
 
 
 # The position in the data
@@ -154,7 +159,6 @@ def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         part['completed'] = min(part['completed'], part['processed'])
     if validates(trainer, batches_done(trainer)):  # Lightning leaves out the validation, but counts the step once more
         loop['epoch_loop.state_dict']['_batches_that_stepped'] -= 1
-
 
 
 def continue_in_epoch(trainer: Trainer, data: ImageDataModule, checkpoint: dict[str, Any]) -> None:

@@ -439,8 +439,10 @@ def test_time_is_that_of_each_start(steps, caplog):
     checkpoint = state(path)
     timer = next(key for key in checkpoint['callbacks'] if key.startswith('Timer'))
     checkpoint['callbacks'][timer]['time_elapsed']['train'] = 4000.0
-    drop_elapsed_time(others := {'callbacks': {timer: {}, 'TimerOfMine': {'kept': 1}}})
-    assert others == {'callbacks': {'TimerOfMine': {'kept': 1}}}
+    mine = {'callbacks': {'Timer': {'kept': 1}, 'TimerOfMine': {'kept': 1}}}
+    for callbacks, kept in (([type('Timer', (Callback,), {})()], ['Timer', 'TimerOfMine']), ([], ['TimerOfMine'])):
+        drop_elapsed_time(others := {'callbacks': {timer: {}, **mine['callbacks']}}, callbacks)
+        assert list(others['callbacks']) == kept
     torch.save(checkpoint, path)
     assert main([*limited, '--ckpt_path', path]).trainer.global_step == 9
     assert 'max_time: stopped' not in caplog.text
