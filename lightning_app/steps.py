@@ -32,11 +32,16 @@ def batches_done(trainer: Trainer) -> int:
 
 def validates(trainer: Any, batches: int) -> bool:
     """Return whether a validation within the epoch follows after so many of its batches."""
+    loop = trainer.fit_loop
+    return validates_after(trainer, trainer.current_epoch, loop.total_batch_idx - loop.batch_idx, batches)
+
+
+def validates_after(trainer: Any, epoch: int, before: int, batches: int) -> bool:
+    """Return whether a validation follows after so many batches of an epoch, `before` which there were others."""
     every = trainer.val_check_batch
     if trainer.check_val_every_n_epoch is None:  # counted over the epochs
-        loop = trainer.fit_loop
-        batches += loop.total_batch_idx - loop.batch_idx
-    elif (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+        batches += before
+    elif (epoch + 1) % trainer.check_val_every_n_epoch:
         return False
     return bool(trainer.enable_validation and every and every != float('inf') and batches % every == 0)
 
@@ -46,7 +51,9 @@ def tell_of_last_step(trainer: Any, changes: bool) -> None:
     batches, epochs, last = trainer.num_training_batches, trainer.max_epochs or 0, trainer.max_steps
     steps = 0 if math.isinf(batches) else -(-batches // trainer.accumulate_grad_batches)
     if 0 < last < epochs * steps and not trainer.fast_dev_run:
-        within = trainer.enable_validation and last % (steps * (trainer.check_val_every_n_epoch or 1))
+        epoch, step = divmod(last - 1, steps)
+        done = min((step + 1) * trainer.accumulate_grad_batches, batches)
+        within = trainer.enable_validation and not validates_after(trainer, epoch, epoch * batches, done)
         rank_zero_info(
             f'trainer.max_steps: {last} ends the training before the {epochs * steps} steps of trainer.max_epochs: '
             f'{epochs}' + ', over which the learning rate goes' * changes

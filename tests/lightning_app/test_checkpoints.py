@@ -122,6 +122,14 @@ def test_best_is_of_weights_that_were_validated(make_trainer, photo_data, capsys
     caplog.clear()
     assert len(run(6, check_val_every_n_epoch=4)) == 0
     assert 'is not evaluated' in caplog.text
+    for steps, every, validated in ((4, 2, True), (5, 2, False), (6, 4, False)):  # over the epochs
+        caplog.clear()
+        run(steps, check_val_every_n_epoch=None, val_check_interval=every)
+        assert ('is not evaluated' in caplog.text) is not validated
+    for steps, validated in ((5, True), (4, False), (6, False)):  # after two of the three steps of each epoch
+        caplog.clear()
+        run(steps, val_check_interval=2)
+        assert ('is not evaluated' in caplog.text) is not validated
     caplog.clear()
     assert len(run(9)) == 3
     assert 'max_steps' not in caplog.text.replace('`max_steps=9` reached', '')
