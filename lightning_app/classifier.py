@@ -515,9 +515,10 @@ class ImageClassifier(LightningModule):
         """Log the validation's loss, accuracies and errors, and in a training the best accuracy so far."""
         results = self._results('val', self.val_metrics, 'validation_step')
         self.log_dict(results)
-        if results and self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            self.latest = {name: float(value) for name, value in results.items()}
-            self.best_top1 = max(self.best_top1, float(results['val/top1']))  # never NaN
+        if results and self.trainer.state.fn == TrainerFn.FITTING:
+            if not self.trainer.sanity_checking:
+                self.latest = {name: float(value) for name, value in results.items()}
+                self.best_top1 = max(self.best_top1, float(results['val/top1']))  # never NaN
             self.log('val/top1_best', results['val/top1'].new_tensor(self.best_top1))
 
     def on_validation_end(self) -> None:

@@ -76,16 +76,15 @@ def check_monitors(callbacks: Iterable[Any], given: Collection[str]) -> None:
     Raises:
         InputError: For one that is to keep the best.
     """
-    names = [*given, *(['val/top1_best'] if 'val/top1' in given else [])]  # that one is of validations in the training
     for callback in callbacks:
         monitor, kind = getattr(callback, 'monitor', None), type(callback).__name__
-        if not isinstance(monitor, str) or not monitor.startswith('val') or monitor in names:
+        if not isinstance(monitor, str) or not monitor.startswith('val') or monitor in given:
             continue
         if getattr(callback, 'keeps_best', False) and monitor.startswith('val/'):
-            raise InputError(unknown(f'{kind}: monitor', monitor, names))
+            raise InputError(unknown(f'{kind}: monitor', monitor, given))
         if getattr(callback, 'strict', True):
             rank_zero_warn(f'{kind} waits for {monitor}, which the validation before the training does not give: '
-                           f'{meant(nearest(monitor, names))}Without it the training ends after its first epoch')
+                           f'{meant(nearest(monitor, given))}Without it the training ends after its first epoch')
 
 
 def smaller_is_better(metric: str) -> bool:

@@ -23,7 +23,7 @@ class ResultLine(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the result of another training."""
-        self.validated = False
+        self.validated = not begins_anew(trainer)  # or it may be
         if begins_anew(trainer):
             self.best = {}
 

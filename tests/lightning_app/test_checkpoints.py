@@ -153,13 +153,28 @@ def test_training_that_is_validated_by_other_metrics_is_validated(make_trainer, 
         def validation_step(self, batch, batch_idx):
             self.log('val/own', 0.5, batch_size=len(batch[1]))
 
-    make_trainer(enable_checkpointing=True, num_sanity_val_steps=1, callbacks=[BestCheckpoint('val/own'), ResultLine()]
-                 ).fit(Own('test_resnet', num_classes=3), photo_data())
-    assert 'best: none' not in capsys.readouterr().out
+    best = None
+    for _ in range(2):  # the second is at its end already
+        callbacks = [BestCheckpoint('val/own'), ResultLine()]
+        make_trainer(enable_checkpointing=True, num_sanity_val_steps=1, callbacks=callbacks).fit(
+            Own('test_resnet', num_classes=3), photo_data(), ckpt_path=best)
+        assert 'best: none' not in capsys.readouterr().out
+        best = callbacks[0].best_model_path
     with refused('val/top1', '', 'val/own') as error:
         make_trainer(enable_checkpointing=True, num_sanity_val_steps=1, callbacks=[BestCheckpoint()]).fit(
             Own('test_resnet', num_classes=3), photo_data())
     assert 'val/top1_best' not in str(error)
+
+
+def test_best_so_far_of_a_top1_of_the_user_is_not_to_be_had(make_trainer, photo_data, refused):
+    class Own(ImageClassifier):
+        def validation_step(self, batch, batch_idx):
+            self.log('val/top1', 50.0, batch_size=len(batch[1]))
+
+    for monitor in ('val/top1_best', 'val/top1'):
+        run = make_trainer(enable_checkpointing=True, num_sanity_val_steps=1, callbacks=[BestCheckpoint(monitor)])
+        with refused('val/top1_best', '', 'val/top1') if monitor == 'val/top1_best' else contextlib.nullcontext():
+            run.fit(Own('test_resnet', num_classes=3), photo_data())
 
 
 def test_foreign_file_is_refused(tmp_path, refused):
