@@ -101,7 +101,9 @@ def stopped_early(run: Run) -> bool:
     if not found:
         return False
     monitor, sign = found.get('monitor', ''), 1 if found.get('mode') == 'max' else -1
-    values = [sign * row[monitor] for row in run.values(monitor)]
+    values = [sign * value for value in watched(run, monitor)]
+    if found.get('check_finite') != 'false' and not all(map(math.isfinite, values)):
+        return True
     for name, way in LIMITS.items():
         if name in found and any(way * (value - sign * float(found[name])) > 0 for value in values):
             return True
@@ -110,6 +112,14 @@ def stopped_early(run: Run) -> bool:
         better = value - float(found.get('min_delta', 0)) > best
         best, waited = (value, 0) if better else (best, waited + 1)
     return waited >= max(int(found.get('patience', PATIENCE)), 1)
+
+
+def watched(run: Run, monitor: str) -> list[float]:
+    """Return the values of a metric as EarlyStopping sees them: of each validation, or at the end of each epoch."""
+    rows = [row for row in run.rows if monitor in row]
+    if not monitor.startswith('val'):  # logged within the epochs too
+        rows = list({row.get('epoch'): row for row in rows}.values())
+    return [row[monitor] for row in rows]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

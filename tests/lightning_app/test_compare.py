@@ -15,8 +15,8 @@ import yaml
 from lightning_app.analysis import curves
 from lightning_app.analysis.compare import compare
 from lightning_app.analysis.printed import printed
-from lightning_app.analysis.runs import read_runs
-from lightning_app.analysis.settings import labels, settings
+from lightning_app.analysis.runs import Run, read_runs
+from lightning_app.analysis.settings import labels, settings, stopped_early
 from lightning_app.cli import main
 
 LOGGER = ['--trainer.logger=lightning_app.logger.CsvLogger', '--trainer.callbacks+=lightning_app.callbacks.Throughput']
@@ -404,6 +404,18 @@ def test_runs_that_stop_early_are_seeds_however_long_they_are(settings, values, 
     for seed, top1 in enumerate(values):
         write_run(f'runs/{seed}', validated(*top1), {**plan, 'seed_everything': seed})
     assert seeds(shown('runs')) == [['2', '62.00 +- 1.4', '1, 0']]
+
+
+@pytest.mark.parametrize(('settings', 'losses', 'ended'), [
+    ({'stopping_threshold': 0.5}, [2.0, 0.4, 0.9], False),  # not at the end of the epoch
+    ({'stopping_threshold': 0.5}, [2.0, 0.9, 0.4], True),
+    ({}, [2.0, float('nan')], True), ({'check_finite': False}, [2.0, float('nan')], False)])
+def test_metric_of_the_training_ends_it_at_the_end_of_an_epoch(settings, losses, ended):
+    stop = {'class_path': 'lightning.pytorch.callbacks.EarlyStopping',
+            'init_args': {'monitor': 'train/loss', 'patience': 9, **settings}}
+    rows = [row(step, train_loss=value) for step, value in enumerate(losses)]
+    config = {'trainer': {'callbacks': [stop]}}
+    assert stopped_early(Run(Path('a'), 'a', config, {}, rows)) is ended
 
 
 def test_seed_without_a_value_does_not_count(write_run, in_tmp_path, shown):
