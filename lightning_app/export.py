@@ -97,15 +97,15 @@ def export(
     return list(paths.values())
 
 
-# What is given
-
-
 def tell(paths: dict[str, Path], exported: Exported) -> None:
     """Print what was written, and how it is loaded."""
     for kind, path in paths.items():
         agreement = 'the same' if kind == 'safetensors' else f'the same within {TOLERANCE:g} of the largest'
         print(f'{path}: {exported.name}, {exported.net.num_classes} classes, {exported.weights}, '
               f'{size(path) / 1e6:.1f} MB; its logits are {agreement}\n  load: {LOAD[kind](path)}')
+
+
+# What is given
 
 
 def check_options(formats: list[Format], fold: bool, dynamic_batch: bool, image_size: int | None) -> None:
