@@ -307,18 +307,14 @@ def resolved(run: Run) -> dict[str, Any]:
 
 
 def check_unchanged(run: Run) -> None:
-    """Raise `InputError` if a training was begun or finished with other arguments, or by a config that has changed."""
+    """Raise `InputError` if a training was begun or finished with other settings than the options and configs say."""
     for marker in (run.folder / FINISHED, run.folder / BEGUN):
         if (before := marked(marker)) is None or (marker.name == BEGUN and not of_runs(run.folder)):
             continue
-        if before['arguments'] != run.args:
-            raise InputError(message(
-                f'{run.folder}: {marker.stem}', 'it was trained with other options than those given now',
-                f'give the same ({marker} lists them), or another folder by --folder'))
         if other := first_difference(before['settings'], run.settings):
             raise InputError(message(
                 f'{run.folder}: {marker.stem}', '{} was {} when it was trained, and is {} now'.format(*other),
-                'change the config back, or name another folder by --folder'))
+                'change it back, or name another folder by --folder'))
 
 
 def first_difference(before: Any, now: Any, key: str = '') -> tuple[str, Any, Any] | None:

@@ -278,7 +278,7 @@ def test_training_with_other_options_is_not_taken_for_these(sweep_file, cli_erro
         assert str(run.folder) in lines[0]
         assert '--folder' in lines[2]
 
-    run = runs_of(sweep_file(), None, ['--data.batch_size=32'])[1]
+    run = checked(runs_of(sweep_file(), None, ['--data.batch_size=32']))[1]
     mark(run.folder / BEGUN, run)
     goes(64)
     (run.folder / 'version_0/checkpoints').mkdir(parents=True)
@@ -291,6 +291,15 @@ def test_training_with_other_options_is_not_taken_for_these(sweep_file, cli_erro
     goes(32)
     (run.folder / FINISHED).write_text('["fi')  # cut off
     goes(64)
+
+
+def test_folder_that_was_moved_is_the_same(sweep_file, in_tmp_path):
+    """As are other numbers of workers."""
+    run = checked(runs_of(sweep_file(), None, []))[1]
+    mark(run.folder / FINISHED, run)
+    for base in (Path('runs/sweep/small').absolute(), Path('moved')):
+        run.folder.parent.rename(base)
+        main(['sweep', sweep_file(), f'--folder={base}', '--data.num_workers=1', '--dry_run=true'])
 
 
 def test_folder_that_cannot_be(sweep_file, cli_error):
