@@ -18,6 +18,7 @@ LEFT_OUT = (
     'ckpt_path', 'trainer.callbacks.NetworkSummary', 'trainer.callbacks.ProgressBar', 'trainer.callbacks.ResultLine',
     'trainer.default_root_dir', 'trainer.enable_autolog_hparams', 'trainer.enable_model_summary',
     'trainer.enable_progress_bar', 'trainer.log_every_n_steps', 'trainer.logger', 'weights_only')
+WITHOUT_EFFECT = ('data.num_workers', 'data.prefetch')  # on what a training comes to, but on its speed
 GROUPS = ('model', 'data', SEED, 'trainer')  # the order in which they are shown
 FOLDERS = ('data.root',)  # the last part of the path tells the data; the rest is of the machine
 IN_LABEL = 4
@@ -89,6 +90,8 @@ def with_other_seeds(runs: Sequence[Run]) -> list[list[Run]]:
         if run.config:
             found = settings(run)
             seed = found.pop(SEED, 'false')
+            for name in WITHOUT_EFFECT:
+                found.pop(name, None)
             data = {name: value_at(run.hparams, f'provenance.data.{name}') for name in DATA}
             seed = str(run.folder) if seed == 'false' else seed  # each begins otherwise
             groups.setdefault(frozenset({**found, **data}.items()), {})[seed] = run

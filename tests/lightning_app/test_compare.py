@@ -418,6 +418,15 @@ def test_metric_of_the_training_ends_it_at_the_end_of_an_epoch(settings, losses,
     assert stopped_early(Run(Path('a'), 'a', config, {}, rows)) is ended
 
 
+def test_runs_with_other_numbers_of_workers_are_seeds(write_run, in_tmp_path, shown):
+    for seed, top1 in enumerate((61.0, 63.0)):
+        data = {'class_path': 'lightning_app.data.ImageNetDataModule', 'init_args': {'num_workers': seed}}
+        write_run(f'runs/{seed}', validated(top1), {'seed_everything': seed, 'data': data})
+    parts = shown('runs')
+    assert seeds(parts) == [['2', '62.00 +- 1.4', '1, 0']]
+    assert 'data.num_workers' in parts['settings']
+
+
 def test_seed_without_a_value_does_not_count(write_run, in_tmp_path, shown):
     for seed, loss in ((0, 0.8), (1, 0.9), (2, float('nan'))):
         write_run(f'runs/{seed}', [row(9, val_loss=loss, val_top1=60.0)], {'seed_everything': seed})
