@@ -127,7 +127,7 @@ def fold(net: nn.Module) -> nn.Module:
             f'fold({type(net).__name__})',
             'it is folded already' if count(net, *FOLDED) else
             'it has no batch norm with running statistics that directly follows a convolution without hooks',
-            'use the network as it is',
+            'leave fold out, and use the network as it is',
         ))
     return folded.eval().requires_grad_(False)  # again: new modules are in training mode
 
