@@ -67,8 +67,13 @@ def three_lines(text: str) -> str | None:
 
 def missing_package(text: str) -> str | None:
     """Return the message for what Lightning says of a package that a class of its own needs; None for another text."""
-    match = re.search(r'`(\w+)` (?:requires|cannot)[^\n]*pip install[^\n]*', text)
-    return match and message(match[1], match[0], 'install the package, or leave the class out')
+    if match := re.search(r'`(\w+)` (?:requires|cannot)[^\n]*pip install[^\n]*', text):
+        return message(match[1], match[0], 'install the package, or leave the class out')
+    if commands := re.findall(r"Try running `(pip install) -U '([\w-]+)([^`]*)'`", text):
+        command, package, bound = commands[-1]
+        return message(f'{package}{bound}', 'this package, which a class that is named needs, is not installed',
+                       f"{command} '{package}{bound}', or leave the class out")
+    return None
 
 
 def linked_key(key: str, where: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_utilities.core.imports import RequirementCache
 
 from lightning_app.cli import main
 from lightning_app.data import Augment, ImageDataModule, ImageNetDataModule
@@ -196,6 +197,17 @@ def test_unknown_callback(refused, on_photos, option, name, do):
 def test_class_of_lightning_that_needs_a_package(refused, on_photos, monkeypatch):
     monkeypatch.setattr('lightning.pytorch.callbacks.progress.rich_progress._RICH_AVAILABLE', False)
     refused(['fit', *on_photos, '--trainer.callbacks=RichProgressBar'], 'RichProgressBar', 'pip install', 'leave')
+
+
+def test_logger_of_lightning_that_needs_a_package(refused, on_photos, monkeypatch):
+    missing = RequirementCache('no-such-package>=1.0')
+    monkeypatch.setattr('lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE', missing)
+    refused(['fit', *on_photos, '--trainer.logger=MLFlowLogger'], 'no-such-package>=1.0', 'not installed',
+            "pip install 'no-such-package>=1.0', or leave")
+    for name in ('_TENSORBOARD_AVAILABLE', '_TENSORBOARDX_AVAILABLE'):
+        monkeypatch.setattr(f'lightning.fabric.loggers.tensorboard.{name}', RequirementCache('no-such-package'))
+    refused(['fit', *on_photos, '--trainer.logger=TensorBoardLogger', '--trainer.logger.save_dir=tb'],
+            'no-such-package', 'not installed', "pip install 'no-such-package', or leave")
 
 
 def test_unknown_class_of_another_kind(refused, on_photos):
