@@ -546,12 +546,13 @@ def is_no_advert(record: logging.LogRecord) -> bool:
     return 'Tip: For seamless' not in str(record.msg)
 
 
-def main(args: ArgsType = None, run: bool = True) -> Any:
+def main(args: ArgsType = None, run: bool = True, model_class: type[ImageClassifier] = ImageClassifier) -> Any:
     """Run the command line; the one entry for the shell, `python -m` and tests.
 
     Args:
         args: Arguments; those of the process where not given.
         run: False builds data, model and trainer (`cli.datamodule`, `cli.model`, `cli.trainer`) without a subcommand.
+        model_class: What is trained and evaluated; the arguments of a subclass are options, too.
 
     Raises:
         SystemExit: With status 2 after a message of three lines, if something given cannot be used.
@@ -579,7 +580,7 @@ def main(args: ArgsType = None, run: bool = True) -> Any:
     asked = given[0] if isinstance(given, list) and given and given[0] in SUBCOMMANDS else None
     with refused_in_lines('trainer', 'fit'):
         return AppCLI(
-            ImageClassifier, ImageDataModule, asked=asked, subclass_mode_data=True, args=given, run=run,
+            model_class, ImageDataModule, asked=asked, subclass_mode_data=True, args=given, run=run,
             parser_class=Parser,
             parser_kwargs={'prog': PROG, 'allow_abbrev': False, **(parsers if run else {'usage': f'{PROG} [options]'})},
             seed_everything_default=0, auto_configure_optimizers=False, load_from_checkpoint_support=False,

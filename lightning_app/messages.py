@@ -127,6 +127,8 @@ def _unknown_key(match: re.Match[str], parser: ArgumentParser) -> str:
     key = re.split(r'[= ]', match[1].lstrip('-'))[0]
     if key in LINKED:
         return linked_key(key, 'on the command line')
+    if key.startswith(('model.class_path', 'model.init_args')):
+        return _class_of_model(match[1], 'YourClass')
     if not match[1].startswith('-') and (several := _positional(parser)):
         return message(match[1], f'it stands apart from the first {several}',
                        f'name each {several} before the options')
@@ -158,9 +160,16 @@ def _group(match: re.Match[str], parser: ArgumentParser) -> str:
     """What a group got in place of its options, one of which may have been meant."""
     key, value = match[1], match[2]
     options = [each for each in _keys(parser) if f'.{key}.' in f'.{each}']
+    if key == 'model' and re.fullmatch(r'(\w+\.)+[A-Z]\w*', value):
+        return _class_of_model(f'{key}: {value}', value.rpartition('.')[2])
     name = next((each for each in options if each.endswith(f'{key}.name')), None)
     return message(f'{key}: {value}', 'it is a group of options, and this is no file with them',
                    f'did you mean --{name}={value}?' if name else f'give each by its name, such as {options[0]}')
+
+
+def _class_of_model(given: str, name: str) -> str:
+    return message(given, 'the class of the model is none of the options',
+                   f'run a script of yours that calls lightning_app.cli.main(model_class={name}), see README.md')
 
 
 def _mapping(match: re.Match[str], parser: ArgumentParser) -> str:

@@ -384,6 +384,21 @@ def test_evaluation_has_the_arguments_of_a_data_module_of_the_user(on_photos, tm
     assert any('data.flavour: the checkpoint is without' in str(warning.message) for warning in recwarn)
 
 
+class Mine(ImageClassifier):
+    def __init__(self, *args, gamma: float = 2.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.save_hyperparameters('gamma')
+
+
+def test_classifier_of_the_user_has_the_command_line(on_photos, cli_error):
+    main(['fit', *on_photos, '--model.gamma=1.5'], model_class=Mine)
+    assert yaml.safe_load(next(Path('runs').rglob('config.yaml')).read_text())['model']['gamma'] == 1.5
+    evaluated = main(['validate', '--ckpt_path', only_checkpoint(), '--trainer.accelerator=cpu'], model_class=Mine)
+    assert type(evaluated.model) is Mine
+    assert evaluated.model.hparams.gamma == 1.5
+    assert cli_error(['validate', '--ckpt_path', only_checkpoint()])[0].endswith('model.gamma')
+
+
 def test_trainer_without_a_command_leaves_configs_of_the_user(on_photos, cli_error, refused):
     Path('config.yaml').write_text('mine: 1\n')
     options = [*on_photos, '--trainer.callbacks+=lightning_app.callbacks.LastCheckpoint']

@@ -210,6 +210,13 @@ def test_logger_of_lightning_that_needs_a_package(refused, on_photos, monkeypatc
             'no-such-package', 'not installed', "pip install 'no-such-package', or leave")
 
 
+@pytest.mark.parametrize('given', ['--model=own.Mine', '--model.class_path=own.Mine', '--config=own.yaml'])
+def test_class_of_the_model_is_no_option(refused, on_photos, write_yaml, given):
+    write_yaml('own.yaml', {'model': {'class_path': 'own.Mine', 'init_args': {'gamma': 1.0}}})
+    refused(['fit', *on_photos, given], 'own.Mine' if 'yaml' not in given else 'model.', 'none of the options',
+            'lightning_app.cli.main(model_class=')
+
+
 def test_unknown_class_of_another_kind(refused, on_photos):
     refused(['fit', *on_photos, '--trainer.plugins=torch.nn.Linear'], 'trainer.plugins: torch.nn.Linear',
             'no such class', 'name a class by its import path')
