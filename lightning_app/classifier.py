@@ -583,7 +583,8 @@ class ImageClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this network, and drop its schedule, which follows from the settings."""
-        check_fits(self, self.name, self.net.num_classes, checkpoint)
+        fits = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        check_fits(self, self.hparams, self.net.num_classes, checkpoint, goes_on=fits)
         check_classes(checkpoint.get('class_names'), self._classes_of_data())
         self.class_names = self.trained_class_names = checkpoint.get('class_names')
         before = dict(checkpoint)
@@ -591,7 +592,7 @@ class ImageClassifier(LightningModule):
         if self._trainer is None:
             describe_images(self.net, checkpoint)
             return
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if fits:
             check_not_past(self.trainer, checkpoint)
             self.resumed = before
             self.resumed_nonfinite_steps = checkpoint.get('nonfinite_steps', 0)

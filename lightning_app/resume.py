@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -28,11 +28,22 @@ __all__ = [
 ]
 
 ADD_STATE = ('amsgrad', 'centered')  # options with which an optimiser remembers more
+OF_NETWORK = ('name', 'network', 'plain', 'add_se')  # by which settings it is built
 NEW_TRAINING = 'or leave out ckpt_path for a new training'
 
 
-def check_fits(model: nn.Module, name: str, num_classes: int, checkpoint: dict[str, Any]) -> None:
-    """Raise `InputError` if the checkpoint is of another network than `model` has."""
+def check_fits(
+        model: nn.Module, settings: Mapping[str, Any], num_classes: int, checkpoint: dict[str, Any], goes_on: bool,
+) -> None:
+    """Raise `InputError` if the checkpoint is of another network than `model`.
+
+    Args:
+        model: With the network that was built.
+        settings: By which it was built.
+        num_classes: Of the network.
+        checkpoint: Of a training.
+        goes_on: Whether a training goes on from there, for which nothing is taken from what the checkpoint says.
+    """
     own, theirs = model.state_dict(), checkpoint['state_dict']
     hparams = checkpoint.get('hyper_parameters', {})
     trained, classes = hparams.get('name', 'another network'), hparams.get('num_classes')
@@ -43,10 +54,15 @@ def check_fits(model: nn.Module, name: str, num_classes: int, checkpoint: dict[s
     wrong = [key for key in own.keys() | theirs.keys() if key.startswith('net.')  # others of a subclass torch refuses
              and (key not in own or key not in theirs or own[key].shape != theirs[key].shape)]
     if wrong:
+        others = [name for name in OF_NETWORK if settings.get(name) != hparams.get(name)]
+        was = ''.join(f'; model.{name} was {hparams.get(name)}, and is {settings.get(name)}' for name in others)
+        which = ', '.join(f'--model.name {trained}' if name == 'name' else f'model.{name} as in its training'
+                          for name in others or OF_NETWORK)
         raise InputError(message(
-            f'checkpoint: {trained}', f'this run builds {name}, of which {len(wrong)} tensors differ, '
-            f'for example {min(wrong)}', f'say --model.name {trained} with the model.network it was trained with, or '
-            'leave both out: the checkpoint knows them'))
+            f'checkpoint: {trained}', f'this run builds {settings.get("name")}, of which {len(wrong)} tensors differ, '
+            f'for example {min(wrong)}{was}', f'say {which}, or ' + (
+                'take the config.yaml of its run, which has that' if goes_on else
+                'leave that out: the checkpoint knows it')))
 
 
 def first_other_class(theirs: list[str] | None, ours: list[str] | None) -> tuple[int, str, str] | None:

@@ -13,7 +13,7 @@ import timm
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
 
-from lightning_app import ImageClassifier, folders
+from lightning_app import ImageClassifier, ImageNetDataModule, folders
 from lightning_app.analysis.runs import cut_off, read_runs
 from lightning_app.callbacks import LastCheckpoint
 from lightning_app.cli import AppCLI, main
@@ -618,6 +618,18 @@ def note_loads(monkeypatch):
 
     monkeypatch.setattr(FolderSource, 'read', noted)
     return names
+
+
+@pytest.mark.parametrize(('settings', 'was', 'do'), [
+    ({'model.add_se': '{reduction: 4}'}, 'model.add_se was None, and is {', 'say model.add_se as in its training, or'),
+    ({'model.name': 'test_vit'}, 'model.name was test_resnet, and is test_vit', 'say --model.name test_resnet, or')])
+def test_other_network_than_that_of_the_checkpoint(steps, cli_error, settings, was, do):
+    main(steps(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}))
+    given, why, remedy = cli_error([*steps(**settings), '--ckpt_path', str(at(2))])
+    assert given == 'checkpoint: test_resnet'
+    assert was in why
+    assert do in remedy
+    assert 'config.yaml of its run' in remedy
 
 
 def test_images_that_were_seen_are_not_loaded_again(steps, monkeypatch):
