@@ -36,6 +36,7 @@ from .samples import (
     SeededSampler,
     TrainingSamples,
     run_seed,
+    set_seed,
 )
 from .sources import ImageFolder, Source, first_files
 from .workers import Loader, cores, start_method, start_server
@@ -247,7 +248,13 @@ class ImageDataModule(LightningDataModule):
         return self._loader(self.training, sampler, self._process_batch_size, drop_last=True)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Return a batch on the device; images that are still files are decoded there."""
+        """Return a batch on the device; images that are still files are decoded there.
+
+        What a subclass draws in `on_after_batch_transfer` is seeded here, as by the module what a step draws.
+        """
+        if self.trainer and self.trainer.training:
+            loop = self.trainer.fit_loop.epoch_loop
+            set_seed(run_seed(), self.trainer.current_epoch, loop.batch_idx + 1, self.trainer.global_rank, 1)
         if isinstance(batch, torch.Tensor):  # an example of Lightning's `to_onnx` and such
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         images, labels = batch

@@ -620,6 +620,21 @@ def note_loads(monkeypatch):
     return names
 
 
+def test_what_a_data_module_draws_on_the_device_is_drawn_again(steps, monkeypatch):
+    def noisy(data, batch, dataloader_idx, after=ImageNetDataModule.on_after_batch_transfer):
+        images, labels = after(data, batch, dataloader_idx)
+        drawn.append(torch.rand(()) if data.trainer.training else 0)
+        return images + drawn[-1] * torch.randn_like(images), labels
+
+    drawn = []
+    monkeypatch.setattr(ImageNetDataModule, 'on_after_batch_transfer', noisy)
+    main(steps())
+    whole = state(at(9))
+    main([*steps(), '--ckpt_path', killed_after(4)])
+    assert_same(whole['state_dict'], state(at(9))['state_dict'])
+    assert len(set(map(float, drawn))) == 9 + 1
+
+
 @pytest.mark.parametrize(('settings', 'was', 'do'), [
     ({'model.add_se': '{reduction: 4}'}, 'model.add_se was None, and is {', 'say model.add_se as in its training, or'),
     ({'model.name': 'test_vit'}, 'model.name was test_resnet, and is test_vit', 'say --model.name test_resnet, or')])
