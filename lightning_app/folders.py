@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from se_timm.errors import InputError, message
 
@@ -195,6 +195,9 @@ def checkpoint_to_resume(base: Path, ckpt_path: str | None) -> str | None:
         raise InputError(message(
             'ckpt_path: last', f'there is no checkpoint of a run below {base}',
             'name a checkpoint, such as runs/.../best.ckpt, or say auto, which begins a new training if there is none'))
+    if newest is None and base.is_dir() and (others := sorted(filter(is_run, base.iterdir()))):
+        rank_zero_info(f'ckpt_path: auto begins a new training: {others[0]} is a run, but is called otherwise than '
+                       'version_N; give one of its checkpoints to go on from there')
     return str(newest) if newest else None
 
 

@@ -647,6 +647,15 @@ def test_other_network_than_that_of_the_checkpoint(steps, cli_error, settings, w
     assert 'config.yaml of its run' in remedy
 
 
+def test_run_that_was_renamed_is_told(steps, caplog):
+    fit = [*steps(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}), '--ckpt_path=auto']
+    main(fit)
+    assert 'begins a new training' not in caplog.text
+    FIRST.rename(FIRST.with_name('final'))
+    assert main(fit).trainer.ckpt_path is None
+    assert f'auto begins a new training: {FIRST.with_name("final")} is a run, but' in caplog.text
+
+
 def test_images_that_were_seen_are_not_loaded_again(steps, monkeypatch):
     main(steps())
     loaded = note_loads(monkeypatch)
