@@ -100,7 +100,8 @@ class LastCheckpoint(Checkpoint):
             self.tell('trainer.max_time', trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Give the signals back, and leave what follows, such as an evaluation, without a checkpoint."""
+        self.after_validation = False
         if self.signals:
             self.signals.restore()
 

@@ -28,17 +28,16 @@ class StopSignals:
 
     def install(self) -> None:
         """Listen, in place of Lightning, whose handler takes part in a collective that only this process may be in."""
-        self.received = 0
         if threading.current_thread() is threading.main_thread() and not self._handlers:
             for name in STOP_SIGNALS:
                 if number := getattr(signal, name, None):  # Windows has no SIGUSR1
                     self._handlers[number] = signal.signal(number, self._note)
 
     def restore(self) -> None:
-        """Give the signals back to who had them."""
+        """Give the signals back to who had them; what was received is heeded, or of no more consequence."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._handlers = {}
+        self._handlers, self.received = {}, 0
 
     def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and self.received == number:

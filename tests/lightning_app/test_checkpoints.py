@@ -1,6 +1,9 @@
 """Checkpoint files on disks that are full, and files that are damaged in every way."""
 import contextlib
+import os
 import random
+import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -183,6 +186,70 @@ def test_foreign_file_is_refused(tmp_path, refused):
         load_checkpoint(tmp_path / 'weights.ckpt')
 
 
+def test_file_and_its_name_are_on_the_disk(files, tmp_path, monkeypatch):
+    """Else a file that is renamed may be empty after the power has failed, and the older one gone."""
+    synced, sync = [], os.fsync
+
+    def fsync(descriptor):
+        sync(descriptor)
+        status = os.fstat(descriptor)
+        synced.append(([file.name for file in tmp_path.iterdir()],
+                       'folder' if stat.S_ISDIR(status.st_mode) else status.st_size))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    files.save_checkpoint(CONTENT, tmp_path / 'a.ckpt')
+    assert synced == [(['.unfinished'], (tmp_path / 'a.ckpt').stat().st_size), (['a.ckpt'], 'folder')]
+
+
+def test_last_moment_of_a_run_comes_before_its_best(files, tmp_path):
+    """The best, of a later step, may be of a training that was abandoned for this one."""
+    for name, step in (('hpc_ckpt_1', 3), ('hpc_ckpt_2', 6), ('checkpoints/best', 9)):
+        files.save_checkpoint({**CONTENT, 'global_step': step}, tmp_path / f'{name}.ckpt')
+    assert newest_whole(tmp_path.rglob('*.ckpt')) == tmp_path / 'hpc_ckpt_2.ckpt'
+
+
+class Asked(Callback):
+    """Sends this process SIGINT in its second step."""
+
+    def on_before_backward(self, trainer, *_):
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Fails(Callback):
+    """Fails in the validation after two steps."""
+
+    def on_validation_batch_start(self, trainer, *_):
+        if trainer.global_step == 2:
+            raise RuntimeError('fails')
+
+
+@pytest.mark.parametrize(('callback', 'end'), [
+    (Callback(), contextlib.nullcontext()), (Asked(), pytest.raises(SystemExit)),
+    (Fails(), pytest.raises(RuntimeError))], ids=['ended', 'asked to stop', 'failed'])
+def test_evaluation_after_a_training_is_none_of_its_steps(callback, end, make_trainer, photo_data, tmp_path):
+    """It writes no checkpoint, and is not stopped."""
+    model, data = ImageClassifier('test_resnet', num_classes=3), photo_data(batch_size=4)
+    trainer = make_trainer(
+        enable_checkpointing=True, val_check_interval=2, callbacks=[callback, LastCheckpoint(every_n_steps=2)])
+    with end:
+        trainer.fit(model, data)
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*.ckpt')}
+    trainer.callbacks.remove(callback)
+    trainer.validate(model, data, verbose=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*.ckpt')} == before
+
+
+def test_signals_are_given_back(make_trainer, photo_data):
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
+    before = [signal.getsignal(number) for number in numbers]
+    trainer = make_trainer(enable_checkpointing=True, callbacks=[LastCheckpoint()])
+    trainer.fit(ImageClassifier('test_resnet', num_classes=3), photo_data())
+    assert [signal.getsignal(number) for number in numbers] == before
+    trainer.validate(ImageClassifier('test_resnet', num_classes=3), photo_data(), verbose=False)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 class Fill(Callback):
     """Fills the disk from one epoch to another."""
 
@@ -283,3 +350,24 @@ def test_checkpoints_of_another_training_are_not_removed(make_trainer, photo_dat
     again = make_trainer(max_epochs=4, enable_checkpointing=True, callbacks=[LastCheckpoint()])
     again.fit(ImageClassifier('test_resnet', num_classes=3), photo_data(), ckpt_path=str(files[-1]))
     assert again.global_step == 12
+
+
+class Scores(ImageClassifier):
+    """Finds these accuracies, one in each epoch."""
+
+    scores = 1.0, 3.0, 2.0
+
+    def on_validation_epoch_end(self):
+        self.log_dict({'val/top1': self.scores[self.current_epoch], 'val/top5': 100.0, 'val/loss': 1.0})
+
+
+@pytest.mark.filterwarnings('ignore:.*not written:UserWarning')
+@pytest.mark.parametrize('keep', [1, 2])
+def test_score_that_was_not_written_is_none_to_beat(keep, make_trainer, photo_data, full_disk):
+    best = BestCheckpoint(keep=keep)
+    make_trainer(
+        max_epochs=3, enable_checkpointing=True, plugins=[CheckpointFiles()],
+        callbacks=[Fill(full_disk, 1, 2), best]).fit(Scores('test_resnet', num_classes=3), photo_data())
+    assert best.best_model_score == 2
+    assert load_checkpoint(best.best_model_path)['epoch'] == 2
+    assert {Path(path).name for path in best.best_k_models} == {path.name for path in Path(best.dirpath).iterdir()}
