@@ -203,6 +203,19 @@ def test_throughput_leaves_out_checkpoints_within_an_epoch(
     assert values == pytest.approx({1: 4, 3: 4})
 
 
+def test_speed_is_of_the_images_of_all_processes(clock):
+    trainer = SimpleNamespace(world_size=4, is_last_batch=False, num_training_batches=9, accumulate_grad_batches=1,
+                              global_step=1, log_every_n_steps=1)
+    logged = {}
+    callback, module = Throughput(), SimpleNamespace(log_dict=logged.update)
+    batch = torch.zeros(8, 3, 2, 2), torch.zeros(8)
+    for index in range(2):
+        callback.on_train_batch_start(trainer, module, batch, index)
+        clock.now += 2
+        callback.on_train_batch_end(trainer, module, None, batch, index)
+    assert logged == {'train/images_per_second': 16, 'train/data_wait': 0}
+
+
 class Hurry(Callback):
     """Lets each step take less time than the one before it."""
 
@@ -620,3 +633,23 @@ def test_module_of_others_that_makes_its_network_late(make_trainer):
 
     make_trainer(max_steps=2, max_epochs=2, callbacks=[FreezeBatchNorm(1), GradientNorm()]).fit(Own())
     make_trainer(callbacks=[NetworkSummary()]).validate(BoringModel(), verbose=False)
+
+
+def test_best_of_another_training_is_kept_in_a_folder_of_any_name(make_trainer, photo_data, tmp_path):
+    paths = []
+    for _ in range(2):
+        best = BestCheckpoint()
+        make_trainer(default_root_dir=tmp_path / 'lr[0.1]', enable_checkpointing=True, callbacks=[best]).fit(
+            classifier(), photo_data())
+        paths.append(Path(best.best_model_path).name)
+    assert paths == ['best.ckpt', 'best-v1.ckpt']
+
+
+def test_integers_are_not_averaged_but_those_of_now(make_trainer, photo_data, tmp_path):
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename='last')
+    make_trainer(max_epochs=2, num_sanity_val_steps=0, enable_checkpointing=True,
+                 callbacks=[WeightEMA(), checkpoint]).fit(classifier(), photo_data())
+    saved = torch.load(tmp_path / 'last.ckpt', weights_only=True)
+    for key in ('state_dict', 'current_model_state'):
+        counts = [int(value) for name, value in saved[key].items() if name.endswith('num_batches_tracked')]
+        assert set(counts) == {6}, key

@@ -1248,3 +1248,26 @@ def test_callbacks_print_the_accuracies_that_there_are(make_trainer, photo_data,
     out = capsys.readouterr().out
     assert 'epoch 0: top-1 50.00 %\n' in out
     assert 'best: top-1 50.00 %, epoch 0' in out
+
+
+class Draws(Callback):
+    """Draws a number in each step."""
+
+    def __init__(self):
+        self.numbers = []
+
+    def on_before_backward(self, *_):
+        self.numbers.append(float(torch.rand(())))
+
+
+def test_what_a_step_draws_follows_from_seed_epoch_batch_and_process(make_trainer, photo_data, monkeypatch):
+    def drawn(seed=0, process=0):
+        monkeypatch.setenv('PL_GLOBAL_SEED', str(seed))
+        monkeypatch.setattr(ImageClassifier, 'global_rank', process)
+        draws = Draws()
+        make_trainer(max_epochs=2, limit_val_batches=0, callbacks=[draws]).fit(classifier(), photo_data())
+        return draws.numbers
+
+    found = [*drawn(), *drawn(seed=1), *drawn(process=1)]
+    assert len(set(found)) == 3 * 2 * 3
+    assert drawn() == found[:6]

@@ -418,6 +418,15 @@ def test_metric_of_the_training_ends_it_at_the_end_of_an_epoch(settings, losses,
     assert stopped_early(Run(Path('a'), 'a', config, {}, rows)) is ended
 
 
+def test_run_that_came_to_its_end_is_a_seed_beside_one_that_stopped_early(write_run, in_tmp_path, shown):
+    stop = {'class_path': 'lightning.pytorch.callbacks.EarlyStopping',
+            'init_args': {'monitor': 'val/top1', 'mode': 'max', 'patience': 1}}
+    plan = {'trainer': {'max_epochs': 3, 'callbacks': [stop]}}
+    for seed, top1 in enumerate([(61.0, 60.0), (61.0, 62.0, 63.0), (69.0,)]):  # the last was interrupted
+        write_run(f'runs/{seed}', validated(*top1), {**plan, 'seed_everything': seed})
+    assert seeds(shown('runs')) == [['2', '62.00 +- 1.4', '1, 0']]
+
+
 def test_runs_with_other_numbers_of_workers_are_seeds(write_run, in_tmp_path, shown):
     for seed, top1 in enumerate((61.0, 63.0)):
         data = {'class_path': 'lightning_app.data.ImageNetDataModule', 'init_args': {'num_workers': seed}}

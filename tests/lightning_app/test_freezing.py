@@ -165,3 +165,10 @@ def test_backbone_without_a_classifier(make_trainer, photo_data, refused):
     model.net.reset_classifier(0)
     with refused('FreezeBackbone with 0 classes', 'nothing would train', 'a classifier'):
         make_trainer(callbacks=[FreezeBackbone()]).fit(model, photo_data())
+
+
+def test_parameters_that_were_frozen_by_hand_stay_so(make_trainer, photo_data):
+    model = ImageClassifier('test_resnet', num_classes=3)
+    model.net.conv1[0].weight.requires_grad_(False)
+    make_trainer(callbacks=[FreezeBackbone()]).fit(model, photo_data())
+    assert [name for name, each in model.net.named_parameters() if not each.requires_grad] == ['conv1.0.weight']

@@ -235,3 +235,12 @@ def test_gates_of_images_that_do_not_count_may_be_anything():
 def test_class_is_found_as_it_is_written_first():
     names = ['Cat', 'cat', 'dog']
     assert find_classes(names, names, ['cat', 'Cat', 'DOG']) == [1, 0, 2]
+
+
+def test_gates_that_are_too_large_for_the_sums_count_as_eight():
+    statistics = GateStatistics(BLOCKS[:1], 1)
+    for _ in range(3):
+        statistics.update({'a.0': torch.tensor([[1e7, -1e7, 2.]])}, torch.tensor([0]))
+    result = statistics.results()[0]
+    np.testing.assert_allclose(result.means, [8, -8, 2])
+    np.testing.assert_allclose(result.stds, 0)

@@ -152,6 +152,7 @@ def test_nothing_is_left_in_the_network(make_trainer, photo_data):
     model = Broken('se_resnet20_cifar', 3, optim=Optim(lr=0.01))
     with pytest.raises(ZeroDivisionError):
         make_trainer(callbacks=[Gates()]).fit(model, photo_data())
+    assert not any(module._forward_hooks for module in model.net.modules())
     make_trainer(callbacks=[Gates()]).fit(model := classifier(), photo_data())
     assert not any(module._forward_hooks for module in model.net.modules())
 

@@ -92,3 +92,15 @@ def test_one_more_than_allowed_ends_the_training(make_trainer, refused):
     model = ImageClassifier('test_resnet', num_classes=3, max_nonfinite_steps=1)
     with refused('not finite in 2 steps', 'max_nonfinite_steps is 1', 'lower model.optim.lr'):
         make_trainer(limit_val_batches=0).fit(model, loader)
+
+
+def test_steps_before_an_interruption_count(make_trainer, tmp_path, refused):
+    first = make_trainer(limit_val_batches=0)
+    first.fit(ImageClassifier('test_resnet', num_classes=3, max_nonfinite_steps=1), batches(0))
+    first.save_checkpoint(tmp_path / 'one.ckpt', weights_only=False)
+    model = ImageClassifier('test_resnet', num_classes=3, max_nonfinite_steps=1)
+    with refused('not finite in 2 steps', 'max_nonfinite_steps is 1', 'lower model.optim.lr'):
+        make_trainer(max_epochs=2, limit_val_batches=0).fit(
+            model, batches(0), ckpt_path=tmp_path / 'one.ckpt', weights_only=True)
+    make_trainer(limit_val_batches=0).fit(model, batches(0))  # another training
+    assert model.nonfinite.count == 1

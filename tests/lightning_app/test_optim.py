@@ -406,3 +406,17 @@ def test_clipping_that_makes_no_sense(refused, optim, trainer, given, why):
 def test_steps_of_no_length(refused, length):
     with refused(f'model.schedule.decay_epochs: {length}', 'drops every so many epochs', 'decay_epochs 30'):
         rates(Schedule('step', decay_epochs=length), 0.5, 5, [0])
+
+
+def test_first_step_of_momentum_with_dampening_is_not_dampened():
+    torch.manual_seed(0)
+    changes = []
+    for fused in (False, True):
+        layer = torch.nn.Linear(3, 2, bias=False)
+        before = layer.weight.detach().clone()
+        optimizer = build_optimizer(
+            layer, Optim('momentum', lr=0.1, weight_decay=0, fused=fused, options={'dampening': 0.5}), 0.1)
+        layer(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        changes.append(layer.weight.detach() - before)
+    torch.testing.assert_close(*changes)

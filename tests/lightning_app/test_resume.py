@@ -926,3 +926,34 @@ def test_newest_are_kept(steps):
     keep = [*WITHIN[:1], {**WITHIN[-1], 'init_args': {'every_n_steps': 4, 'keep': 2}}]
     main([*steps(), '--trainer.callbacks', json.dumps(keep)])
     assert sorted(path.name for path in FIRST.glob('checkpoints/*')) == ['best.ckpt', at(8).name, at(9).name]
+
+
+def test_checkpoints_of_a_training_that_was_abandoned_are_removed(steps):
+    """They are of later steps than the newest of this one."""
+    keep = [*WITHIN[:-1], {**WITHIN[-1], 'init_args': {'every_n_steps': 1, 'keep': 2}}]
+    main(steps())
+    main([*steps(), '--trainer.callbacks', json.dumps(keep), '--trainer.max_steps=5', '--ckpt_path', str(at(3))])
+    assert sorted(path.name for path in FIRST.glob('checkpoints/last-step*')) == [at(4).name, at(5).name]
+
+
+def test_signal_in_the_last_step_lets_the_training_end(steps, started_with):
+    """Nothing is left to go on with: SLURM must not start it again."""
+    cli = started_with(Kill(signal.SIGUSR1, 8), [
+        *steps(), '--trainer.limit_val_batches=0', '--trainer.callbacks', json.dumps(WITHIN[2:])])
+    assert cli.trainer.global_step == 9
+    assert sorted(FIRST.glob('checkpoints/last*'))[-1] == at(9)
+
+
+def test_run_that_goes_on_elsewhere_has_a_best_of_its_own(steps):
+    """Though none of its epochs is better: the file of the best so far is in the other folder."""
+    main(steps(**{'trainer.max_epochs': 2}))
+    changed = torch.load(at(4), weights_only=True)
+    key = next(key for key in changed['callbacks'] if key.startswith('BestCheckpoint'))
+    scores = changed['callbacks'][key]
+    scores['best_model_score'] = scores['kth_value'] = torch.tensor(101.)
+    scores['best_k_models'] = {scores['best_model_path']: torch.tensor(101.)}
+    torch.save(changed, at(4))
+    cli = main([*steps(), '--ckpt_path', str(at(4)), '--trainer.default_root_dir=runs/other'])
+    best = Path(cli.trainer.checkpoint_callback.best_model_path)
+    assert best.is_file()
+    assert best.resolve().is_relative_to(Path('runs/other').resolve())

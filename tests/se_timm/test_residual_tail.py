@@ -135,7 +135,8 @@ def test_placements_of_a_bottleneck(placement, uncompiled, calls):
 def states(norm):
     """Put a batch norm into each state that it can be in."""
     yield 'frozen', norm.eval()
-    for name, attribute, value in (('cumulative', 'momentum', None), ('momentum', 'momentum', 0.3)):
+    for name, attribute, value in (
+            ('cumulative', 'momentum', None), ('momentum', 'momentum', 0.3), ('held', 'track_running_stats', False)):
         norm = copy.deepcopy(norm).train()
         setattr(norm, attribute, value)
         yield name, norm
@@ -160,7 +161,7 @@ def test_batch_norm_in_every_state(uncompiled, calls):
             torch.testing.assert_close(torch.autograd.grad(y, list(other.parameters()), dy),
                                        torch.autograd.grad(expected, list(one.parameters()), dy))
         torch.testing.assert_close(dict(other.named_buffers()), dict(one.named_buffers()))
-    assert len(calls) == 3 * len(every) == 27
+    assert len(calls) == 3 * len(every) == 30
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)

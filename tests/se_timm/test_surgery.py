@@ -133,6 +133,13 @@ def test_fusing_again_changes_the_backend():
     assert not any(choice.fused for choice in explain(net).values())
 
 
+def test_fusing_again_changes_what_is_computed_again():
+    net = build('resnet50')
+    for recompute in (True, False):
+        fuse(net, 'fused', recompute=recompute)
+        assert {net.get_submodule(name).recompute for name in explain(net)} == {recompute}
+
+
 def test_network_without_residual_blocks():
     with pytest.raises(ValueError, match=r'fuse\(VGG\)\n  why: it has no residual block'):
         fuse(timm.create_model('vgg11', num_classes=0))

@@ -256,3 +256,14 @@ def test_single_value_is_refused_in_training_only():
         Tail()(x)
     frozen = Tail(train=False)
     torch.testing.assert_close(frozen(x), frozen.reference(x))
+
+
+def test_backward_pass_within_autocast_is_the_one_without():
+    """Gates are computed in float32, and so are their gradients, wherever `backward` is called."""
+    tail, (x, shortcut, dy) = Tail(), inputs((4, C, 5, 7), torch.float32)
+    found = []
+    for within in (False, True):
+        y = tail(x, shortcut)
+        with torch.autocast('cpu', torch.bfloat16, enabled=within):
+            found.append(torch.autograd.grad(y, (x, shortcut, *tail.parameters()), dy))
+    assert all(map(torch.equal, *found))

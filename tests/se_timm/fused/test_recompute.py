@@ -129,3 +129,15 @@ def test_what_cannot_be_recomputed_is_told():
 def test_recompute_needs_the_fused_backend():
     with pytest.raises(ValueError, match="recompute=True with the backend 'auto'"):
         fuse(timm.create_model('resnet18'), recompute=True)
+
+
+@pytest.mark.parametrize('change', [{'padding_mode': 'circular'}, {'padding': 'same'}], ids=str)
+def test_convolution_with_another_padding_is_computed_by_its_modules(change):
+    one, other = build('resnet50'), build('resnet50')
+    for net in (one, other):
+        torch.manual_seed(0)
+        net.layer1[0].conv2 = nn.Conv2d(
+            64, 64, 3, **{'padding': 1, **change}, bias=False, dtype=torch.float64)
+    assert fuse(other, 'fused', recompute=True).kept == {'layer1.0': 'its Conv2d is not a plain convolution'}
+    x = torch.randn(3, 3, 56, 56, dtype=torch.float64)
+    torch.testing.assert_close(step(other, x), step(one, x), rtol=1e-7, atol=1e-7)
