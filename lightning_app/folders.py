@@ -43,7 +43,8 @@ def base_folder(config: Namespace) -> Path:
 def is_run(folder: Path) -> bool:
     """Return whether a training was begun in a folder by the command line; others may have a `config.yaml`, too."""
     mark = folder / LAUNCH
-    return mark.is_file() and mark.stat().st_size > 0  # `held` opens it before the training begins
+    # `held` opens it before the training begins; beside those of a base there may be folders that cannot be read
+    return os.path.isfile(mark) and mark.stat().st_size > 0
 
 
 def whole_run(ckpt_path: str | None) -> Path | None:
@@ -195,8 +196,9 @@ def checkpoint_to_resume(base: Path, ckpt_path: str | None) -> str | None:
         raise InputError(message(
             'ckpt_path: last', f'there is no checkpoint of a run below {base}',
             'name a checkpoint, such as runs/.../best.ckpt, or say auto, which begins a new training if there is none'))
-    if newest is None and base.is_dir() and (others := sorted(filter(is_run, base.iterdir()))):
-        rank_zero_info(f'ckpt_path: auto begins a new training: {others[0]} is a run, but is called otherwise than '
+    others = (folder for folder in sorted(base.glob('*')) if not folder.match('version_*') and is_run(folder))
+    if newest is None and (renamed := next(filter(of_run, others), None)):
+        rank_zero_info(f'ckpt_path: auto begins a new training: {renamed} is a run, but is called otherwise than '
                        'version_N; give one of its checkpoints to go on from there')
     return str(newest) if newest else None
 

@@ -649,9 +649,12 @@ def test_other_network_than_that_of_the_checkpoint(steps, cli_error, settings, w
 
 def test_run_that_was_renamed_is_told(steps, caplog):
     fit = [*steps(**{'trainer.max_epochs': 1, 'model.schedule.warmup_epochs': 0}), '--ckpt_path=auto']
+    FIRST.mkdir(parents=True)
+    (FIRST / 'launch.txt').write_text('1')  # of a training that was killed before its first checkpoint
     main(fit)
     assert 'begins a new training' not in caplog.text
-    FIRST.rename(FIRST.with_name('final'))
+    shutil.rmtree(FIRST)
+    FIRST.with_name('version_1').rename(FIRST.with_name('final'))
     assert main(fit).trainer.ckpt_path is None
     assert f'auto begins a new training: {FIRST.with_name("final")} is a run, but' in caplog.text
 
