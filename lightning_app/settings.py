@@ -51,10 +51,17 @@ def plain_values(key: str, value: Any) -> Any:
 def is_plain(value: Any) -> bool:
     """Return whether `plain_values` makes a value plain: no code, class or enumeration, and no array of images."""
     if isinstance(value, Mapping):
-        return all(map(is_plain, (*value, *value.values())))
+        return are_plain_keys(value) and all(map(is_plain, value.values()))
+    if isinstance(value, set):
+        return are_plain_keys(value)
     if isinstance(value, COLLECTIONS):
         return are_plain(value) or all(map(is_plain, value))
     return isinstance(value, (type(None), *BASES, os.PathLike, np.generic)) and not isinstance(value, Enum)
+
+
+def are_plain_keys(values: Collection[Any]) -> bool:
+    """Return whether YAML can read these as keys, which sets have, too: no tuples, which it has as lists."""
+    return are_plain(values) or not any(isinstance(value, tuple) or not is_plain(value) for value in values)
 
 
 def are_plain(values: Collection[Any]) -> bool:

@@ -169,7 +169,7 @@ class Flavoured(ImageNetDataModule):
 @pytest.mark.parametrize(('flavour', 'kept'), [
     (np.float64(3), 3.0), ([np.int64(1)], [1]), (Path('a'), 'a'), ({'b': (np.bool_(True),)}, {'b': (True,)}),
     (PositiveInt(3), 3), ([PositiveFloat(3)], [3.0]), (Text('a'), 'a'), ({np.int64(1): 2}, {1: 2}), ({1, 2}, {1, 2}),
-    ({np.int64(1)}, {1})])
+    ({np.int64(1)}, {1}), ({'a', None}, {'a', None})])
 def test_arguments_of_a_subclass_are_kept_in_plain_values(pets, flavour, kept, tmp_path):
     settings = set_up(Flavoured(flavour=flavour, root=pets, batch_size=4)).settings()
     assert settings['init_args']['flavour'] == kept
@@ -180,7 +180,7 @@ def test_arguments_of_a_subclass_are_kept_in_plain_values(pets, flavour, kept, t
 
 @pytest.mark.parametrize('flavour', [
     Flavoured, np.zeros(3), torch.zeros(3), [len], (np.zeros(3), 1), {'a': [torch.zeros(3)]}, Flavour.SOUR,
-    [Whole.ONE], Mixture(Flavour.SOUR, 3)])
+    [Whole.ONE], Mixture(Flavour.SOUR, 3), {(1, 2)}, {(1, 2): 3}])
 def test_argument_of_a_subclass_that_no_checkpoint_can_hold_is_left_out(pets, flavour, caplog):
     data = set_up(Flavoured(flavour=flavour, root=pets, batch_size=4))
     assert 'checkpoints are without flavour, ' in caplog.text
