@@ -120,9 +120,15 @@ def stopped_early(run: Run) -> bool:
 def watched(run: Run, monitor: str) -> list[float]:
     """Return the values of a metric as EarlyStopping sees them: of each validation, or at the end of each epoch."""
     rows = [row for row in run.rows if monitor in row]
-    if not monitor.startswith('val'):  # logged within the epochs too
-        rows = list({row.get('epoch'): row for row in rows}.values())
-    return [row[monitor] for row in rows]
+    if monitor.startswith('val'):
+        return [row[monitor] for row in rows]
+    trainer = run.config.get('trainer', {})  # what is logged within epochs, too
+    whole = trainer.get('val_check_interval') in (None, 1.0) and trainer.get('check_val_every_n_epoch', 1) == 1
+    if whole:
+        return list({row.get('epoch'): row[monitor] for row in rows}.values())
+    steps = [row['step'] for row in run.rows if any(name.startswith('val') for name in row)]
+    found = ([row[monitor] for row in rows if row['step'] <= step] for step in steps)
+    return [values[-1] for values in found if values]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

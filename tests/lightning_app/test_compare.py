@@ -418,6 +418,19 @@ def test_metric_of_the_training_ends_it_at_the_end_of_an_epoch(settings, losses,
     assert stopped_early(Run(Path('a'), 'a', config, {}, rows)) is ended
 
 
+@pytest.mark.parametrize('trainer', [
+    {'val_check_interval': 0.5}, {'val_check_interval': 4}, {'check_val_every_n_epoch': 2},
+    {'check_val_every_n_epoch': None}])
+def test_metric_of_the_training_ends_it_after_a_validation_where_these_are_others(trainer):
+    stop = {'class_path': 'lightning.pytorch.callbacks.EarlyStopping',
+            'init_args': {'monitor': 'train/loss', 'patience': 3}}
+    rows = [row(step, **{name: value}) for step in range(8) for name, value in (
+        ('train_loss', 1.0), *([('val_top1', 50.0)] if step % 2 else []))]
+    config = {'trainer': {**trainer, 'callbacks': [stop]}}
+    assert stopped_early(Run(Path('a'), 'a', config, {}, rows))
+    assert not stopped_early(Run(Path('a'), 'a', config, {}, rows[:-1]))
+
+
 def test_run_that_came_to_its_end_is_a_seed_beside_one_that_stopped_early(write_run, in_tmp_path, shown):
     stop = {'class_path': 'lightning.pytorch.callbacks.EarlyStopping',
             'init_args': {'monitor': 'val/top1', 'mode': 'max', 'patience': 1}}
