@@ -69,10 +69,9 @@ def missing_package(text: str) -> str | None:
     """Return the message for what Lightning says of a package that a class of its own needs; None for another text."""
     if match := re.search(r'`(\w+)` (?:requires|cannot)[^\n]*pip install[^\n]*', text):
         return message(match[1], match[0], 'install the package, or leave the class out')
-    if commands := re.findall(r"Try running `(pip install) -U '([\w-]+)([^`]*)'`", text):
-        command, package, bound = commands[-1]
-        return message(f'{package}{bound}', 'this package, which a class that is named needs, is not installed',
-                       f"{command} '{package}{bound}', or leave the class out")
+    if packages := re.findall(r"Try running `pip install -U '([^`]*)'`", text):
+        return message(packages[-1], 'this package, which a class that is named needs, is not installed, or too old',
+                       f"pip install '{packages[-1]}', or leave the class out")
     return None
 
 

@@ -202,7 +202,7 @@ def test_class_of_lightning_that_needs_a_package(refused, on_photos, monkeypatch
 def test_logger_of_lightning_that_needs_a_package(refused, on_photos, monkeypatch):
     missing = RequirementCache('no-such-package>=1.0')
     monkeypatch.setattr('lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE', missing)
-    refused(['fit', *on_photos, '--trainer.logger=MLFlowLogger'], 'no-such-package>=1.0', 'not installed',
+    refused(['fit', *on_photos, '--trainer.logger=MLFlowLogger'], 'no-such-package>=1.0', 'not installed, or too old',
             "pip install 'no-such-package>=1.0', or leave")
     for name in ('_TENSORBOARD_AVAILABLE', '_TENSORBOARDX_AVAILABLE'):
         monkeypatch.setattr(f'lightning.fabric.loggers.tensorboard.{name}', RequirementCache('no-such-package'))
