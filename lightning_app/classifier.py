@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -60,6 +61,7 @@ from .optim import (
 )
 from .processes import check_clock
 from .resume import (
+    OF_NETWORK,
     begin_epoch,
     check_classes,
     check_continues,
@@ -583,8 +585,10 @@ class ImageClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this network, and drop its schedule, which follows from the settings."""
-        fits = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        check_fits(self, self.hparams, self.net.num_classes, checkpoint, goes_on=fits)
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        own = self.hparams.keys() - inspect.signature(ImageClassifier).parameters.keys()  # of a subclass
+        settings = {name: self.hparams.get(name) for name in (*OF_NETWORK, *sorted(own))}
+        check_fits(self, settings, self.net.num_classes, checkpoint, goes_on=fitting)
         check_classes(checkpoint.get('class_names'), self._classes_of_data())
         self.class_names = self.trained_class_names = checkpoint.get('class_names')
         before = dict(checkpoint)
@@ -592,7 +596,7 @@ class ImageClassifier(LightningModule):
         if self._trainer is None:
             describe_images(self.net, checkpoint)
             return
-        if fits:
+        if fitting:
             check_not_past(self.trainer, checkpoint)
             self.resumed = before
             self.resumed_nonfinite_steps = checkpoint.get('nonfinite_steps', 0)

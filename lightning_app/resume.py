@@ -22,7 +22,7 @@ from .optim import Optim
 from .steps import batches_done, epochs_done, validates
 
 __all__ = [
-    'begin_epoch', 'begins_anew', 'check_classes', 'check_continues', 'check_fits', 'check_not_past',
+    'OF_NETWORK', 'begin_epoch', 'begins_anew', 'check_classes', 'check_continues', 'check_fits', 'check_not_past',
     'continue_in_epoch', 'drop_elapsed_time', 'first_other_class', 'position', 'reopen_epoch',
     'take_weights_without_average',
 ]
@@ -39,7 +39,7 @@ def check_fits(
 
     Args:
         model: With the network that was built.
-        settings: By which it was built.
+        settings: By which it was built, some of `OF_NETWORK` and those of a subclass.
         num_classes: Of the network.
         checkpoint: Of a training.
         goes_on: Whether a training goes on from there, for which nothing is taken from what the checkpoint says.
@@ -54,12 +54,12 @@ def check_fits(
     wrong = [key for key in own.keys() | theirs.keys() if key.startswith('net.')  # others of a subclass torch refuses
              and (key not in own or key not in theirs or own[key].shape != theirs[key].shape)]
     if wrong:
-        others = [name for name in OF_NETWORK if settings.get(name) != hparams.get(name)]
-        was = ''.join(f'; model.{name} was {hparams.get(name)}, and is {settings.get(name)}' for name in others)
+        others = [name for name in settings if settings[name] != hparams.get(name)]
+        was = ''.join(f'; model.{name} was {hparams.get(name)}, and is {settings[name]}' for name in others)
         which = ', '.join(f'--model.name {trained}' if name == 'name' else f'model.{name} as in its training'
-                          for name in others or OF_NETWORK)
+                          for name in others or settings)
         raise InputError(message(
-            f'checkpoint: {trained}', f'this run builds {settings.get("name")}, of which {len(wrong)} tensors differ, '
+            f'checkpoint: {trained}', f'this run builds {settings["name"]}, of which {len(wrong)} tensors differ, '
             f'for example {min(wrong)}{was}', f'say {which}, or ' + (
                 'take the config.yaml of its run, which has that' if goes_on else
                 'leave that out: the checkpoint knows it')))

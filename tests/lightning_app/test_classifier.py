@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from timm.scheduler import CosineLRScheduler
@@ -1271,3 +1272,18 @@ def test_what_a_step_draws_follows_from_seed_epoch_batch_and_process(make_traine
     found = [*drawn(), *drawn(seed=1), *drawn(process=1)]
     assert len(set(found)) == 3 * 2 * 3
     assert drawn() == found[:6]
+
+
+def test_setting_of_a_subclass_by_which_a_network_differs_is_named(make_trainer, photo_data, tmp_path, refused):
+    class Wide(ImageClassifier):
+        def __init__(self, *args, width=32, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.save_hyperparameters('width', logger=False)
+            self.net.extra = torch.nn.Linear(width, 2)
+
+    trainer = make_trainer()
+    trainer.fit(Wide('test_resnet', num_classes=3), photo_data())
+    trainer.save_checkpoint(tmp_path / 'a.ckpt')
+    with refused('test_resnet', 'model.width was 32, and is 64', 'model.width as in its training'):
+        make_trainer(max_epochs=2).fit(Wide('test_resnet', num_classes=3, width=64), photo_data(),
+                                       ckpt_path=tmp_path / 'a.ckpt', weights_only=True)
