@@ -135,6 +135,7 @@ class ImageClassifier(LightningModule):
 
     net: Any  # nn.Module with timm's attributes
     criterion: nn.Module
+    seeds_steps = True  # each by where it is, see `on_train_batch_start`
     restores_generators = True  # after a training
 
     def __init__(

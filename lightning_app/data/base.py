@@ -250,9 +250,9 @@ class ImageDataModule(LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Return a batch on the device; images that are still files are decoded there.
 
-        What a subclass draws in `on_after_batch_transfer` is seeded here, as by the module what a step draws.
+        What a subclass draws in `on_after_batch_transfer` is seeded here, if the module seeds what a step draws.
         """
-        if self.trainer and self.trainer.training:
+        if self.trainer and self.trainer.training and getattr(self.trainer.lightning_module, 'seeds_steps', False):
             loop = self.trainer.fit_loop.epoch_loop
             set_seed(run_seed(), self.trainer.current_epoch, loop.batch_idx + 1, self.trainer.global_rank, 1)
         if isinstance(batch, torch.Tensor):  # an example of Lightning's `to_onnx` and such

@@ -1274,6 +1274,21 @@ def test_what_a_step_draws_follows_from_seed_epoch_batch_and_process(make_traine
     assert drawn() == found[:6]
 
 
+def test_module_of_the_user_draws_by_his_own_seed(make_trainer, photo_data):
+    class Own(BoringModel):
+        def training_step(self, batch, batch_idx):
+            drawn.append(float(torch.rand(())))
+            return self.layer(batch[0].flatten(1)[:, :32]).sum()
+
+    found = []
+    for seed in range(2):
+        drawn = []
+        torch.manual_seed(seed)
+        make_trainer(limit_val_batches=0).fit(Own(), photo_data())
+        found += [*drawn, float(torch.rand(()))]
+    assert len(set(found)) == 2 * (3 + 1)
+
+
 def test_setting_of_a_subclass_by_which_a_network_differs_is_named(make_trainer, photo_data, tmp_path, refused):
     class Wide(ImageClassifier):
         def __init__(self, *args, width=32, **kwargs):
