@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -269,9 +270,12 @@ class AppCLI(LightningCLI):
         self.model.restores_generators = False  # nothing comes after it in this process
         if classes := self.evaluated.get('class_names'):
             self.datamodule.use_classes(classes)
-        for name in self.datamodule.at_default(self.evaluated.get('data_left_out', ())):
-            rank_zero_warn(f'data.{name}: the checkpoint is without that of its training, which was no plain value, '
-                           'and none is given: it has its default')
+        given = self._get(self.config, 'data').get('init_args') or {}
+        for name in self.datamodule.at_default(self.evaluated.get('data_left_out', ()), given):
+            rank_zero_warn(f'data.{name}: the checkpoint is without that of its training, which was no plain value; '
+                           'here it is its default')
+        if type(self.model) is not ImageClassifier:
+            self.model.program = f'python {shlex.quote(sys.argv[0])}'
         check_launch(self.trainer)
         if self.subcommand == 'fit' and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_schedule(self.model.schedule, self.trainer.max_epochs or 0)
@@ -546,6 +550,14 @@ def is_no_advert(record: logging.LogRecord) -> bool:
     return 'Tip: For seamless' not in str(record.msg)
 
 
+def check_class(verb: str, model_class: type[ImageClassifier]) -> None:
+    """Raise `InputError` if a command trains networks, but not by this class."""
+    if verb in ('benchmark', 'sweep') and model_class is not ImageClassifier:
+        raise InputError(message(
+            verb, f'it trains by ImageClassifier, not by {model_class.__name__}',
+            f'run fit for each of yours; {PROG} {verb} is for the others'))
+
+
 def main(args: ArgsType = None, run: bool = True, model_class: type[ImageClassifier] = ImageClassifier) -> Any:
     """Run the command line; the one entry for the shell, `python -m` and tests.
 
@@ -571,6 +583,8 @@ def main(args: ArgsType = None, run: bool = True, model_class: type[ImageClassif
         print('\nerror: ' + message('no command', 'one is needed', f'{PROG} {{{commands}}} ...'), file=sys.stderr)
         sys.exit(2)
     if run and isinstance(given, list) and given[0] in VERBS:
+        with refused_in_lines(given[0], given[0]):
+            check_class(given[0], model_class)
         return run_verb(given[0], given[1:])
     parsers: dict[str, Any] = {
         'description': 'Train, evaluate and use Squeeze-and-Excitation networks, and all others of timm.',

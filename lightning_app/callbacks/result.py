@@ -13,6 +13,8 @@ from ..resume import begins_anew
 
 __all__ = ['ResultLine']
 
+PROGRAM = 'python -m lightning_app'
+
 
 class ResultLine(Callback):
     """Prints the best validation result, where its checkpoint lies, and the command that evaluates it."""
@@ -63,7 +65,8 @@ class ResultLine(Callback):
         if unreadable:
             print(f'unreadable training images replaced, in all epochs: {unreadable} (named in the log)')
         if path:
-            print(f'checkpoint: {path}\nevaluate:   python -m lightning_app validate --ckpt_path {shlex.quote(path)}')
+            program = getattr(pl_module, 'program', PROGRAM)
+            print(f'checkpoint: {path}\nevaluate:   {program} validate --ckpt_path {shlex.quote(path)}')
 
 
 def told_by(path: str) -> dict[str, float]:

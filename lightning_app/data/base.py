@@ -509,12 +509,12 @@ class ImageDataModule(LightningDataModule):
         common = inspect.signature(ImageDataModule).parameters
         return sorted(name for name, value in self._arguments().items() if name not in common and not is_plain(value))
 
-    def at_default(self, names: Collection[str]) -> list[str]:
-        """Return which of these arguments have their default; those that the class does not have are not among them."""
-        given = {name: (getattr(self, name, parameter.default), parameter.default)
-                 for name, parameter in self._parameters().items() if name in names}
-        return [name for name, (value, default) in given.items()
-                if value is default or (is_plain(value) and value == default)]
+    @classmethod
+    def at_default(cls, names: Collection[str], given: Mapping[str, Any]) -> list[str]:
+        """Return which of these arguments are `given` as their default, or not at all; only those of the class."""
+        defaults = {name: parameter.default for name, parameter in cls._parameters().items() if name in names}
+        return [name for name, default in defaults.items()
+                if (value := given.get(name, default)) is default or (is_plain(value) and value == default)]
 
     @classmethod
     def _parameters(cls) -> dict[str, inspect.Parameter]:

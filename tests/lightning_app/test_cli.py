@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -366,7 +367,7 @@ class Kept(ImageNetDataModule):
 class Flavoured(Kept):
     def __init__(self, flavour: Any = None, **common):
         super().__init__(**common)
-        self.flavour = flavour
+        self.flavour = flavour or len
 '''
 
 
@@ -374,10 +375,8 @@ def test_evaluation_has_the_arguments_of_a_data_module_of_the_user(on_photos, tm
     (tmp_path / 'own_data.py').write_text(OWN_DATA)
     monkeypatch.syspath_prepend(tmp_path)
     main(['fit', *on_photos, '--data=own_data.Flavoured', '--data.kept=[2, 1]'])
-    content = torch.load(only_checkpoint(), weights_only=True)
-    assert content['data_left_out'] == []
-    torch.save({**content, 'data_left_out': ['flavour']}, 'a.ckpt')
-    evaluate = ['validate', '--ckpt_path=a.ckpt', '--trainer.accelerator=cpu']
+    assert torch.load(only_checkpoint(), weights_only=True)['data_left_out'] == ['flavour']
+    evaluate = ['validate', '--ckpt_path', only_checkpoint(), '--trainer.accelerator=cpu']
     for given in (['--data.flavour=sour'], ['--data=own_data.Kept'], []):
         assert not [warning for warning in recwarn if 'the checkpoint is without' in str(warning.message)]
         assert main([*evaluate, *given]).datamodule.kept == {1, 2}
@@ -387,16 +386,22 @@ def test_evaluation_has_the_arguments_of_a_data_module_of_the_user(on_photos, tm
 class Mine(ImageClassifier):
     def __init__(self, *args, gamma: float = 2.0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.save_hyperparameters('gamma')
+        self.save_hyperparameters('gamma', logger=False)
 
 
-def test_classifier_of_the_user_has_the_command_line(on_photos, cli_error):
-    main(['fit', *on_photos, '--model.gamma=1.5'], model_class=Mine)
+def test_classifier_of_the_user_has_the_command_line(on_photos, cli_error, capfd):
+    main(['fit', *on_photos, '--model.gamma=1.5', '--trainer.callbacks=lightning_app.callbacks.ResultLine'],
+         model_class=Mine)
+    fitted = capfd.readouterr().out
     assert yaml.safe_load(next(Path('runs').rglob('config.yaml')).read_text())['model']['gamma'] == 1.5
     evaluated = main(['validate', '--ckpt_path', only_checkpoint(), '--trainer.accelerator=cpu'], model_class=Mine)
     assert type(evaluated.model) is Mine
     assert evaluated.model.hparams.gamma == 1.5
     assert cli_error(['validate', '--ckpt_path', only_checkpoint()])[0].endswith('model.gamma')
+    assert f'evaluate:   python {sys.argv[0]} validate --ckpt_path' in fitted
+    with pytest.raises(SystemExit):
+        main(['sweep', 'a.yaml'], model_class=Mine)
+    assert 'it trains by ImageClassifier, not by Mine' in capfd.readouterr().err
 
 
 def test_trainer_without_a_command_leaves_configs_of_the_user(on_photos, cli_error, refused):
