@@ -18,9 +18,11 @@ from lightning_app import ImageClassifier
 from lightning_app.analysis.findings import described, removable, variation
 from lightning_app.analysis.gate_figures import draw_by_class, draw_within_class
 from lightning_app.analysis.gate_statistics import GateStatistics
-from lightning_app.analysis.subject import first_of_each_class, labels_of
+from lightning_app.analysis.grad_cam import draw_grad_cam
+from lightning_app.analysis.subject import Subject, first_of_each_class, labels_of
 from lightning_app.cli import main
 from lightning_app.data import imagenet
+from lightning_app.data.samples import IGNORE
 from se_timm.gates import GateReader, SEBlock, find_se
 from se_timm.pruning import prune_se
 
@@ -250,6 +252,37 @@ def test_grad_cam(trained):
         assert len(image.convert('RGB').getcolors(1 << 24)) > 1000
 
 
+class ChannelMeans(torch.nn.Module):
+    """A network whose three logits are the means of the channels of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = torch.nn.Conv2d(3, 3, 1, bias=False)
+        self.maps.weight.data = torch.eye(3)[:, :, None, None]
+
+    def forward(self, x):
+        return self.maps(x).mean((2, 3))
+
+
+def test_grad_cam_shows_an_image_of_each_class_and_where_the_network_sees_it():
+    def image(value):
+        pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        pixels[0, :, :4] = pixels[2, :, 4:] = value  # red on the left, blue on the right
+        return pixels
+
+    samples = [(image(50), IGNORE), (image(100), 1), (image(150), 1), (image(200), 0)]  # the first is unreadable
+    names = ['blue', 'red']
+    subject = Subject(ChannelMeans().eval(), 'net', names, names, names, samples, np.array([1, 1, 1, 0]), [2, 0],
+                      lambda pixels: pixels / 255, 8)
+    axes = draw_grad_cam(subject, 'maps', [0, 1]).axes
+    for column, (name, value, dark) in enumerate((('blue', 200, np.s_[:4]), ('red', 100, np.s_[4:]))):
+        assert axes[column].get_title() == name
+        assert np.array_equal(axes[column].images[0].get_array(), image(value).permute(1, 2, 0))
+        heat = axes[2 + column].images[1].get_array()
+        assert heat.max() > 0
+        assert heat[:, dark].max() == 0
+
+
 def test_network_in_which_classes_are_told_apart():
     block = SEBlock('a', 'a.se', 'SE_5_1', 0., 1., 10)
     labels = torch.arange(3).repeat(10)
@@ -262,6 +295,17 @@ def test_network_in_which_classes_are_told_apart():
     text = described(results)
     assert 'class-specific (more than 50 % of the variance over images lies between the classes): SE_5_1' in text
     assert 'shared by the classes (less than 10 %): none' in text
+
+
+def test_saturated_and_steady_blocks_are_named():
+    blocks = [SEBlock(name, f'{name}.se', f'SE_5_{number}', 0., 1., 10) for number, name in enumerate('abc', 1)]
+    statistics = GateStatistics(blocks, 1)
+    statistics.update({'a': torch.full((8, 4), 0.99), 'b': torch.full((8, 4), 0.01),
+                       'c': torch.tensor([0.3, 0.7]).repeat(4)[:, None].expand(8, 4)}, torch.zeros(8, dtype=torch.long))
+    told = dict(line.rsplit(': ', 1) for line in described(statistics.results()).splitlines() if ': ' in line)
+    assert {kind.partition(' (')[0]: titles for kind, titles in told.items()} == {
+        'class-specific': 'none', 'shared by the classes': 'none', 'saturated near one': 'SE_5_1',
+        'saturated near zero': 'SE_5_2', 'steady': 'SE_5_1, SE_5_2'}
 
 
 # Classes and images

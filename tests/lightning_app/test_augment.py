@@ -152,6 +152,20 @@ def test_cifar_is_padded_by_zeros_cropped_and_flipped(noise):
     assert 0.45 < np.mean([place[2] for place in found]) < 0.55
 
 
+def test_padded_crops_are_flipped_vertically_if_that_is_asked_for(noise):
+    plain, flipped = (draw(Augment(crop='pad', padding=0, hflip=0.0, vflip=vflip), noise(0, (32, 32)), 32, count=1)[0]
+                      for vflip in (0.0, 1.0))
+    assert torch.equal(flipped, plain.flip(1))
+
+
+@pytest.mark.parametrize('name', ['bilinear', 'bicubic', 'lanczos'])
+def test_interpolation_before_padded_crops(noise, name):
+    image = noise(0, (64, 64))
+    found = draw(Augment(crop='pad', padding=0, hflip=0.0), image, 32, count=1, **{**PLAIN, 'interpolation': name})[0]
+    expected = tvf.to_tensor(image.resize((32, 32), getattr(Image.Resampling, name.upper())))
+    torch.testing.assert_close(found, expected)
+
+
 def test_negative_cutout(refused):
     with refused('data.augment.cutout: -1', 'side of a square', '16 for CIFAR-10'):
         training_transform(Augment(cutout=-1), 32, **PLAIN)

@@ -263,6 +263,13 @@ def test_crops_grow_over_the_epochs(make_trainer, photo_data, caplog):
     assert 'not reached' not in caplog.text
 
 
+def test_sizes_stay_between_the_first_and_the_last():
+    """Which need not be multiples, as those between the two are."""
+    sizes = ProgressiveSize(100, 0, 10, multiple=32)
+    sizes.end_size = 190
+    assert [sizes.size(epoch) for epoch in range(11)] == [100, 100, 128, 128, 128, 160, 160, 160, 160, 190, 190]
+
+
 def test_a_size_that_is_never_reached_is_said(make_trainer, photo_data, caplog):
     with caplog.at_level('INFO'):
         make_trainer(max_epochs=4, limit_train_batches=0, limit_val_batches=0, callbacks=[
@@ -373,6 +380,22 @@ def test_gradient_norm_is_without_what_a_callback_drops(first, make_trainer, pho
     make_trainer(callbacks=callbacks if first else callbacks[::-1], logger=CsvLogger(str(tmp_path / 'run')),
                  max_epochs=1).fit(Keep('test_resnet', 3, optim=Optim(lr=0.01)), photo_data())
     assert [value for _, value in read_csv(tmp_path / 'run', 'train/grad_norm')] == pytest.approx(heads, rel=1e-5)
+
+
+def test_gradient_norm_is_of_all_once_nothing_is_dropped_any_more(make_trainer, photo_data, tmp_path, read_csv):
+    norms = []
+
+    class Keep(ImageClassifier):
+        def on_before_optimizer_step(self, optimizer):
+            super().on_before_optimizer_step(optimizer)
+            every = [p.grad.flatten().double() for p in self.net.parameters() if p.grad is not None]
+            norms.append(float(torch.cat(every).norm()))
+
+    make_trainer(callbacks=[GradientNorm(), FreezeBackbone(1)], logger=CsvLogger(str(tmp_path / 'run')),
+                 max_epochs=2).fit(Keep('test_resnet', 3, optim=Optim(lr=0.01)), photo_data())
+    found = [value for _, value in read_csv(tmp_path / 'run', 'train/grad_norm')]
+    assert len(found) == 6
+    assert found[3:] == pytest.approx(norms[3:], rel=1e-5)
 
 
 @pytest.mark.parametrize('options', [{}, {'log_every_n_steps': 2}, {'accumulate_grad_batches': 2}], ids=str)

@@ -47,6 +47,20 @@ def test_loss_by_hand(trained, settings):
     torch.testing.assert_close(teacher.loss(images, logits, torch.tensor(7.0)), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('other', ['mean', 'std'])
+def test_teacher_whose_images_differ_in_one_of_both(trained, other):
+    distill, net = trained(weight=1.0, hard=True)
+    own = {name: net.pretrained_cfg[name] for name in ('mean', 'std')}
+    teacher = Teacher(distill, 3, {**own, other: NORMALISATION[other]}, torch.device('cpu'), torch.contiguous_format)
+    seen, images = [], torch.rand(4, 3, 32, 32)
+    mean, std, theirs = (torch.tensor(values).view(3, 1, 1)
+                         for values in (own['mean'], own['std'], NORMALISATION[other]))
+    teacher.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    teacher.loss((images - theirs) / std if other == 'mean' else (images - mean) / theirs, torch.randn(4, 3),
+                 torch.tensor(0.0))
+    torch.testing.assert_close(seen[0], (images - mean) / std, rtol=1e-4, atol=1e-5)
+
+
 def test_teacher_of_another_size_of_images(tmp_path, refused):
     torch.save(timm.create_model('test_vit3', num_classes=3).state_dict(), tmp_path / 'teacher.pth')
     distill = Distill('test_vit3', {'checkpoint_path': str(tmp_path / 'teacher.pth'), 'num_classes': 3})

@@ -30,6 +30,7 @@ from lightning_app.cli import main
 from lightning_app.data import ImageNetDataModule, object_store, tars
 from lightning_app.data.decode import UnreadableImage
 from lightning_app.data.hugging_face import HuggingFaceSource, split_named
+from lightning_app.data.index_cache import cached_arrays
 from lightning_app.data.optimised import LitDataSource, check_pixels, keys_of
 from lightning_app.data.shards import ShardSource, missing_shards, named
 from lightning_app.data.sources import FolderSource, TarSource
@@ -377,6 +378,22 @@ def test_a_changed_shard_is_looked_at_again(written, folders):
     source = open_split(root, 'train')
     assert len(source.labels) == 15
     assert all(Image.open(io.BytesIO(source.read(index))) for index in range(15))
+
+
+def test_a_file_that_was_written_anew_is_looked_at_again(tmp_path, monkeypatch):
+    """Though it is as large as before."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    file, looked_at = tmp_path / 'file', []
+
+    def find():
+        looked_at.append(file.read_bytes())
+        return {'count': np.array(len(looked_at))}
+
+    for content, time_of_change, count in ((b'one', 0, 1), (b'one', 0, 1), (b'two', 60, 2)):
+        file.write_bytes(content)
+        os.utime(file, (time_of_change, time_of_change))
+        assert cached_arrays('kind', [str(file)], find)['count'] == count
+    assert looked_at == [b'one', b'two']
 
 
 def test_same_images_from_an_object_store(folders, written, tmp_path, monkeypatch):

@@ -282,6 +282,18 @@ def test_csv_goes_on_where_a_run_is_continued(tmp_path, read_csv):
     assert [read_csv(tmp_path / 'run', f'part{step}') for step in (0, 3, 6)] == [[(2, 1.0)], [(5, 1.0)], [(8, 1.0)]]
 
 
+def test_csv_has_steps_that_are_done_again_once(tmp_path, read_csv):
+    for part, steps in enumerate((range(6), range(3, 8))):  # the first was killed after its last checkpoint
+        logger = CsvLogger()
+        logger.place(tmp_path / 'run')
+        for step in steps:
+            logger.log_metrics({'train/loss': part + step / 10}, step=step)
+        logger.finalize('success')
+    expected = [(step, step / 10 + (step >= 3)) for step in range(8)]
+    assert read_csv(tmp_path / 'run', 'train/loss') == [(step, pytest.approx(loss)) for step, loss in expected]
+    assert [file.name for file in (tmp_path / 'run').glob('*.csv')] == ['metrics.csv']
+
+
 @pytest.mark.usefixtures('in_tmp_path')
 def test_folder_given_in_the_config_is_kept(on_photos, write_yaml):
     config = write_yaml('loggers.yaml', {'trainer': {'logger': [

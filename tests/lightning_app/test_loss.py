@@ -141,3 +141,13 @@ def test_settings_that_contradict_each_other(refused, loss, mixed, given, why, d
 def test_settings_that_do_not_suit_the_data(refused, loss, options, given, do):
     with refused(given, '', do):
         build_loss(loss, 5, **options)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.25])
+def test_threshold_is_from_the_least_target_to_below_the_largest(refused, smoothing):
+    """Of two classes. Targets that are equal to it become 0."""
+    least, most = smoothing / 2, 1 - smoothing / 2
+    found = build_loss(Loss('bce', smoothing, bce_threshold=least), 2)(torch.zeros(1, 2), torch.tensor([1]))
+    torch.testing.assert_close(found, torch.tensor(2.0).log())
+    with refused(f'bce_threshold: {most}', 'all would become the same', f'from {least:g} and below {most:g}'):
+        build_loss(Loss('bce', smoothing, bce_threshold=most), 2)

@@ -64,6 +64,13 @@ def test_table_of_a_checkpoint(checkpoint, mixed, capsys):
     assert 'predictions of 7 images: predictions.csv; 1 could not be read' in capsys.readouterr().out
 
 
+def test_second_prediction_is_without_the_images_of_the_first(checkpoint, mixed):
+    cli = main(['predict', '--ckpt_path', checkpoint, '--data.images', str(mixed), *QUIET])
+    cli.datamodule.images = str(mixed / 'b')
+    cli.trainer.predict(cli.model, cli.datamodule)
+    assert [row[0] for row in table()] == ['image', '0.jpg', '1.png', 'broken.png']
+
+
 def test_photos_are_told_apart(on_photos, photos):
     main(['fit', *on_photos, '--trainer.max_epochs=6', '--model.optim.lr=0.05'])
     checkpoint = str(next(Path('runs').rglob('*.ckpt')))

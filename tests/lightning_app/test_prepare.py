@@ -184,6 +184,13 @@ def test_what_cannot_be_read_is_left_out_and_named(folders, tmp_path, workers, c
     assert len(open_split(tmp_path / 'shards', 'train').labels) == 21
 
 
+def test_what_can_be_read_at_the_second_attempt_is_not_named(folders, tmp_path, capsys):
+    (tmp_path / 'shards').mkdir()
+    (tmp_path / 'shards' / 'train-0000.skipped.json').write_text('[["0.of.cat.JPEG", "Input/output error"]]')
+    assert prepare(str(folders), str(tmp_path / 'shards'), workers=1)['train'] == 23
+    assert 'left out' not in capsys.readouterr().err
+
+
 def test_files_are_called_what_they_are(tmp_path, noise):
     for split in ('train', 'val'):
         (tmp_path / 'folders' / split / 'cat').mkdir(parents=True)

@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -802,6 +803,27 @@ def test_training_that_is_started_again_goes_on(steps, monkeypatch, variables):
     cli = main(steps())
     assert cli.trainer.ckpt_path == str(at(4, second))
     assert len(list(Path('runs/test_resnet').iterdir())) == 3
+
+
+def test_run_that_is_started_again_is_the_last_of_its_job(tmp_path, monkeypatch):
+    """A job may train several times. On several machines torchrun counts for each of them, which tells nothing."""
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', '7')
+    for number, job in enumerate(('torchrun 7', 'torchrun 7', 'torchrun 8')):
+        launch = tmp_path / f'version_{number}' / 'launch.txt'
+        launch.parent.mkdir()
+        launch.write_text(job)
+        os.utime(launch, (number, number))
+    assert folders.restarted_run(tmp_path) is None
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    assert folders.restarted_run(tmp_path) == tmp_path / 'version_1'
+    monkeypatch.setenv('GROUP_WORLD_SIZE', '2')
+    assert folders.restarted_run(tmp_path) is None
+
+
+def test_torchrun_without_an_id_is_known_by_its_process(monkeypatch):
+    """All such have the id `none`: one that is started again would go on with the training of another."""
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    assert folders.launch_id() == f'parent {os.getppid()} on {platform.node()}'
 
 
 # Asked to stop

@@ -372,3 +372,11 @@ def test_training_that_was_out_of_time_is_not_finished(sweep_file, tmp_path, pro
     folder = tmp_path / 'runs/sweep/small/model.network=reduction-4'
     assert any(folder.glob('version_0/checkpoints/last-*'))
     assert not (folder / FINISHED).exists()
+
+
+@pytest.mark.slow
+def test_trial_run_is_not_taken_for_a_training(sweep_file, tmp_path, program):
+    """It writes nothing, and the sweep goes on."""
+    trial = program('sweep', sweep_file(), *SMALL, '--trainer.fast_dev_run=1')
+    assert '2 of 2' in trial.stdout
+    assert list((tmp_path / 'runs').rglob(FINISHED)) == []

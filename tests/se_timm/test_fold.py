@@ -716,6 +716,20 @@ def test_hook_sees_what_the_last_convolution_gives(block):
     assert torch.equal(*seen[0])
 
 
+@pytest.mark.parametrize('block', BLOCKS)
+def test_hook_of_all_modules_sees_what_the_last_convolution_gives(block):
+    folded, seen = fold(tiny(block)), []
+    conv = folded.layer1[0].conv
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.append((output, output.clone())) if module is conv else None)
+    try:
+        with torch.inference_mode():
+            folded(images(folded))
+    finally:
+        hook.remove()
+    assert torch.equal(*seen[0])
+
+
 def test_block_in_two_places_is_kept(randomise):
     net = randomise(tiny())
     net.layer1.append(net.layer1[1])

@@ -219,3 +219,14 @@ def test_second_name_of_a_stage_is_no_second_place(x):
 
     gates = {'net.layer4.0': torch.rand(512)}
     assert prune_se(Named(), 'net.layer4.0', gates, input_size=(3, 64, 64)).blocks == {'net.layer4.0': 'folded'}
+
+
+def test_constants_keep_the_dtype_of_autocast(x):
+    net = network('se_mobilenetv1_100')
+    block = find_se(net)[-1]
+    gates = {block.name: torch.full((last_layer(net.get_submodule(block.module)).out_channels,), 0.5)}
+    pruned, seen = prune_se(net, block.name, gates).net, []
+    pruned.get_submodule(block.module).register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        pruned(x)
+    assert seen == [torch.bfloat16]

@@ -586,3 +586,10 @@ def test_further_relu_is_for_the_standard_placement_alone():
 def test_numbers_that_do_not_fit_are_refused(name, arguments, given):
     with pytest.raises(ValueError, match=rf'^{given}\n  why: '):
         timm.create_model(name, device='meta', **arguments)
+
+
+def test_stochastic_depth_of_the_cifar_networks_grows_to_the_rate_given():
+    net = on_meta('se_resnet20_cifar', drop_path_rate=0.4)
+    rates = [getattr(block.drop_path, 'drop_prob', 0.) for stage in (net.layer1, net.layer2, net.layer3)
+             for block in stage]
+    assert rates == pytest.approx([0.05 * number for number in range(9)])

@@ -219,3 +219,11 @@ def test_identity_start_of_another_excitation_is_refused():
     with pytest.raises(ValueError, match='identity_start') as error:
         SqueezeExcite(32, excitation='hard_sigmoid', identity_start=True)
     assert_names(error, "excitation='hard_sigmoid'", 'take one of sigmoid, tanh, relu')
+
+
+def test_layers_start_as_the_convolutions_of_a_resnet():
+    """Normal, with the variance of He et al. for the outputs: of fc1 few, of fc2 many."""
+    torch.manual_seed(0)
+    se = SqueezeExcite(1024, reduction=16)
+    assert se.fc1.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.03)
+    assert se.fc2.weight.std().item() == pytest.approx((2 / 1024) ** 0.5, rel=0.03)
