@@ -282,12 +282,14 @@ def disk_full(training, expected):
             while True:
                 file.write(bytes(2 ** 16))
                 file.flush()
+        said = ''
+        while 'not written' not in said and (line := process.stdout.readline()):
+            said += line
         kept = training.step()
-        time.sleep(0.3)
         ballast.unlink()
-        text = wait(process, 300)
-        assert process.returncode == 0, text
-        assert 'not written' in text
+        said += wait(process, 300)
+        assert process.returncode == 0, said
+        assert 'not written' in said, said
         assert kept >= 2
         check_end(training, expected)  # if it was over before there was room again, it is resumed
     finally:
