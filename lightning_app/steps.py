@@ -37,7 +37,7 @@ def validates(trainer: Any, batches: int) -> bool:
 
 
 def validates_after(trainer: Any, epoch: int, before: int, batches: int) -> bool:
-    """Return whether a validation follows after so many batches of an epoch, `before` which there were others."""
+    """Return whether a validation follows after so many batches of an epoch; `before` it others had so many."""
     every = trainer.val_check_batch
     if trainer.check_val_every_n_epoch is None:  # counted over the epochs
         batches += before
