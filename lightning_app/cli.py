@@ -67,11 +67,10 @@ from .network import INITIAL_WEIGHTS, check_name
 from .optim import check_schedule
 from .processes import check_devices, check_launch, check_restarts, check_sync_batchnorm
 from .provenance import provenance
-from .verbs import VERBS
+from .verbs import PROG, VERBS
 
 __all__ = ['AppCLI', 'main', 'run_verb']
 
-PROG = 'python -m lightning_app'
 # what Lightning calls the stage of each, and in place of its descriptions, the first lines of longer texts
 SUBCOMMANDS = {
     'fit': ('train', 'Train a network.'),

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ['VERBS', 'Verb']
+__all__ = ['PROG', 'VERBS', 'Verb']
+
+PROG = 'python -m lightning_app'  # in front of each command
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ..checkpoints import describe
 from ..data.base import data_of
 from ..resume import begins_anew
+from ..verbs import PROG
 
 __all__ = ['ResultLine']
-
-PROGRAM = 'python -m lightning_app'
 
 
 class ResultLine(Callback):
@@ -65,7 +64,7 @@ class ResultLine(Callback):
         if unreadable:
             print(f'unreadable training images replaced, in all epochs: {unreadable} (named in the log)')
         if path:
-            program = getattr(pl_module, 'program', PROGRAM)
+            program = getattr(pl_module, 'program', PROG)
             print(f'checkpoint: {path}\nevaluate:   {program} validate --ckpt_path {shlex.quote(path)}')
 
 
