@@ -196,11 +196,17 @@ def checkpoint_to_resume(base: Path, ckpt_path: str | None) -> str | None:
         raise InputError(message(
             'ckpt_path: last', f'there is no checkpoint of a run below {base}',
             'name a checkpoint, such as runs/.../best.ckpt, or say auto, which begins a new training if there is none'))
+    if newest is None:
+        tell_of_renamed(base)
+    return str(newest) if newest else None
+
+
+def tell_of_renamed(base: Path) -> None:
+    """Say so if a run with checkpoints is called otherwise than those that are looked for."""
     others = (folder for folder in sorted(base.glob('*')) if not folder.match('version_*') and is_run(folder))
-    if newest is None and (renamed := next(filter(of_run, others), None)):
+    if renamed := next(filter(of_run, others), None):
         rank_zero_info(f'ckpt_path: auto begins a new training: {renamed} is a run, but is called otherwise than '
                        'version_N; give one of its checkpoints to go on from there')
-    return str(newest) if newest else None
 
 
 def restarted_run(base: Path) -> Path | None:
