@@ -54,7 +54,7 @@ def is_plain(value: Any) -> bool:
         return are_plain_keys(value) and all(map(is_plain, value.values()))
     if isinstance(value, set):
         return are_plain_keys(value)
-    if isinstance(value, COLLECTIONS):
+    if isinstance(value, (list, tuple)):
         return are_plain(value) or all(map(is_plain, value))
     return isinstance(value, (type(None), *BASES, os.PathLike, np.generic)) and not isinstance(value, Enum)
 

@@ -126,9 +126,13 @@ def watched(run: Run, monitor: str) -> list[float]:
     whole = trainer.get('val_check_interval') in (None, 1.0) and trainer.get('check_val_every_n_epoch', 1) == 1
     if whole:
         return list({row.get('epoch'): row[monitor] for row in rows}.values())
-    steps = [row['step'] for row in run.rows if any(name.startswith('val') for name in row)]
-    found = ([row[monitor] for row in rows if row['step'] <= step] for step in steps)
-    return [values[-1] for values in found if values]
+    found: dict[float, float] = {}
+    latest = None
+    for row in run.rows:
+        latest = row.get(monitor, latest)
+        if latest is not None and any(name.startswith('val') for name in row):
+            found[row['step']] = latest
+    return list(found.values())
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
