@@ -32,7 +32,7 @@ __all__ = ['Run', 'combinations', 'named_arguments', 'read_sweep', 'runs_of', 's
 ROOT, CHECKPOINT = '--trainer.default_root_dir', '--ckpt_path'
 DRY_RUN = '--dry_run'  # a switch, which stands alone or with a value
 OWN = {DRY_RUN: DRY_RUN, '--folder': '--folder', ROOT: '--folder'}  # what is not for fit, and its own name
-# in the folder of a run, the arguments and settings with which it was begun, and with which it came to its end
+# in the folder of a run, the settings with which it was begun, and with which it came to its end
 BEGUN, FINISHED = 'begun.json', 'finished.json'
 # settings of no consequence for what a training comes to, or that a resumed one may have otherwise
 IMMATERIAL = (
@@ -329,7 +329,7 @@ def first_difference(before: Any, now: Any, key: str = '') -> tuple[str, Any, An
 
 
 def marked(marker: Path) -> dict[str, Any] | None:
-    """Return the arguments and settings that stand in a file, None if there is none that is whole."""
+    """Return what stands in a file of a training, None if there is none that is whole."""
     try:
         content = json.loads(marker.read_text())
     except (OSError, ValueError):
@@ -338,10 +338,10 @@ def marked(marker: Path) -> dict[str, Any] | None:
 
 
 def mark(marker: Path, run: Run) -> None:
-    """Write the arguments and settings of a training to a file, whole or not at all."""
+    """Write the settings of a training to a file, whole or not at all."""
     marker.parent.mkdir(parents=True, exist_ok=True)
     with replaced(marker) as unfinished:
-        unfinished.write_text(json.dumps({'arguments': run.args, 'settings': run.settings}))
+        unfinished.write_text(json.dumps({'settings': run.settings}))
 
 
 def train(run: Run) -> str | None:
