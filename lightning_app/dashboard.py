@@ -19,6 +19,7 @@ from .analysis.gate_statistics import key_of
 from .analysis.panels import SECTIONS, Blocks, draw
 from .analysis.report import build_report
 from .analysis.studies import find_study
+from .files import writing
 from .logger import logged_in, own_project
 from .network import create_network, with_se
 
@@ -125,12 +126,8 @@ def write(path: str, spec: dict[str, Any]) -> None:
     Raises:
         InputError: If that is not possible.
     """
-    try:
+    with writing(f'spec: {path}', 'name a file in a folder that is there'):
         Path(path).write_text(json.dumps(spec, indent=1) + '\n')
-    except OSError as error:
-        raise InputError(message(
-            f'spec: {path}', f'it cannot be written ({error.strerror})', 'name a file in a folder that is there'
-        )) from error
     print(f'workspace: written to {path}')
 
 

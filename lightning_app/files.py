@@ -5,12 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ['is_url', 'replaced']
+from se_timm.errors import InputError, message
+
+__all__ = ['is_url', 'replaced', 'writing']
 
 
 def is_url(path: str | Path) -> bool:
     """Return whether a file or folder is not one of this machine, but something like `s3://bucket/imagenet`."""
     return '://' in str(path)
+
+
+@contextmanager
+def writing(given: str, remedy: str) -> Iterator[None]:
+    """Raise `InputError` for what was given if what is written meanwhile cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(message(given, f'it cannot be written ({error.strerror or error})', remedy)) from error
 
 
 @contextmanager

@@ -26,6 +26,8 @@ from se_timm.errors import ArgumentParser, InputError, exit_status, message
 from se_timm.paper import SETTINGS
 from se_timm.tables import markdown
 
+from .files import writing
+
 __all__ = ['Assumptions', 'Link', 'Network', 'all_reduce', 'main', 'networks', 'step_time', 'synchronised', 'tables']
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -329,12 +331,8 @@ def run(options: Any) -> int:
         print('\n\n'.join(f'{name}\n\n{content}' for name, content in found.items()))
     else:
         page = replaced(read_page(options.markdown, found), found)
-        try:
+        with writing(f'--markdown {options.markdown}', 'name another page'):
             options.markdown.write_text(page)
-        except OSError as error:
-            raise InputError(message(
-                f'--markdown {options.markdown}', f'it cannot be written ({error.strerror})', 'name another page',
-            )) from error
     return 0
 
 

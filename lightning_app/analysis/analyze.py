@@ -14,6 +14,7 @@ from se_timm.gates import SEBlock, choose_blocks
 from se_timm.pruning import prune_se
 
 from ..checkpoints import load_checkpoint
+from ..files import writing
 from ..network import check_has_settings
 from . import gate_figures
 from .channels import default_blocks, default_classes, find_classes
@@ -103,14 +104,10 @@ def write(
     Raises:
         InputError: If that is not possible.
     """
-    try:
+    with writing(f'output: {folder}', 'make room there, or name another folder'):
         written = write_findings(folder, results, parts)  # first what costs the time
         written += draw(folder, subject, [each for each in results if each.block in shown], lines)
         written += draw_seen(folder, subject, seen_at, lines) if seen_at else []
-    except OSError as error:
-        raise InputError(message(
-            f'output: {folder}', f'it cannot be written ({error})',
-            'make room there, or name another folder')) from error
     print(*written, sep='\n')
     return written
 

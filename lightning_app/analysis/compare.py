@@ -10,6 +10,7 @@ from typing import Any
 from se_timm.errors import InputError, message, unknown
 from se_timm.tables import aligned
 
+from ..files import writing
 from ..metrics import SPEED, smaller_is_better
 from ..network import architecture
 from .curves import draw, figure_files
@@ -277,10 +278,7 @@ def write(function: Callable[[], None], paths: Sequence[Path]) -> None:
         InputError: If that is not possible.
     """
     names = ' '.join(map(str, paths))
-    try:
+    with writing(names, 'name a file in a folder that can be written'):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         function()
-    except OSError as error:
-        raise InputError(message(names, f'it cannot be written ({error.strerror or error})',
-                                 'name a file in a folder that can be written')) from error
     print(f'\nwritten: {names}')
