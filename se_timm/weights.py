@@ -82,7 +82,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
         ValueError: If the weights belong to a network that computes something else than `model`.
     """
     state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    if any(key.startswith('layer0.') for key in state_dict):
+    if any(key.startswith('layer0.') or '.se_module.' in key for key in state_dict):  # it may be a part of them
         _check_relu(state_dict, model)
         _check_network(model, 'paper', "weights in Cadene's layout")
         return from_cadene(state_dict)
@@ -125,7 +125,7 @@ def _check_equal(weights: str, name: str, own: object, trained: object) -> None:
 
 def _check_relu(state_dict: StateDict, model: nn.Module) -> None:
     """Refuse timm's SE-ResNet-18/34 weights for a network without the further ReLU that they were trained with."""
-    basic = 'layer1.0.conv3.weight' not in state_dict
+    basic = not any(key.endswith('.conv3.weight') for key in state_dict if not key.startswith('layer0.'))
     if basic and not any(getattr(module, 'relu_before_se', False) for module in model.modules()):
         raise ValueError(message(
             'weights of timm\'s legacy_seresnet18 or legacy_seresnet34',

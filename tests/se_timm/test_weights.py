@@ -8,7 +8,7 @@ from torchvision.models import ResNet
 
 from se_timm.paper import NETWORKS
 from se_timm.se_resnet import TIMM_NAMES
-from se_timm.weights import from_cadene, from_moskomule, to_cadene, to_moskomule
+from se_timm.weights import checkpoint_filter_fn, from_cadene, from_moskomule, to_cadene, to_moskomule
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +79,15 @@ def test_cadenes_files_load(counted, prefix, randomise):
     assert f'{prefix}layer1.0.se_module.fc1.weight' in file
     assert f'{prefix}last_linear.weight' in file
     assert_same_bits(load('se_resnet50.in1k', file), theirs, sizes=(65,))
+
+
+@pytest.mark.parametrize('name', ['se_resnet18', 'se_resnet50'])
+def test_part_of_cadenes_file_is_known_for_such(name):
+    theirs = timm.create_model(TIMM_NAMES[name][0]).state_dict()
+    part = {key: value for key, value in theirs.items() if key.startswith('layer2.')}
+    ours = timm.create_model(f'{name}.in1k')
+    assert not ours.load_state_dict(checkpoint_filter_fn(part, ours), strict=False).unexpected_keys
+    assert torch.equal(ours.layer2[0].se.fc1.weight, theirs['layer2.0.se_module.fc1.weight'])
 
 
 @pytest.mark.parametrize('name', [name for name, pair in TIMM_NAMES.items() if pair[0]])
