@@ -130,9 +130,10 @@ def test_gates_that_are_none_leave_the_network_as_it_is(name, gate, given):
     ('SE_5_2', [torch.rand(512)], 'gates: a list'),
     ([], None, r'blocks: \[\]'),
 ])
-def test_what_would_be_taken_for_something_else_is_refused(blocks, gates, given):
+@pytest.mark.parametrize('excitation', ['sigmoid', 'prelu'])  # the latter has a parameter of its own
+def test_what_would_be_taken_for_something_else_is_refused(blocks, gates, given, excitation):
     with pytest.raises(ValueError, match=rf'^{given}\n  why: .*\n  do:  '):
-        prune_se(timm.create_model('se_resnet18', device='meta'), blocks, gates)
+        prune_se(timm.create_model('se_resnet18', device='meta', excitation=excitation), blocks, gates)
 
 
 def test_hooks_of_the_network_are_not_run(x):
