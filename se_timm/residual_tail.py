@@ -353,6 +353,8 @@ def update_statistics(norm: Any, moments: Moments) -> None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # the average over all batches
             factor = norm.num_batches_tracked.to(norm.running_mean.dtype).reciprocal()
+    if factor is None:  # an average over batches that nobody counts
+        return
     unbiased = moments.variance * (moments.values / (moments.values - 1))
     for statistic, value in zip(running, (moments.mean, unbiased), strict=True):
         statistic.lerp_(value.to(statistic.dtype), factor)

@@ -140,6 +140,9 @@ def states(norm):
         norm = copy.deepcopy(norm).train()
         setattr(norm, attribute, value)
         yield name, norm
+    norm = copy.deepcopy(norm).train()
+    norm.track_running_stats, norm.momentum, norm.num_batches_tracked = True, None, None
+    yield 'cumulative without a count', norm
     for affine, track in ((False, True), (True, False), (False, False)):
         other = nn.BatchNorm2d(norm.num_features, affine=affine, track_running_stats=track, dtype=torch.float64)
         yield f'affine={affine}, track={track}', other
@@ -161,7 +164,7 @@ def test_batch_norm_in_every_state(uncompiled, calls):
             torch.testing.assert_close(torch.autograd.grad(y, list(other.parameters()), dy),
                                        torch.autograd.grad(expected, list(one.parameters()), dy))
         torch.testing.assert_close(dict(other.named_buffers()), dict(one.named_buffers()))
-    assert len(calls) == 3 * len(every) == 30
+    assert len(calls) == 3 * len(every) == 33
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
