@@ -133,10 +133,10 @@ def check_arguments(channels: int, reduction: int, squeeze: str, excitation: str
     if isinstance(channels, bool) or not isinstance(channels, Integral) or channels < 1:
         raise ValueError(message(
             f'channels: {channels!r}', 'it is no number of channels', 'take a whole number from 1'))
-    if isinstance(reduction, bool) or not isinstance(reduction, int) or not 1 <= reduction <= channels:
+    if isinstance(reduction, bool) or not isinstance(reduction, Integral) or not 1 <= reduction <= channels:
         raise ValueError(message(
             f'reduction: {reduction!r}',
-            f'a block of {channels} channels needs an int by which its hidden width channels // reduction is 1 or more',
+            f'a block of {channels} channels needs one by which its hidden width channels // reduction is 1 or more',
             f'take a whole number from 1 to {channels}; the paper uses 2, 4, 8, 16 and 32',
         ))
     if squeeze not in SQUEEZES:

@@ -145,6 +145,10 @@ def assert_names(error, *parts):
     assert parts[0] in given
 
 
+def test_numbers_may_be_numpys():
+    assert SqueezeExcite(np.int64(32), np.int64(4)).fc1.out_channels == 8
+
+
 @pytest.mark.parametrize('reduction', [0, -1, 33, 2.0, '16', True, None])
 def test_impossible_reduction_is_an_error_with_value_and_range(reduction):
     with pytest.raises(ValueError, match='reduction') as error:
