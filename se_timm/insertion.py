@@ -136,7 +136,7 @@ def add_se(
         net = copy.deepcopy(net)
     for point in sorted(gates, key=lambda point: -str(point).count('.')):  # the inner ones first: they change no names
         insert(net, point, gates[point], ends[point])
-    if callable(kept := getattr(type(net), EXEMPT, None)) and kept(net) != exempt(net):
+    if EXEMPT not in vars(net) and callable(kept := getattr(type(net), EXEMPT, None)) and kept(net) != exempt(net):
         vars(net)[EXEMPT] = partial(exempt, net)
     return Insertion(
         net,
@@ -165,8 +165,9 @@ def remove_se(net: nn.Module) -> list[str]:
     for name in reversed(gates):  # the inner ones first
         take_out(net, net.get_submodule(name))
     for module in net.modules():
-        for method in (*REPARAMETERISE, EXEMPT):
-            vars(module).pop(method, None)
+        for name in (*REPARAMETERISE, EXEMPT):
+            if getattr(vars(module).get(name), 'func', None) in (_refused, exempt):
+                delattr(module, name)
     return names
 
 
@@ -391,7 +392,7 @@ def exempt(net: nn.Module) -> set[str]:
 def refuse_reparameterisation(block: nn.Module) -> None:
     """Let the methods of a block by which it makes one layer of several raise an error: a gate would be lost."""
     for name in REPARAMETERISE:
-        if callable(getattr(type(block), name, None)):
+        if name not in vars(block) and callable(getattr(type(block), name, None)):
             vars(block)[name] = partial(_refused, type(block).__name__, name)
 
 

@@ -1026,6 +1026,18 @@ def test_end_of_a_sequence_that_is_called_with_more_than_a_tensor_is_refused():
         add_se(CalledOneByOne(), at='blocks', input_size=(3, 32, 32))
 
 
+def test_attributes_of_the_user_stay():
+    """Of the names under which add_se puts methods of its own."""
+    net = build('repvgg_a0')
+    net.head.fuse, net.no_weight_decay = True, set
+    own = net.stem.reparameterize = list
+    add_se(net, reduction=4)
+    assert net.stages[0][0].reparameterize is not type(net.stages[0][0]).reparameterize
+    remove_se(net)
+    assert (net.head.fuse, net.no_weight_decay, net.stem.reparameterize) == (True, set, own)
+    assert 'reparameterize' not in vars(net.stages[0][0])
+
+
 @pytest.mark.parametrize(('name', 'at'), [('efficientvit_m0', None), ('levit_128s', 'stages.*.blocks.*.attn')])
 def test_exemptions_from_weight_decay_are_kept(name, at):
     """Of networks that name them as in the state dict; also of copies."""
