@@ -314,8 +314,10 @@ def make_gate(net: nn.Module, point: Point, end: End, kind: str, arguments: dict
         ValueError: If it cannot be made.
     """
     block = net.get_submodule(point.block)
-    weight = next((weight for module in (block, net) for weight in module.parameters()), torch.empty(()))
-    dd: dict[str, Any] = {'device': weight.device, 'dtype': end.dtype}
+    weights = [weight for module in (block, net) for weight in module.parameters() if weight.is_floating_point()]
+    weight = weights[0] if weights else torch.empty(())
+    is_autocast = end.dtype not in {each.dtype for each in weights}  # where it is not that of any weight
+    dd: dict[str, Any] = {'device': weight.device, 'dtype': weight.dtype if is_autocast else end.dtype}
     try:
         if kind == 'se':
             return SqueezeExcite(end.channels, **arguments, **dd)

@@ -636,6 +636,22 @@ def test_gate_has_the_dtype_of_the_maps():
     assert mixed(images(16)).dtype == mixed.first.se.fc1.weight.dtype == torch.float64
 
 
+@pytest.mark.parametrize('needs_values', [True, False], ids=['values', 'meta'])
+def test_gate_has_the_dtype_of_the_weights_where_maps_have_that_of_autocast(needs_values):
+    class Cast(Tiny):
+        def forward(self, x):
+            if needs_values and not torch.is_nonzero(self.fc.weight.sum()):
+                return x
+            with torch.autocast('cpu', torch.bfloat16):
+                return super().forward(x)
+
+    net = Cast()
+    with torch.autocast('cpu', torch.bfloat16):  # of the caller
+        add_se(net, ['first', 'second'], reduction=2)
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+    assert net(images(16)).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize('at', ['layer2', 'layer*.*', 'layer2.0.bn2', 'layer*'])
 def test_gates_act_under_gradient_checkpointing_too(at):
     net, x = build('resnet18'), images()
