@@ -184,7 +184,7 @@ def test_folder_that_is_no_run(given, what, remedy, write_run, in_tmp_path, cli_
     (None, 'it has no metrics.csv'), ('', 'it is empty'), ('epoch,step,val/top1\n', 'it is empty'),
     ('epoch,step,val/top1\n0,9,best\n', "could not convert string to float: 'best'"),
     ('epoch,step\n0,9,50,60\n', 'no table of numbers'), (b'\xff\xfe\x00', 'no table of numbers'),
-    ('epoch,val/top1\n0,50\n', 'it is empty'),
+    ('epoch,val/top1\n0,50\n', 'it is empty'), ('epoch,step,val/top1\nnan,9,50\n', 'it is empty'),
 ])
 def test_metrics_that_cannot_be_read(content, what, write_run, in_tmp_path, cli_error, shown):
     write_run('bad')
@@ -543,6 +543,7 @@ def test_of_a_seed_the_last_run_that_came_furthest_counts_not_the_best(write_run
     ({'name': 'se_mobilenetv1_100'}, ['25.3 7.7 Table 3', '25.3 7.9 Table 3 of CVPR']),
     ({'name': 'se_resnet50.v1_5'}, []), ({'name': 'resnet50'}, []),
     ({'network': {'pretrained': True}}, []), ({'add_se': {'reduction': 8}}, []),
+    ({'network': {'checkpoint_path': 'trained.ckpt'}}, []), ({'name': 'se_resnet50', 'plain': True, 'add_se': {}}, []),
 ])
 def test_errors_of_the_paper(model, expected, write_run):
     run, = read_runs([write_run('run', validated(50), hparams={'provenance': {'data': {'classes': 1000}}}, **model)])[0]
@@ -724,3 +725,36 @@ def test_help_tells_of_the_runs(capsys):
     text = ' '.join(capsys.readouterr().out.split())
     assert 'compare RUN [RUN ...] [options]' in text
     assert 'Folders of trainings, such as runs/paper/version_0' in text
+
+
+def test_runs_are_found_once_under_two_names(write_run, in_tmp_path):
+    write_run('paper/version_0', validated(50, 60))
+    Path('link').symlink_to('paper')
+    for given in (['paper', str(in_tmp_path / 'paper')], ['paper', 'link'], ['.']):
+        assert len(read_runs(given)[0]) == 1
+
+
+def test_run_that_ended_within_the_last_epoch_is_no_seed(write_run, in_tmp_path, shown):
+    plan = {'trainer': {'max_epochs': -1, 'max_steps': 20}}
+    late = row(16, val_loss=3.0, val_top1=20.0, val_top5=40.0)
+    for seed, rows in ((0, validated(60.0, 61.0)), (1, validated(62.0, 65.0)), (2, [*validated(20.0), late])):
+        write_run(f'runs/{seed}', rows, {**plan, 'seed_everything': seed})
+    assert seeds(shown('runs')) == [['2', '63.00 +- 2.8', '1, 0']]
+
+
+def test_steps_up_to_the_checkpoint_are_done(write_run, in_tmp_path, shown):
+    folder = Path(write_run('run', validated(50), config={'trainer': {'max_epochs': -1, 'max_steps': 40}}))
+    (folder / 'checkpoints').mkdir()
+    (folder / 'checkpoints' / 'last-step=00000015.ckpt').touch()
+    assert 'not finished, 15/40 steps' in shown('run')['notes']
+
+
+def test_name_of_a_single_run_tells_its_study(write_run, in_tmp_path):
+    write_run('paper/version_0', validated(50, 60))
+    assert [run.name for run in read_runs(['paper'])[0]] == ['paper/version_0']
+
+
+def test_errors_of_cifar_100(write_run):
+    config = {'data': {'class_path': 'lightning_app.data.CIFAR100DataModule', 'init_args': {'num_classes': 100}}}
+    run, = read_runs([write_run('run', validated(50), config=config, name='se_preresnet110_cifar')])[0]
+    assert [(each.errors.top1, each.table) for each in printed(run)] == [(23.85, 'Table 5')]

@@ -364,3 +364,23 @@ def test_missing_checkpoint(cli_error):
 @pytest.mark.parametrize('verb', ['exprt', ''])
 def test_verbs_are_named(cli_error, verb):
     assert 'export' in cli_error([verb] if verb else [])[2]
+
+
+def test_nothing_takes_its_place_before_all_is_written(checkpoint, cli_error, full_disk):
+    """The program is larger than the weights, so that the disk is full when they are written."""
+    path = checkpoint('--model.name=test_resnet')
+    files = main(['export', '--ckpt_path', path, '--format=[safetensors,pt2]', '--output=net'])
+    weights, program = files[0] / 'model.safetensors', files[1]
+    before = {file: file.read_bytes() for file in (weights, program)}
+    inode = weights.stat().st_ino
+    with full_disk((weights.stat().st_size + program.stat().st_size) // 2):
+        cli_error(['export', '--ckpt_path', path, '--format=[safetensors,pt2]', '--output=net'])
+    assert weights.stat().st_ino == inode
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_plain_twin_of_a_network_with_se_put_in(checkpoint, capsys):
+    path = checkpoint('--model.name=test_resnet', '--model.add_se', '{}', '--model.plain=true')
+    folder, = main(['export', '--ckpt_path', path])
+    assert ', the weights, ' in capsys.readouterr().out  # and no average of them
+    assert not any('se.' in key for key in timm_network(folder).state_dict())

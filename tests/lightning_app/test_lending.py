@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_app.data import lending
 from lightning_app.data.collate import collate
+from lightning_app.data.erase import Erased
 from lightning_app.data.lending import FREE, LENT, SPARE, Inline, Lent, stack
 
 
@@ -151,3 +152,17 @@ def test_batches_of_a_loader(workers, channels_last, dtype, held):
 def test_images_of_different_sizes_are_no_batch():
     with pytest.raises(RuntimeError, match='equal size'):
         next(iter(DataLoader(Numbered(True), 46, num_workers=1, collate_fn=collate)))
+
+
+class Whole(Numbered):
+    """Images of which nothing is to be erased."""
+
+    def __getitem__(self, index):
+        image, pieces = super().__getitem__(index)
+        return Erased.of(image), pieces
+
+
+def test_memory_of_images_to_erase_is_used_again():
+    for batch, labels in DataLoader(Whole(True), 4, num_workers=1, collate_fn=collate):
+        assert batch.images.permute(0, 2, 3, 1).is_contiguous()
+        assert labels.max() <= 2 + 3 + SPARE

@@ -417,3 +417,44 @@ def test_class_that_an_earlier_prepare_had_not(folders, tmp_path, refused):
     prepare(str(folders), str(tmp_path / 'shards'), splits=['val'], workers=1)
     with refused('class: dog', 'an earlier prepare made it of other splits', 'with all splits'):
         prepare(str(folders), str(tmp_path / 'shards'), splits=['train', 'val'], workers=1)
+
+
+def test_seed_and_number_of_the_shards(folders, tmp_path):
+    for seed in (0, 5):
+        prepare(str(folders), str(tmp_path / f'seed{seed}'), ['train'], seed=seed, workers=1)
+    assert files(tmp_path / 'seed0')['train-0000.tar'] != files(tmp_path / 'seed5')['train-0000.tar']
+
+
+def test_photos_of_cameras_keep_their_bytes(tmp_path, noise):
+    """A phone's .jpg may hold several images (MPO)."""
+    folder = tmp_path / 'folders' / 'train' / 'cat'
+    folder.mkdir(parents=True)
+    noise(1).save(folder / 'a.jpg', 'MPO', save_all=True, append_images=[noise(2)])
+    prepare(str(tmp_path / 'folders'), str(tmp_path / 'shards'), ['train'], workers=1)
+    source = open_split(tmp_path / 'shards', 'train')
+    assert source.read(0) == (folder / 'a.jpg').read_bytes()
+    assert source.name(0).endswith('/a.jpg')
+
+
+def test_file_that_cannot_be_opened_is_left_out_and_named(folders, tmp_path, capsys):
+    broken = folders / 'train' / 'dog' / '2.of.dog.JPEG'
+    broken.unlink()
+    broken.symlink_to(broken.name)  # a link that leads nowhere
+    assert prepare(str(folders), str(tmp_path / 'shards'), ['train'], workers=1) == {'train': 22}
+    assert f'{broken}: ' in capsys.readouterr().err
+
+
+def test_image_of_another_name_is_another_image(folders, tmp_path, refused):
+    prepare(str(folders), str(tmp_path / 'shards'), workers=1)
+    (folders / 'train' / 'eel' / '5.of.eel.JPEG').rename(folders / 'train' / 'eel' / '9.of.eel.JPEG')
+    with refused(f'output: {tmp_path}/shards', 'other images of train, 23 in number, not of these 23', 'the same root'):
+        prepare(str(folders), str(tmp_path / 'shards'), workers=1)
+
+
+def test_part_of_a_split_is_known_after_the_next_split(folders, tmp_path, refused):
+    shards = tmp_path / 'shards'
+    for split in ('train', 'val'):
+        prepare(str(folders), str(shards), [split], images_per_shard=4, workers=1)
+    (shards / 'train-0005.tar').unlink()
+    with refused(f'shards: train in {shards}', '5 of the 6 shards are there that prepare began', 'the same prepare'):
+        open_split(shards, 'train')

@@ -982,3 +982,58 @@ def test_run_that_goes_on_elsewhere_has_a_best_of_its_own(steps):
     best = Path(cli.trainer.checkpoint_callback.best_model_path)
     assert best.is_file()
     assert best.resolve().is_relative_to(Path('runs/other').resolve())
+
+
+# The folder of a run
+
+
+def test_second_machine_makes_no_folder_and_holds_none(tmp_path, monkeypatch):
+    """It shares the disk with the first, which does."""
+    monkeypatch.setenv('NODE_RANK', '1')
+    assert folders.claimed(tmp_path, 'version_') == tmp_path / 'version_0'
+    with folders.held(tmp_path / 'version_0') as waited:
+        assert not waited
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_is_numbered_after_the_largest_that_has_a_number(tmp_path):
+    for name in ('version_3', 'version_10', 'version_old', 'version_'):
+        (tmp_path / name).mkdir()
+    assert folders.next_free(tmp_path, 'version_') == tmp_path / 'version_11'
+
+
+@pytest.mark.skipif(folders.fcntl is None, reason='files cannot be locked')
+def test_processes_that_outlive_a_training_do_not_hold_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, 'SECONDS', 0.3)
+    with folders.held(tmp_path):
+        child = os.fork()  # as a worker, with all files that are open
+        if child == 0:
+            signal.pause()
+    try:
+        with folders.held(tmp_path) as waited:
+            assert not waited
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, 'O_PATH'), reason='needs a file that cannot be locked')
+def test_file_that_cannot_be_locked_is_every_ones(tmp_path):
+    (tmp_path / 'launch.txt').touch()
+    file = os.open(tmp_path / 'launch.txt', os.O_PATH)  # a lock of it is refused
+    try:
+        assert folders.locks(file)
+    finally:
+        os.close(file)
+
+
+def test_folder_is_given_back_only_where_no_training_has_written(tmp_path):
+    empty, begun = tmp_path / 'runs/new/version_0', tmp_path / 'runs/old/version_0'
+    for folder, content in ((empty, ''), (begun, 'slurm 7')):
+        folder.mkdir(parents=True)
+        (folder / 'launch.txt').write_text(content)
+        folders.give_back(folder, tmp_path / 'runs')
+    assert sorted(path.name for path in (tmp_path / 'runs').iterdir()) == ['old']
+    assert (begun / 'launch.txt').read_text() == 'slurm 7'
+    folders.give_back(tmp_path / 'runs/none/version_0', tmp_path / 'runs/none')
+    assert (tmp_path / 'runs').is_dir()

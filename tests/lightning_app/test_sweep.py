@@ -380,3 +380,31 @@ def test_trial_run_is_not_taken_for_a_training(sweep_file, tmp_path, program):
     trial = program('sweep', sweep_file(), *SMALL, '--trainer.fast_dev_run=1')
     assert '2 of 2' in trial.stdout
     assert list((tmp_path / 'runs').rglob(FINISHED)) == []
+
+
+def test_training_that_fails_in_its_course_is_not_finished(on_photos, sweep_file, in_tmp_path):
+    Path('fails.py').write_text('from lightning.pytorch import Callback\n\n\nclass Fails(Callback):\n'
+                                '    def on_train_end(self, *_):\n        raise SystemExit(3)\n')
+    file = sweep_file(
+        command=[
+            '${interpreter}', '-m', '${program}', 'fit', *on_photos, '--trainer.callbacks+=fails.Fails', '${args}'],
+        parameters={'model.name': {'value': 'test_resnet'}})
+    run, = runs_of(file, None, [])
+    assert train(run) == 'exit status 3'
+    assert any(run.folder.glob('version_*/config.yaml'))
+    assert not (run.folder / FINISHED).exists()
+
+
+def test_training_in_other_processes_is_the_same(sweep_file, in_tmp_path):
+    run = checked(runs_of(sweep_file(), None, []))[1]
+    mark(run.folder / FINISHED, run)
+    main(['sweep', sweep_file(), '--trainer.strategy=ddp', '--trainer.num_nodes=2', '--trainer.accelerator=cpu',
+          '--trainer.logger=false', '--data.prefetch=3', '--dry_run=true'])
+
+
+def test_folders_of_long_values_can_be_made(sweep_file, in_tmp_path):
+    values = [f'{{reduction: {number}{" " * 100}, drop_rate: {"0" * 300}.1}}' for number in (4, 8)]
+    runs = runs_of(sweep_file(parameters={'model.network': {'values': values}}), None, [])
+    for run in runs:
+        run.folder.mkdir(parents=True)
+    assert len({run.folder for run in runs}) == 2

@@ -844,11 +844,13 @@ class Calls(nn.Module):
         x = self.a(x)
         return {'plain': lambda: self.b(x), 'mask': lambda: self.b(x, x), 'named': lambda: self.b(x, mask=x),
                 'switch': lambda: self.b(x, norm=False), 'by name': lambda: self.b(x=x),
-                'default': lambda: self.b(x, None, norm=True)}[self.way]()
+                'default': lambda: self.b(x, None, norm=True),
+                'both': lambda: self.b(self.b(x), norm=False)}[self.way]()
 
 
 @pytest.mark.parametrize(('way', 'norms'), [
-    ('plain', 0), ('by name', 0), ('default', 0), ('mask', 1), ('named', 1), ('switch', 1)])
+    ('plain', 0), ('by name', 0), ('default', 0), ('mask', 1), ('named', 1), ('switch', 1),
+    ('both', 1)])
 def test_what_is_called_with_further_arguments_is_not_read_by_its_defaults(way, norms, randomise):
     net = randomise(Calls(way)).eval()
     folded = fold(net)

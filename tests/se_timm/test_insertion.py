@@ -19,7 +19,7 @@ import se_timm
 from se_timm import SqueezeExcite, add_se, remove_se
 from se_timm.dry_run import CUBE, layout_of
 from se_timm.gated import Gated, GatedCall
-from se_timm.insertion import KINDS, added, plain_name
+from se_timm.insertion import GATES, KINDS, added, plain_name
 from se_timm.insertion_points import KNOWN
 
 TORCHVISION = {
@@ -1074,3 +1074,60 @@ def test_exemptions_from_weight_decay_are_kept(name, at):
     remove_se(gated)
     assert 'no_weight_decay' not in vars(gated)
     assert exempt(gated) == before
+
+
+# Of the tables
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_blocks_with_any_kind_of_attention_are_left(kind):
+    net = build('test_resnet')
+    gates = added(add_se(net, kind=kind).net).values()
+    assert {type(gate).__name__ for gate in gates} <= set(GATES)
+
+
+@pytest.mark.parametrize(('name', 'child', 'gates'), [
+    ('inception_resnet_v2', 'conv2d', 40), ('dla60_res2net', 'bn3', 16)])
+def test_ends_of_the_blocks_that_are_known(name, child, gates):
+    places = add_se(timm.create_model(name, device='meta')).places
+    assert len(places) == gates
+    assert {place.rpartition('.')[2] for place in places} == {child}
+
+
+def test_gate_is_on_the_device_of_its_block():
+    net = build()
+    net.layer4.to('meta')
+    add_se(net)
+    assert {parameter.device.type for parameter in net.layer4.parameters()} == {'meta'}
+    assert {parameter.device.type for parameter in net.layer3.parameters()} == {'cpu'}
+
+
+def test_block_whose_stochastic_depth_is_none_is_known():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.drop_path = None
+
+        def forward(self, x):
+            out = self.conv(x)
+            return x + (out if self.drop_path is None else self.drop_path(out))
+
+    net = nn.Sequential(Block(), nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
+    assert list(add_se(net, input_size=(3, 16, 16), reduction=1).places) == ['0.drop_path']
+    remove_se(net)
+    assert net[0].drop_path is None
+
+
+def test_convolution_over_a_sequence_is_refused():
+    net = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 8, 1))
+    with pytest.raises(ValueError, match='neither maps'):
+        add_se(net, at='1', reduction=2, input_size=(3, 16, 16))
+
+
+def test_gate_is_in_the_mode_of_its_block():
+    net = build().train()
+    net.layer1.eval()
+    add_se(net, kind='strip')
+    assert not any(module.training for module in net.layer1.modules())
+    assert all(module.training for module in net.layer2.modules())

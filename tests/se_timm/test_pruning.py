@@ -152,7 +152,7 @@ class Halved(torch.nn.Module):
         return weight / 2
 
 
-@pytest.mark.parametrize('case', ['parametrised', 'hooked', 'shared'])
+@pytest.mark.parametrize('case', ['parametrised', 'hooked', 'shared', 'without weight'])
 def test_constants_are_not_folded_into_a_norm_that_others_have_a_part_in(case, x):
     net = network('se_resnet18')
     norm = net.layer1[0].bn2
@@ -160,8 +160,10 @@ def test_constants_are_not_folded_into_a_norm_that_others_have_a_part_in(case, x
         parametrize.register_parametrization(norm, 'weight', Halved())
     elif case == 'hooked':
         norm.register_forward_hook(lambda module, args, output: output + 1)
-    else:
+    elif case == 'shared':
         net.layer1[1].bn2 = norm
+    else:
+        net.layer1[0].bn2 = torch.nn.BatchNorm2d(64, affine=False).eval()
     gates = {'layer1.0': torch.rand(64) * 0.8 + 0.1}
     pruned = prune_se(net, 'layer1.0', gates)
     assert pruned.blocks == {'layer1.0': 'scale'}
@@ -231,3 +233,27 @@ def test_constants_keep_the_dtype_of_autocast(x):
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         pruned(x)
     assert seen == [torch.bfloat16]
+
+
+@pytest.mark.parametrize('placement', ['pre', 'post', 'identity', '3x3'])
+def test_constant_gates_go_on_scaling_where_the_block_stood(placement, x):
+    net = network('se_resnet50', placement=placement)
+    channels = last_layer(net.layer4[1].se).out_channels
+    gates = {'layer4.1': torch.rand(channels, generator=torch.Generator().manual_seed(2)) * 0.8 + 0.1}
+    pruned = prune_se(net, 'layer4.1', gates)
+    assert pruned.blocks == {'layer4.1': 'scale'}
+    with torch.no_grad():
+        torch.testing.assert_close(pruned.net(x), with_constant_gates(net, gates)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_constants_are_in_the_state_and_the_network_stays_in_evaluation(x):
+    net = network('se_mobilenetv1_100')
+    block = find_se(net)[-1]
+    gate = torch.full((last_layer(net.get_submodule(block.module)).out_channels,), 0.5, dtype=torch.float64)
+    pruned = prune_se(net, block.name, {block.name: gate}).net
+    other = prune_se(net, block.name, {block.name: torch.ones_like(gate)}).net
+    other.load_state_dict(pruned.state_dict())
+    with torch.no_grad():
+        assert torch.equal(other(x), pruned(x))
+    assert {value.dtype for value in pruned.state_dict().values()} == {torch.float32, torch.int64}
+    assert not any(module.training for module in pruned.modules())
