@@ -99,6 +99,11 @@ class LastCheckpoint(Checkpoint):
         if out_of_time(trainer):
             self.tell('trainer.max_time', trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back after a training that had nothing left to do, too: it has no end."""
+        if self.signals:
+            self.signals.restore()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back, and leave what follows, such as an evaluation, without a checkpoint."""
         self.after_validation = False
