@@ -84,14 +84,17 @@ def check_classes(theirs: list[str] | None, ours: list[str] | None) -> None:
 
 
 def check_not_past(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Raise `InputError` if the checkpoint has more epochs behind it than the training shall have; say if as many."""
-    done = (checkpoint.get('position') or {}).get('epoch', 0)
-    if trainer.max_epochs is not None and 0 <= trainer.max_epochs < done:
-        raise InputError(message(
-            f'trainer.max_epochs: {trainer.max_epochs}', f'the checkpoint has {done} behind it',
-            f'take a larger number, {NEW_TRAINING}'))
-    if trainer.max_epochs == done:
-        rank_zero_info(f'the checkpoint is of the end of {done} epochs: a larger trainer.max_epochs goes on from there')
+    """Raise `InputError` if the checkpoint has more behind it than the training shall have; say if as much."""
+    epochs = (checkpoint.get('position') or {}).get('epoch', 0)
+    for unit, limit, done in (('epochs', trainer.max_epochs, epochs),
+                              ('steps', trainer.max_steps, checkpoint.get('global_step', 0))):
+        if limit is not None and 0 <= limit < done:
+            raise InputError(message(
+                f'trainer.max_{unit}: {limit}', f'the checkpoint has {done} behind it',
+                f'take a larger number, {NEW_TRAINING}'))
+        if limit == done:
+            rank_zero_info(
+                f'the checkpoint is of the end of {done} {unit}: a larger trainer.max_{unit} goes on from there')
 
 
 def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, Any]) -> None:

@@ -476,6 +476,18 @@ def test_checkpoint_with_more_epochs_than_are_wanted(on_photos, cli_error, capfd
     assert 'the checkpoint is of the end of 2 epochs: a larger trainer.max_epochs' in capfd.readouterr().err
 
 
+def test_checkpoint_with_more_steps_than_are_wanted(on_photos, cli_error, capfd):
+    args = ['fit', *on_photos, '--trainer.callbacks=LastCheckpoint', '--trainer.max_epochs=2']
+    main([*args, '--trainer.max_steps=4'])
+    given, why, do = cli_error([*args, '--ckpt_path=auto', '--trainer.max_steps=3'])
+    assert (given, why) == ('trainer.max_steps: 3', 'the checkpoint has 4 behind it')
+    assert 'take a larger number' in do
+    capfd.readouterr()
+    assert main([*args, '--ckpt_path=auto', '--trainer.max_steps=4']).trainer.global_step == 4
+    assert 'the checkpoint is of the end of 4 steps: a larger trainer.max_steps' in capfd.readouterr().err
+    assert main([*args, '--ckpt_path=auto', '--trainer.max_steps=5']).trainer.global_step == 5
+
+
 def test_fast_dev_run_writes_nothing(on_photos, in_tmp_path):
     before = files_below('.')
     main(['fit', *on_photos, '--trainer.fast_dev_run', '--trainer.callbacks=LastCheckpoint'])
