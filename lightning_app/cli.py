@@ -340,11 +340,14 @@ class AppCLI(LightningCLI):
 
     def _built_trainer(self, **kwargs: Any) -> Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, RuntimeError, ModuleNotFoundError) as error:
             if three_lines(str(error)):
                 raise
             raise MisconfigurationException(str(error)) from error  # as the rest of what Lightning refuses
+        if not hasattr(trainer, 'val_check_interval'):  # where it is a time; Lightning's EarlyStopping asks for it
+            trainer.val_check_interval = None  # type: ignore[assignment]
+        return trainer
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:

@@ -488,6 +488,15 @@ def test_checkpoint_with_more_steps_than_are_wanted(on_photos, cli_error, capfd)
     assert main([*args, '--ckpt_path=auto', '--trainer.max_steps=5']).trainer.global_step == 5
 
 
+def test_early_stopping_with_validations_by_the_clock(on_photos):
+    trainer = main([
+        'fit', *on_photos, '--trainer.val_check_interval=00:00:00:01', '--trainer.check_val_every_n_epoch=null',
+        '--trainer.max_epochs=1000', '--trainer.callbacks=EarlyStopping', '--trainer.callbacks.monitor=val/top1',
+        '--trainer.callbacks.mode=max', '--trainer.callbacks.patience=1']).trainer
+    assert trainer.early_stopping_callback.wait_count == 1
+    assert trainer.current_epoch < 1000
+
+
 def test_fast_dev_run_writes_nothing(on_photos, in_tmp_path):
     before = files_below('.')
     main(['fit', *on_photos, '--trainer.fast_dev_run', '--trainer.callbacks=LastCheckpoint'])
