@@ -90,7 +90,8 @@ LIMITS = [f'trainer.limit_{stage}_batches' for stage, _ in SUBCOMMANDS.values()]
 # warnings of Lightning's that tell a user nothing: what it calls on torch newer than 2.12, that a resumed training goes
 # on in its own folder, and that processes should agree on what has been summed over them
 NO_NEWS = (r'`isinstance\(treespec, LeafSpec\)` is deprecated', 'Checkpoint directory .* exists and is not empty',
-           r"It is recommended to use `self\.log\('(?:gates|val|test)/.*sync_dist=True")
+           r"It is recommended to use `self\.log\('(?:gates|val|test)/.*sync_dist=True",
+           'You requested to overfit but enabled val dataloader shuffling')
 # without the one that null leaves out
 FILLED: dict[str, dict[str, Any]] = {
     'model': {name: kind for name, kind in GROUPS.items() if name != 'distill'}, 'data.init_args': {'augment': Augment}}

@@ -497,6 +497,12 @@ def test_early_stopping_with_validations_by_the_clock(on_photos):
     assert trainer.current_epoch < 1000
 
 
+def test_nothing_untrue_is_said_of_the_validation_on_the_images_of_the_training(on_photos, program):
+    said = program('fit', *on_photos, '--trainer.overfit_batches=1').stderr
+    assert 'train dataloader shuffling' in said
+    assert 'val dataloader shuffling' not in said
+
+
 def test_fast_dev_run_writes_nothing(on_photos, in_tmp_path):
     before = files_below('.')
     main(['fit', *on_photos, '--trainer.fast_dev_run', '--trainer.callbacks=LastCheckpoint'])
