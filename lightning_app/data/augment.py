@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from timm.data.transforms import CenterCropOrPad, RandomResizedCropAndInterpolation, str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode, hflip
@@ -29,6 +29,7 @@ BILINEAR = InterpolationMode.BILINEAR
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # timm's
 FAST = ('bilinear', 'bicubic')  # interpolations that torch does in bytes
 VIEWS = ('center', 'flip', 'ten')
+CENTRE_CROPS = (transforms.CenterCrop, CenterCropOrPad)
 CROP_MODES = ('center', 'squash', 'border')  # timm's, of evaluation
 PROBABILITIES = ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'random_erasing')
 RANGES: dict[str, tuple[Callable[[Any], bool], str, str]] = {  # what fits, what it is, and what to take
@@ -157,7 +158,7 @@ class Views:
     """
 
     def __init__(self, steps: list[Any], views: str) -> None:
-        centre = next(place for place, step in enumerate(steps) if isinstance(step, transforms.CenterCrop))
+        centre = next(place for place, step in enumerate(steps) if isinstance(step, CENTRE_CROPS))
         crop = transforms.TenCrop(steps[centre].size) if views == 'ten' else Mirrored(steps[centre])
         self.before, self.after = transforms.Compose(steps[:centre]), transforms.Compose(steps[centre + 1:])
         self.crop = crop
@@ -337,12 +338,12 @@ def evaluation_transform(
         device.
 
     Raises:
-        InputError: For unknown views or modes, or views of an image with borders.
+        InputError: For unknown views or modes, or the corners of an image with borders.
     """
     for key, value, valid in (('eval_views', views, VIEWS), ('crop_mode', crop_mode, CROP_MODES)):
         if value not in valid:
             raise InputError(unknown(f'data.{key}', value, valid))
-    if views != 'center' and crop_mode == 'border':
+    if views == 'ten' and crop_mode == 'border':
         raise InputError(message(
             f'data.eval_views: {views} with data.crop_mode: border', 'the corners of such an image are its borders',
             'leave eval_views out, or take another crop_mode'))

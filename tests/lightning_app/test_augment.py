@@ -302,7 +302,11 @@ def test_evaluation_is_timm_s_in_every_crop_mode(noise, crop_mode, crop_pct, sha
     assert (fast - expected).abs().mean() < 0.03
 
 
-def test_views_of_an_image_with_borders(refused):
+def test_views_of_an_image_with_borders(refused, noise):
+    settings = {'crop_mode': 'border', **IMAGENET}
+    centre, flipped = (evaluation_transform(32, 0.875, views, **settings)(noise(0, (60, 40)))
+                       for views in ('center', 'flip'))
+    assert torch.equal(flipped, torch.stack([centre, centre.flip(2)]))
     with refused('data.eval_views: ten with data.crop_mode: border', 'borders', 'crop_mode'):
         evaluation_transform(32, 0.875, 'ten', crop_mode='border', **IMAGENET)
 
