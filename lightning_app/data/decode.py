@@ -4,7 +4,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 __all__ = ['UnreadableImage', 'decode']
@@ -40,6 +40,8 @@ def decode(data: bytes, shrink: int = 1) -> Image.Image:
         return to_rgb(image)
     except UnreadableImage:
         raise
+    except UnidentifiedImageError as error:  # its text has an address in memory
+        raise UnreadableImage('it is no image, or of a kind that Pillow does not know') from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more, by format
         raise UnreadableImage(f'{type(error).__name__}: {error}') from error
 
