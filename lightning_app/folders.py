@@ -84,7 +84,7 @@ def rank() -> int:
 
 def writes() -> bool:
     """Return whether this process writes to the folder of its training; all but the first do not."""
-    return rank() == 0 and int(os.environ.get('NODE_RANK', 0)) == 0
+    return rank() == 0 and int(os.environ.get('NODE_RANK') or 0) == 0
 
 
 def claimed(base: Path, prefix: str) -> Path:
@@ -212,9 +212,9 @@ def tell_of_renamed(base: Path) -> None:
 def restarted_run(base: Path) -> Path | None:
     """Return the folder of the run that SLURM or torchrun has started again in this process; None if they have not."""
     counts = ['SLURM_RESTART_COUNT']
-    if int(os.environ.get('GROUP_WORLD_SIZE', 1)) == 1:  # torchrun counts on each machine for itself
+    if int(os.environ.get('GROUP_WORLD_SIZE') or 1) == 1:  # torchrun counts on each machine for itself
         counts.append('TORCHELASTIC_RESTART_COUNT')
-    if not any(int(os.environ.get(name, 0)) for name in counts):
+    if not any(int(os.environ.get(name) or 0) for name in counts):
         return None
     files = [file for file in base.glob(f'version_*/{LAUNCH}') if file.read_text() == launch_id()]
     return max(files, key=lambda file: file.stat().st_mtime_ns).parent if files else None

@@ -814,6 +814,7 @@ def test_run_that_is_started_again_is_the_last_of_its_job(tmp_path, monkeypatch)
         launch.write_text(job)
         os.utime(launch, (number, number))
     assert folders.restarted_run(tmp_path) is None
+    monkeypatch.setenv('SLURM_RESTART_COUNT', '')
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
     assert folders.restarted_run(tmp_path) == tmp_path / 'version_1'
     monkeypatch.setenv('GROUP_WORLD_SIZE', '2')
