@@ -22,6 +22,7 @@ from .settings import differing, labels, settings, stopped_early, with_other_see
 __all__ = ['compare']
 
 TOP1, TOP5, LOSS = 'val/top1', 'val/top5', 'train/loss'
+LOSSES = (LOSS, 'val/loss')
 
 Lines = list[list[str]]
 Column = Callable[[Run], str]
@@ -244,7 +245,7 @@ def notes_of(run: Run, metric: str) -> list[str]:
         f'not finished, {epochs_of(run)}': run.unfinished,
         'its first epochs are in another folder': begins_late(run),
         f'no {metric}, it is sorted last and not drawn': not run.values(metric),
-        f'diverged, its last {LOSS} is not finite': diverged(run),
+        **{f'diverged, its last {loss} is not finite': diverged(run, loss) for loss in LOSSES},
     }
     return [note for note, holds in cases.items() if holds]
 
@@ -256,10 +257,10 @@ def begins_late(run: Run) -> bool:
     return bool(first >= (every if isinstance(every, int) else 1))
 
 
-def diverged(run: Run) -> bool:
-    """Return whether the last loss of the training is not finite."""
-    rows = [row for row in run.rows if LOSS in row]
-    return bool(rows) and rows[-1] not in run.values(LOSS)
+def diverged(run: Run, loss: str) -> bool:
+    """Return whether the last loss of that name is not finite."""
+    rows = [row for row in run.rows if loss in row]
+    return bool(rows) and rows[-1] not in run.values(loss)
 
 
 # Files

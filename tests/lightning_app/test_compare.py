@@ -324,7 +324,10 @@ def test_metric_that_no_run_has(write_run, in_tmp_path, cli_error):
 
 def test_diverged_training_is_noted(write_run, in_tmp_path, shown):
     write_run('a', [*validated(50, 60), row(19, train_loss='nan')])
-    assert 'a: diverged, its last train/loss is not finite' in shown('a')['notes']
+    write_run('b', [*validated(50, 60), row(19, val_loss='nan', val_top1=0.0, val_top5=0.0)])
+    notes = shown('a', 'b')['notes']
+    assert 'a: diverged, its last train/loss is not finite' in notes
+    assert 'b: diverged, its last val/loss is not finite' in notes
 
 
 # Settings
