@@ -18,8 +18,8 @@ from se_timm.errors import InputError, meant, message, nearest
 from .files import is_url, replaced
 
 __all__ = [
-    'CheckpointFiles', 'checkpoints_near', 'damage', 'describe', 'load_checkpoint', 'mapped', 'newest_whole', 'of_run',
-    'of_runs', 'step_checkpoint', 'step_checkpoints', 'step_of',
+    'CheckpointFiles', 'best_of', 'checkpoints_near', 'damage', 'describe', 'load_checkpoint', 'mapped', 'newest_whole',
+    'of_run', 'of_runs', 'step_checkpoint', 'step_checkpoints', 'step_of',
 ]
 
 FIRST = b'PK\x03\x04'  # of a ZIP archive, as torch writes
@@ -165,6 +165,14 @@ def describe(path: str) -> dict[str, Any]:
     hparams = checkpoint.get('hyper_parameters', {})
     return {'network': hparams.get('name', 'model'), 'epoch': checkpoint['epoch'],
             'global_step': checkpoint['global_step'], 'file': Path(path).name, **checkpoint.get('metrics', {})}
+
+
+def best_of(callback: Any) -> str:
+    """Return in words which checkpoint of a `ModelCheckpoint`, or none, is the best so far, and by what."""
+    path, score = (getattr(callback, name, None) for name in ('best_model_path', 'best_model_score'))
+    if not path:
+        return 'no checkpoint had been written'
+    return f'the best checkpoint is {path}' + ('' if score is None else f', of {callback.monitor} {score:.4g}')
 
 
 def of_run(folder: Path) -> list[Path]:

@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from se_timm.errors import InputError, check_least, message
 
+from .checkpoints import best_of
 from .data import ImageDataModule
 from .data.base import data_of
 from .data.samples import run_seed, set_seed
@@ -403,13 +404,12 @@ class ImageClassifier(LightningModule):
         count, broken = self.trainer.strategy.reduce(found, reduce_op='max').tolist()
         self.nonfinite.count.fill_(count)  # each process saw its own losses
         if count > self.max_nonfinite_steps or broken:
-            best = getattr(self.trainer.checkpoint_callback, 'best_model_path', '')
             raise InputError(message(
                 f'train/loss: not finite in {count} steps up to step {self.trainer.global_step}',
                 f'model.max_nonfinite_steps is {self.max_nonfinite_steps}; the training has diverged, with '
                 f'lr {self.optim.lr:g} and {self.trainer.precision} precision',
                 'lower model.optim.lr, add model.schedule.warmup_epochs, or clip by model.optim.clip_grad; '
-                + (f'the last good checkpoint is {best}' if best else 'no checkpoint had been written')))
+                + best_of(self.trainer.checkpoint_callback)))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build timm's optimiser and schedule."""

@@ -358,7 +358,7 @@ def not_finite(training, expected):
     text = wait(process, 240)
     assert process.returncode != 0
     assert 'not finite in 1 steps' in text, text
-    assert 'the last good checkpoint is' in text or training.step() == 5
+    assert 'the best checkpoint is' in text or training.step() == 5
     assert training.step() == 5
     shutil.rmtree(training.folder / 'runs')
     text = wait(training.start('--model.max_nonfinite_steps=1', sabotage='nan'), 240)

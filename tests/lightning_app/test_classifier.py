@@ -837,6 +837,18 @@ def test_allowed_number_of_steps_that_are_not_finite(make_trainer, photo_data):
     assert model.nonfinite.count == 1
 
 
+@pytest.mark.parametrize(('monitor', 'told'), [
+    ('val/top1', r'the best checkpoint is \S*\.ckpt, of val/top1 \d'), (None, r'the best checkpoint is \S*\.ckpt$')])
+def test_training_that_diverges_tells_its_best_checkpoint_and_score(make_trainer, monitor, told, tmp_path):
+    images, labels = torch.randn(24, 3, 32, 32), torch.arange(24) % 3
+    last = torch.tensor([1.0] * 16 + [math.nan] * 8)[:, None, None, None]
+    train = DataLoader(TensorDataset(images * last, labels), 8)
+    best = ModelCheckpoint(tmp_path, monitor=monitor, mode='max', every_n_train_steps=1 if monitor is None else None)
+    trainer = make_trainer(enable_checkpointing=True, callbacks=[best], val_check_interval=2, log_every_n_steps=3)
+    with pytest.raises(InputError, match=told):
+        trainer.fit(classifier(), train, DataLoader(TensorDataset(images, labels), 8))
+
+
 # Prediction
 
 
