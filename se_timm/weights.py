@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 import torch
-from timm.models.resnet import Bottleneck
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from .errors import message
@@ -30,12 +30,13 @@ _DEEP_STEM = (
     ('layer0.bn2.', 'conv1.4.'), ('layer0.conv3.', 'conv1.6.'), ('layer0.bn3.', 'bn1.'),
 )
 _BODY = (('.se_module.', '.se.'), ('last_linear.', 'fc.'))
+_CADENE = ('layer0.', '.se_module.', 'last_linear.')  # one of which is in each part of the weights
 _MOSKOMULE = (('.se.fc.0.', '.se.fc1.'), ('.se.fc.2.', '.se.fc2.'))
 
 
 def from_cadene(state_dict: StateDict) -> StateDict:
     """Return the weights of a Cadene or timm `legacy_se*` network under our keys."""
-    stem = _DEEP_STEM if 'layer0.conv3.weight' in state_dict else _STEM
+    stem = _DEEP_STEM if any(key.startswith(('layer0.conv2.', 'layer0.conv3.')) for key in state_dict) else _STEM
     return {_rename(key, stem + _BODY): value for key, value in state_dict.items()}
 
 
@@ -82,8 +83,8 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
         ValueError: If the weights belong to a network that computes something else than `model`.
     """
     state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    if any(key.startswith('layer0.') or '.se_module.' in key for key in state_dict):  # it may be a part of them
-        _check_relu(state_dict, model)
+    if any(name in key for key in state_dict for name in _CADENE):
+        _check_relu(model)
         _check_network(model, 'paper', "weights in Cadene's layout")
         return from_cadene(state_dict)
     if any('.se.fc.' in key for key in state_dict):
@@ -123,9 +124,9 @@ def _check_equal(weights: str, name: str, own: object, trained: object) -> None:
             f'build the network with {name}={trained!r}'))
 
 
-def _check_relu(state_dict: StateDict, model: nn.Module) -> None:
+def _check_relu(model: nn.Module) -> None:
     """Refuse timm's SE-ResNet-18/34 weights for a network without the further ReLU that they were trained with."""
-    basic = not any(key.endswith('.conv3.weight') for key in state_dict if not key.startswith('layer0.'))
+    basic = any(isinstance(module, BasicBlock) for module in model.modules())
     if basic and not any(getattr(module, 'relu_before_se', False) for module in model.modules()):
         raise ValueError(message(
             'weights of timm\'s legacy_seresnet18 or legacy_seresnet34',
