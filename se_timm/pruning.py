@@ -122,7 +122,8 @@ def prune_se(
 def checked(gate: Any, name: str, module: nn.Module) -> Tensor:
     """Return the gate of a block if it is a number for each channel, else raise `ValueError`."""
     if isinstance(gate, Tensor) and gate.ndim == 1:
-        channels = max(len(weight) for weight in module.parameters())  # of the last layer; ECA's has one for all
+        # the last layer has a row for each, and no other as many; ECA's has one for all
+        channels = max((len(weight) for weight in module.parameters() if weight.ndim), default=1)
         if len(gate) == 1 < channels:  # torch would take it for that of all
             raise ValueError(message(
                 f'gates[{name!r}]: a single number', f'the block has {channels} channels',

@@ -82,6 +82,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         check_arguments(channels, reduction, squeeze, excitation)
         check_switches(bias=bias, identity_start=identity_start)
+        channels, reduction = int(channels), int(reduction)  # TorchScript knows no numbers of numpy
         if identity_start and excitation not in IDENTITY_GATES:
             raise ValueError(message(
                 f'identity_start=True with excitation={excitation!r}', 'it has no form here that is one at zero',
@@ -136,7 +137,7 @@ def check_arguments(channels: int, reduction: int, squeeze: str, excitation: str
     if isinstance(reduction, bool) or not isinstance(reduction, Integral) or not 1 <= reduction <= channels:
         raise ValueError(message(
             f'reduction: {reduction!r}',
-            f'a block of {channels} channels needs one by which its hidden width channels // reduction is 1 or more',
+            f'a block of {channels} channels needs a number by which its width channels // reduction is 1 or more',
             f'take a whole number from 1 to {channels}; the paper uses 2, 4, 8, 16 and 32',
         ))
     if squeeze not in SQUEEZES:

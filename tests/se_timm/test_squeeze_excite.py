@@ -146,7 +146,8 @@ def assert_names(error, *parts):
 
 
 def test_numbers_may_be_numpys():
-    assert SqueezeExcite(np.int64(32), np.int64(4)).fc1.out_channels == 8
+    layer = SqueezeExcite(np.int64(32), np.int64(4)).fc1
+    assert (layer.in_channels, layer.out_channels, type(layer.out_channels)) == (32, 8, int)
 
 
 @pytest.mark.parametrize('reduction', [0, -1, 33, 2.0, '16', True, None])
