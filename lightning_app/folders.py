@@ -27,7 +27,7 @@ except ImportError:  # Windows
 
 __all__ = [
     'LAUNCH', 'NEWEST', 'base_folder', 'checkpoint_to_resume', 'evaluation_folder', 'give_back', 'has_own_folder',
-    'held', 'launch_id', 'rank', 'run_folder', 'run_of', 'whole_run',
+    'held', 'launch_id', 'number_in', 'rank', 'run_folder', 'run_of', 'whole_run',
 ]
 
 NEWEST = ('last', 'auto')  # in place of a checkpoint, see `checkpoint_to_resume`
@@ -82,9 +82,14 @@ def rank() -> int:
     return int(getattr(rank_zero_only, 'rank', 0) or 0)
 
 
+def number_in(variable: str, otherwise: int = 0) -> int:
+    """Return the number in a variable of torchrun or SLURM; what else it is where that is not set, or empty."""
+    return int(os.environ.get(variable) or otherwise)
+
+
 def writes() -> bool:
     """Return whether this process writes to the folder of its training; all but the first do not."""
-    return rank() == 0 and int(os.environ.get('NODE_RANK') or 0) == 0
+    return rank() == 0 and number_in('NODE_RANK') == 0
 
 
 def claimed(base: Path, prefix: str) -> Path:
@@ -212,9 +217,9 @@ def tell_of_renamed(base: Path) -> None:
 def restarted_run(base: Path) -> Path | None:
     """Return the folder of the run that SLURM or torchrun has started again in this process; None if they have not."""
     counts = ['SLURM_RESTART_COUNT']
-    if int(os.environ.get('GROUP_WORLD_SIZE') or 1) == 1:  # torchrun counts on each machine for itself
+    if number_in('GROUP_WORLD_SIZE', 1) == 1:  # torchrun counts on each machine for itself
         counts.append('TORCHELASTIC_RESTART_COUNT')
-    if not any(int(os.environ.get(name) or 0) for name in counts):
+    if not any(map(number_in, counts)):
         return None
     files = [file for file in base.glob(f'version_*/{LAUNCH}') if file.read_text() == launch_id()]
     return max(files, key=lambda file: file.stat().st_mtime_ns).parent if files else None

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from se_timm.errors import InputError, message
 
-from .folders import NEWEST
+from .folders import NEWEST, number_in
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -63,7 +63,7 @@ def check_launch(trainer: Trainer) -> None:
     says, variable, starts = named
     started, counted = environment.world_size(), trainer.num_nodes * trainer.num_devices
     if started != counted:
-        nodes = int(os.environ.get(variable, 1))
+        nodes = number_in(variable, 1)
         raise InputError(message(
             f'trainer.num_nodes: {trainer.num_nodes} with trainer.devices: {trainer.num_devices}',
             f'{says} {started} processes on {nodes} machines, not {counted}',
@@ -86,7 +86,7 @@ def check_restarts(ckpt_path: str | None) -> None:
     On one machine torchrun counts its restarts, by which a training knows that it is one. On several each agent counts
     for itself, and some not at all.
     """
-    machines, restarts = (int(os.environ.get(name, 0)) for name in ('GROUP_WORLD_SIZE', 'TORCHELASTIC_MAX_RESTARTS'))
+    machines, restarts = number_in('GROUP_WORLD_SIZE'), number_in('TORCHELASTIC_MAX_RESTARTS')
     if machines > 1 and restarts and ckpt_path not in NEWEST:
         raise InputError(message(
             f'torchrun: {restarts} restarts on {machines} machines',

@@ -70,7 +70,8 @@ def test_restarts_that_would_begin_again_are_refused(on_photos, launched, cli_er
 
 
 @pytest.mark.parametrize('variables', [
-    {'TORCHELASTIC_MAX_RESTARTS': '3', 'GROUP_WORLD_SIZE': '1'}, {'TORCHELASTIC_MAX_RESTARTS': '0'}])
+    {'TORCHELASTIC_MAX_RESTARTS': '3', 'GROUP_WORLD_SIZE': '1'}, {'TORCHELASTIC_MAX_RESTARTS': '0'},
+    {'TORCHELASTIC_MAX_RESTARTS': '3', 'GROUP_WORLD_SIZE': ''}, {'TORCHELASTIC_MAX_RESTARTS': ''}])
 def test_restarts_that_go_on_are_not_refused(variables, launched):
     launched({**TORCHRUN, **variables})
     check_restarts(None)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -808,6 +809,9 @@ def test_training_that_is_started_again_goes_on(steps, monkeypatch, variables):
 def test_run_that_is_started_again_is_the_last_of_its_job(tmp_path, monkeypatch):
     """A job may train several times. On several machines torchrun counts for each of them, which tells nothing."""
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', '7')
+    monkeypatch.setenv('GROUP_WORLD_SIZE', '')
+    monkeypatch.setenv('NODE_RANK', '')
+    assert folders.writes()
     for number, job in enumerate(('torchrun 7', 'torchrun 7', 'torchrun 8')):
         launch = tmp_path / f'version_{number}' / 'launch.txt'
         launch.parent.mkdir()
@@ -1006,16 +1010,17 @@ def test_folder_is_numbered_after_the_largest_that_has_a_number(tmp_path):
 @pytest.mark.skipif(folders.fcntl is None, reason='files cannot be locked')
 def test_processes_that_outlive_a_training_do_not_hold_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, 'SECONDS', 0.3)
-    with folders.held(tmp_path):
-        child = os.fork()  # as a worker, with all files that are open
-        if child == 0:
-            signal.pause()
-    try:
+    with ExitStack() as ended:
+        with folders.held(tmp_path):
+            if (child := os.fork()) == 0:  # as a worker, with all files that are open
+                try:
+                    signal.pause()
+                finally:
+                    os._exit(1)
+            ended.callback(os.waitpid, child, 0)
+            ended.callback(os.kill, child, signal.SIGKILL)  # first
         with folders.held(tmp_path) as waited:
             assert not waited
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, 'O_PATH'), reason='needs a file that cannot be locked')
