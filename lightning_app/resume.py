@@ -85,16 +85,22 @@ def check_classes(theirs: list[str] | None, ours: list[str] | None) -> None:
 
 def check_not_past(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Raise `InputError` if the checkpoint has more behind it than the training shall have; say if as much."""
-    epochs = (checkpoint.get('position') or {}).get('epoch', 0)
-    for unit, limit, done in (('epochs', trainer.max_epochs, epochs),
-                              ('steps', trainer.max_steps, checkpoint.get('global_step', 0))):
-        if limit is not None and 0 <= limit < done:
+    limits = {'epochs': (trainer.max_epochs, (checkpoint.get('position') or {}).get('epoch', 0)),
+              'steps': (trainer.max_steps, checkpoint.get('global_step', 0))}
+    for unit, (limit, done) in limits.items():
+        if limit is None or not 0 <= limit < done:
+            continue
+        if getattr(trainer, 'fast_dev_run', False):
             raise InputError(message(
-                f'trainer.max_{unit}: {limit}', f'the checkpoint has {done} behind it',
-                f'take a larger number, {NEW_TRAINING}'))
-        if limit == done:
-            rank_zero_info(
-                f'the checkpoint is of the end of {done} {unit}: a larger trainer.max_{unit} goes on from there')
+                'trainer.fast_dev_run with a checkpoint', f'a trial is of {limit} {unit}, and it has {done} behind it',
+                'leave out ckpt_path'))
+        raise InputError(message(
+            f'trainer.max_{unit}: {limit}', f'the checkpoint has {done} behind it',
+            f'take a larger number, {NEW_TRAINING}'))
+    if reached := [unit for unit, (limit, done) in limits.items() if limit == done]:
+        ends = ' and '.join(f'{limits[unit][1]} {unit}' for unit in reached)
+        larger = ' and '.join(f'trainer.max_{unit}' for unit in reached)
+        rank_zero_info(f'the checkpoint is of the end of {ends}: a larger {larger} goes on from there')
 
 
 def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, Any]) -> None:

@@ -485,7 +485,12 @@ def test_checkpoint_with_more_steps_than_are_wanted(on_photos, cli_error, capfd)
     capfd.readouterr()
     assert main([*args, '--ckpt_path=auto', '--trainer.max_steps=4']).trainer.global_step == 4
     assert 'the checkpoint is of the end of 4 steps: a larger trainer.max_steps' in capfd.readouterr().err
-    assert main([*args, '--ckpt_path=auto', '--trainer.max_steps=5']).trainer.global_step == 5
+    assert main([*args, '--ckpt_path=auto', '--trainer.max_steps=6']).trainer.global_step == 6
+    assert main([*args, '--ckpt_path=auto', '--trainer.max_steps=6']).trainer.global_step == 6
+    assert 'the end of 2 epochs and 6 steps: a larger trainer.max_epochs and' in capfd.readouterr().err
+    assert cli_error([*args, '--ckpt_path=auto', '--trainer.fast_dev_run=1']) == (
+        'trainer.fast_dev_run with a checkpoint', 'a trial is of 1 epochs, and it has 2 behind it',
+        'leave out ckpt_path')
 
 
 def test_early_stopping_with_validations_by_the_clock(on_photos):
