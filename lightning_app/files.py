@@ -21,7 +21,9 @@ def writing(given: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(message(given, f'it cannot be written ({error.strerror or error})', remedy)) from error
+        name = str(error.filename or '')
+        why = f'{error.strerror or error}' + (f': {name}' if name not in given else '')
+        raise InputError(message(given, f'it cannot be written ({why})', remedy)) from error
 
 
 @contextmanager
