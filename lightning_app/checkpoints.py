@@ -168,11 +168,13 @@ def describe(path: str) -> dict[str, Any]:
 
 
 def best_of(callback: Any) -> str:
-    """Return in words which checkpoint of a `ModelCheckpoint`, or none, is the best so far, and by what."""
+    """Return in words which checkpoint of a `ModelCheckpoint` is the best so far, or without metric the newest."""
     path, score = (getattr(callback, name, None) for name in ('best_model_path', 'best_model_score'))
     if not path:
         return 'no checkpoint had been written'
-    return f'the best checkpoint is {path}' + ('' if score is None else f', of {callback.monitor} {score:.4g}')
+    if score is None:
+        return f'the newest checkpoint is {path}'
+    return f'the best checkpoint is {path}, of {callback.monitor} {score:.4g}'
 
 
 def of_run(folder: Path) -> list[Path]:

@@ -364,7 +364,7 @@ def not_finite(training, expected):
     text = wait(training.start('--model.max_nonfinite_steps=1', sabotage='nan'), 240)
     weights = training.weights()
     assert all(tensor.isfinite().all() for tensor in weights if tensor.is_floating_point())
-    return 'ends with the last good checkpoint, or leaves the step out in both processes and goes on', 'that step'
+    return 'ends, with the last checkpoint kept, or leaves the step out in both processes and goes on', 'that step'
 
 
 def another_order(training, expected):

@@ -838,7 +838,7 @@ def test_allowed_number_of_steps_that_are_not_finite(make_trainer, photo_data):
 
 
 @pytest.mark.parametrize(('monitor', 'told'), [
-    ('val/top1', r'the best checkpoint is \S*\.ckpt, of val/top1 \d'), (None, r'the best checkpoint is \S*\.ckpt$')])
+    ('val/top1', r'the best checkpoint is \S*\.ckpt, of val/top1 \d'), (None, r'the newest checkpoint is \S*\.ckpt$')])
 def test_training_that_diverges_tells_its_best_checkpoint_and_score(make_trainer, monitor, told, tmp_path):
     images, labels = torch.randn(24, 3, 32, 32), torch.arange(24) % 3
     last = torch.tensor([1.0] * 16 + [math.nan] * 8)[:, None, None, None]
