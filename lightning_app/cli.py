@@ -88,7 +88,8 @@ SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpo
 # where 1 is a batch and 1.0 all of them: Lightning's type for them takes a whole number for the latter
 LIMITS = [f'trainer.limit_{stage}_batches' for stage, _ in SUBCOMMANDS.values()]
 # warnings of Lightning's that tell a user nothing: what it calls on torch newer than 2.12, that a resumed training goes
-# on in its own folder, and that processes should agree on what has been summed over them
+# on in its own folder, that processes should agree on what has been summed over them, and that validation images were
+# shuffled, which have a sampler that is none of its own
 NO_NEWS = (r'`isinstance\(treespec, LeafSpec\)` is deprecated', 'Checkpoint directory .* exists and is not empty',
            r"It is recommended to use `self\.log\('(?:gates|val|test)/.*sync_dist=True",
            'You requested to overfit but enabled val dataloader shuffling')

@@ -399,7 +399,7 @@ def test_training_in_other_processes_is_the_same(sweep_file, in_tmp_path):
     run = checked(runs_of(sweep_file(), None, []))[1]
     mark(run.folder / FINISHED, run)
     main(['sweep', sweep_file(), '--trainer.strategy=ddp', '--trainer.num_nodes=2', '--trainer.accelerator=cpu',
-          '--trainer.logger=false', '--data.prefetch=3', '--dry_run=true'])
+          '--trainer.logger=false', '--data.prefetch=3', '--dry_run=true'])  # it would be refused as another
 
 
 def test_folders_of_long_values_can_be_made(sweep_file, in_tmp_path):
