@@ -28,22 +28,23 @@ class End(NamedTuple):
         problem: Why there can be no gate, or an empty text.
         channels: C.
         layout: One of `gated.LAYOUTS`.
-        dtype: Of what is to be gated.
+        dtype: Of what is to be gated; None where that is the choice of an autocast.
         is_plain: The module is called with one tensor.
     """
 
     problem: str
     channels: int = 0
     layout: str = ''
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = None
     is_plain: bool = True
 
 
 class Call(NamedTuple):
-    """What was seen of a call: what is to be gated, and whether the module was called with one tensor."""
+    """What was seen of a call: what is to be gated, if the module was called with one tensor, and if under autocast."""
 
     seen: Any
     is_plain: bool
+    is_cast: bool
 
 
 def observe(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[Point, End]:
@@ -86,12 +87,13 @@ def record(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[P
     def hook(point: Point) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             sees_input = point.kind in ('slot', 'before')
-            calls[point].append(Call(args[0] if sees_input else output, len(args) == 1 and not kwargs))
+            is_cast = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
+            calls[point].append(Call(args[0] if sees_input else output, len(args) == 1 and not kwargs, is_cast))
         return see
 
+    weight = next((weight for weight in net.parameters() if weight.is_floating_point()), torch.empty(()))
     for point in points:
         watched(net, point).register_forward_hook(hook(point), with_kwargs=True)
-    weight = next((weight for weight in net.parameters() if weight.is_floating_point()), torch.empty(()))
     with torch.no_grad(), same_random_numbers(weight.device):
         net(torch.zeros(1, *size, device=weight.device, dtype=weight.dtype))
     return calls
@@ -112,7 +114,7 @@ def end_of(net: nn.Module, point: Point, calls: list[Call], size: tuple[int, ...
     if len(calls) != 1:
         return End(f'it runs {len(calls)} times in a forward pass, which would share a gate' if calls else
                    NO_SHORTCUT if point.kind == 'before' else 'it does not run in a forward pass')
-    seen, is_plain = calls[0]
+    seen, is_plain, is_cast = calls[0]
     if not isinstance(seen, torch.Tensor):
         return End(f'it gives a {type(seen).__name__}, not a tensor')
     if point.kind in ('before', 'end') and not is_plain:
@@ -124,7 +126,7 @@ def end_of(net: nn.Module, point: Point, calls: list[Call], size: tuple[int, ...
     layout = layout_of(seen, size, watched(net, point) if point.kind in ('after', 'end') else None)
     if not layout:
         return End(f'it gives {tuple(seen.shape)}: neither maps (N, C, H, W), (N, H, W, C) nor tokens (N, L, C)')
-    return End('', seen.shape[1 if layout == 'NCHW' else -1], layout, seen.dtype, is_plain)
+    return End('', seen.shape[1 if layout == 'NCHW' else -1], layout, None if is_cast else seen.dtype, is_plain)
 
 
 def structure_problem(net: nn.Module, point: Point) -> str:

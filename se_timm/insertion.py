@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ GATES = (
     'EfficientLocalAttn', 'StripAttn')
 # attribute of what was put in: the module or None that was there, or that it holds it, or that there was nothing
 REPLACED = '_se_timm_replaced'
+METHODS = '_se_timm_methods'  # attribute of a module: what it had itself under the names of methods put to it, or None
 EXEMPT = 'no_weight_decay'  # a method of timm's networks
 INNER, NOTHING = 'inner', 'nothing'
 OWN_ARGUMENTS = ('at', 'kind', 'identity_start', 'input_size', 'inplace')
@@ -136,8 +138,9 @@ def add_se(
         net = copy.deepcopy(net)
     for point in sorted(gates, key=lambda point: -str(point).count('.')):  # the inner ones first: they change no names
         insert(net, point, gates[point], ends[point])
-    if EXEMPT not in vars(net) and callable(kept := getattr(type(net), EXEMPT, None)) and kept(net) != exempt(net):
-        vars(net)[EXEMPT] = partial(exempt, net)
+    own = vars(net).get(EXEMPT)
+    if callable(kept := getattr(net, EXEMPT, None)) and kept() != exempt(net, own):
+        replace_method(net, EXEMPT, partial(exempt, net, own))
     return Insertion(
         net,
         {str(point): Place(point.kind, ends[point].channels, ends[point].layout, parameters_of(gate))
@@ -165,9 +168,7 @@ def remove_se(net: nn.Module) -> list[str]:
     for name in reversed(gates):  # the inner ones first
         take_out(net, net.get_submodule(name))
     for module in net.modules():
-        for name in (*REPARAMETERISE, EXEMPT):
-            if getattr(vars(module).get(name), 'func', None) in (_refused, exempt):
-                delattr(module, name)
+        put_back_methods(module)
     return names
 
 
@@ -233,6 +234,8 @@ def check_arguments(kind: str, arguments: dict[str, Any], identity_start: bool, 
             if name not in SE_ARGUMENTS:
                 raise ValueError(unknown('argument of add_se', name, [*SE_ARGUMENTS, *OWN_ARGUMENTS]))
         check_switches(bias=arguments.get('bias', True))
+        arguments = {name: int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+                     for name, value in arguments.items()}  # numpy's cannot be written to a file
     elif identity_start:
         raise ValueError(message(
             f'identity_start=True with kind={kind!r}', "the gates of timm's attention do not begin with one",
@@ -314,10 +317,8 @@ def make_gate(net: nn.Module, point: Point, end: End, kind: str, arguments: dict
         ValueError: If it cannot be made.
     """
     block = net.get_submodule(point.block)
-    weights = [weight for module in (block, net) for weight in module.parameters() if weight.is_floating_point()]
-    weight = weights[0] if weights else torch.empty(())
-    is_autocast = end.dtype not in {each.dtype for each in weights}  # where it is not that of any weight
-    dd: dict[str, Any] = {'device': weight.device, 'dtype': weight.dtype if is_autocast else end.dtype}
+    weight = next((weight for module in (block, net) for weight in module.parameters()), torch.empty(()))
+    dd: dict[str, Any] = {'device': weight.device, 'dtype': end.dtype or weight.dtype}
     try:
         if kind == 'se':
             return SqueezeExcite(end.channels, **arguments, **dd)
@@ -381,21 +382,39 @@ def plain_name(net: nn.Module, name: str) -> str:
                     if not isinstance(net.get_submodule('.'.join(parts[:depth])), Gated))
 
 
-def exempt(net: nn.Module) -> set[str]:
+def exempt(net: nn.Module, own: Callable[[], set[str]] | None) -> set[str]:
     """Return which parameters a network keeps from weight decay, as `named_parameters` has them.
 
     Some of timm's networks take the names of the state dict, in which there is no `inner`; timm's optimisers do not.
+
+    Args:
+        net: The network.
+        own: What tells the names, where it is not the method of its class.
     """
-    kept: Any = getattr(type(net), EXEMPT)
+    kept: set[str] = own() if own else getattr(type(net), EXEMPT)(net)
     present = {plain_name(net, name): name for name, _ in net.named_parameters()}
-    return {present.get(name, name) for name in kept(net)}
+    return {present.get(name, name) for name in kept}
 
 
 def refuse_reparameterisation(block: nn.Module) -> None:
     """Let the methods of a block by which it makes one layer of several raise an error: a gate would be lost."""
     for name in REPARAMETERISE:
-        if name not in vars(block) and callable(getattr(type(block), name, None)):
-            vars(block)[name] = partial(_refused, type(block).__name__, name)
+        if callable(vars(block).get(name, getattr(type(block), name, None))):  # and no child of that name
+            replace_method(block, name, partial(_refused, type(block).__name__, name))
+
+
+def replace_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
+    """Put a method to a module, and keep what the module itself, not its class, has under the name."""
+    vars(module).setdefault(METHODS, {}).setdefault(name, vars(module).get(name))
+    vars(module)[name] = method
+
+
+def put_back_methods(module: nn.Module) -> None:
+    """Take out the methods that were put to a module."""
+    for name, own in vars(module).pop(METHODS, {}).items():
+        del vars(module)[name]
+        if own is not None:
+            vars(module)[name] = own
 
 
 def _refused(block: str, method: str, *args: Any, **kwargs: Any) -> None:

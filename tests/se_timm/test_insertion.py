@@ -1,10 +1,12 @@
 """SE put into networks that are there already, and taken out again."""
 import copy
+import json
 import pickle
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -636,6 +638,25 @@ def test_gate_has_the_dtype_of_the_maps():
     assert mixed(images(16)).dtype == mixed.first.se.fc1.weight.dtype == torch.float64
 
 
+def test_gate_has_the_dtype_of_maps_that_a_block_casts():
+    class Cast(nn.Sequential):
+        def forward(self, x):
+            assert torch.is_nonzero(self[0].weight.sum())  # on meta there is no autocast
+            with torch.autocast('cpu', torch.bfloat16):
+                return super().forward(x)
+
+    class Float(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).float()
+
+    for net, at, dtype in (
+            (nn.Sequential(Cast(nn.Conv2d(3, 8, 1)), nn.Flatten()), '0', torch.bfloat16),
+            (nn.Sequential(Float(nn.Conv2d(3, 8, 1)), nn.Flatten()).bfloat16(), '0', torch.float32)):
+        add_se(net, at, reduction=2, input_size=(3, 16, 16))
+        assert net[0].se.fc1.weight.dtype == dtype
+        net(torch.rand(2, 3, 16, 16, dtype=net[0].inner[0].weight.dtype))
+
+
 @pytest.mark.parametrize('needs_values', [True, False], ids=['values', 'meta'])
 def test_gate_has_the_dtype_of_the_weights_where_maps_have_that_of_autocast(needs_values):
     class Cast(Tiny):
@@ -1042,16 +1063,26 @@ def test_end_of_a_sequence_that_is_called_with_more_than_a_tensor_is_refused():
         add_se(CalledOneByOne(), at='blocks', input_size=(3, 32, 32))
 
 
+def test_numbers_of_numpy_can_be_written_to_a_file():
+    config = add_se(build(), reduction=np.int64(4), bias=False).config
+    assert json.loads(json.dumps(config)) == config == {'kind': 'se', 'reduction': 4, 'bias': False}
+
+
 def test_attributes_of_the_user_stay():
     """Of the names under which add_se puts methods of its own."""
     net = build('repvgg_a0')
-    net.head.fuse, net.no_weight_decay = True, set
-    own = net.stem.reparameterize = list
-    add_se(net, reduction=4)
-    assert net.stages[0][0].reparameterize is not type(net.stages[0][0]).reparameterize
-    remove_se(net)
-    assert (net.head.fuse, net.no_weight_decay, net.stem.reparameterize) == (True, set, own)
-    assert 'reparameterize' not in vars(net.stages[0][0])
+    net.head.fuse, net.stages[0][1].reparameterize, names = True, list, {'stages.0.1.identity.weight', 'head.fc.weight'}
+    net.no_weight_decay = kept = lambda: names
+    gated = add_se(net, ['RepVggBlock', 'stages.0.1.identity'], reduction=4, inplace=False).net
+    assert gated.no_weight_decay() == {'stages.0.1.identity.inner.weight', 'head.fc.weight'}
+    for stage in gated.stages[:3]:
+        with pytest.raises(ValueError, match='it would lose the gates'):
+            stage[1].reparameterize()
+    gated = copy.deepcopy(gated)
+    remove_se(gated)
+    assert (gated.head.fuse, gated.no_weight_decay, gated.stages[0][1].reparameterize) == (True, kept, list)
+    for before, after in zip(net.modules(), gated.modules(), strict=True):
+        assert vars(before).keys() == vars(after).keys()
 
 
 @pytest.mark.parametrize(('name', 'at'), [('efficientvit_m0', None), ('levit_128s', 'stages.*.blocks.*.attn')])
