@@ -43,6 +43,14 @@ class ClassificationMetrics(Metric):
         for name in ('top1', 'top5', 'count'):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx='sum')
 
+    def _apply(self, *args: Any, **kwargs: Any) -> ClassificationMetrics:
+        """Keep the dtype of the sum, also where a Trainer in true half precision converts the module."""
+        super()._apply(*args, **kwargs)
+        states: Iterable[dict[str, Any]] = (vars(self), self._defaults)
+        for state in states:
+            state['loss_sum'] = state['loss_sum'].to(sum_dtype())
+        return self
+
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch of logits `(N, C)` and labels `(N,)`; nothing waits for the device."""
         counts = labels != IGNORE

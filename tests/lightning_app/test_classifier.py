@@ -193,6 +193,24 @@ def test_weights_of_classes_have_the_precision_of_the_training(make_trainer, pho
     assert not any('criterion' in name for name in model.state_dict())
 
 
+@pytest.mark.parametrize(('precision', 'dtype'), [
+    ('16-true', torch.float16), ('bf16-true', torch.bfloat16), ('64-true', torch.float64)])
+def test_results_are_counted_as_exactly_in_true_precisions(make_trainer, precision, dtype):
+    """700 right of 800, in float16 one times 100 is infinite; and so in trainings after that."""
+    model, images = classifier().eval(), torch.randn(800, 3, 32, 32)
+    trainer = make_trainer(precision=precision, limit_val_batches=1.0)
+    with torch.no_grad():
+        labels = torch.cat([model.to(dtype)(part).argmax(1) for part in images.to(dtype).split(100)])
+    labels[:100] = (labels[:100] + 1) % 3
+    loader = DataLoader(TensorDataset(images, labels), 100)
+    for each in (trainer, make_trainer(precision='64-true', limit_val_batches=1.0)):
+        each.validate(model, loader, verbose=False)
+        found = {name: value.item() for name, value in each.callback_metrics.items()}
+        assert found['val/top1'] + found['val/top1_error'] == pytest.approx(100, abs=1e-9)
+        assert model.val_metrics.loss_sum.dtype == torch.float64
+        assert found['val/top1'] == pytest.approx(87.5, abs=0 if each is trainer else 5)
+
+
 # The schedule
 
 
