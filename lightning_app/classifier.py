@@ -427,7 +427,8 @@ class ImageClassifier(LightningModule):
         scheduler = build_schedule(optimizer, schedule, self.trainer.max_epochs or 0)
         if self.resumed:
             if self._is_plain:
-                check_continues(optimizer, self.optim, self.resumed)
+                check_continues(
+                    optimizer, self.optim, self.resumed, self.trainer.callbacks)  # type: ignore[attr-defined]
             self.given_options = [
                 {name: value for name, value in group.items() if name not in ('params', *COUNTERS)}
                 for group in optimizer.param_groups]

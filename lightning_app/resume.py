@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Timer, WeightAveraging
+from lightning.pytorch.callbacks import BaseFinetuning, Timer, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
@@ -103,7 +103,7 @@ def check_not_past(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         rank_zero_info(f'the checkpoint is of the end of {ends}: a larger {larger} goes on from there')
 
 
-def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, Any]) -> None:
+def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, Any], callbacks: list[Callback]) -> None:
     """Raise `InputError` if the checkpoint holds the state of another optimiser than `optimizer`."""
     if not checkpoint.get('optimizer_states'):
         raise InputError(message(
@@ -122,6 +122,11 @@ def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, An
     changed = added | {field.name: getattr(trained, field.name) for field in dataclasses.fields(Optim)
                if field.name in ('name', 'weight_decay', 'decay_bias_and_norm', 'layer_decay')
                and getattr(trained, field.name) != getattr(optim, field.name)}
+    unfreezing = [type(callback).__name__ for callback in callbacks if isinstance(callback, BaseFinetuning)]
+    if not changed and unfreezing:
+        raise InputError(message(
+            f'trainer.callbacks: {unfreezing[0]}', 'where a training goes on, it leaves frozen what it had unfrozen',
+            f'take lightning_app.callbacks.FreezeBackbone, {NEW_TRAINING}'))
     if not changed:
         raise InputError(message(
             f'model: {sum(own)} tensors that train', f'the checkpoint holds the state of an optimiser of {sum(sizes)}',

@@ -656,6 +656,25 @@ def test_backbone_of_a_subclass_is_unfrozen_by_lightning(make_trainer, photo_dat
     assert not model.net.layer1[0].conv1.weight.requires_grad
 
 
+@pytest.mark.filterwarnings('ignore:The provided params to be frozen already exist:UserWarning')
+def test_training_whose_backbone_lightning_has_unfrozen_cannot_go_on(make_trainer, photo_data, tmp_path, refused):
+    class Own(ImageClassifier):
+        @property
+        def backbone(self):
+            return torch.nn.ModuleList([self.net.layer1, self.net.layer2])
+
+    def train(epochs, **arguments):
+        make_trainer(max_epochs=epochs, enable_checkpointing=True, callbacks=[
+            BackboneFinetuning(1, backbone_initial_lr=0.01),
+            ModelCheckpoint(tmp_path, '{step}', save_top_k=-1, every_n_train_steps=1)]).fit(
+                Own('test_resnet', 3, optim=Optim(lr=0.1)), photo_data(), **arguments)
+
+    train(2)
+    train(2, ckpt_path=tmp_path / 'step=3.ckpt', weights_only=True)
+    with refused('trainer.callbacks: BackboneFinetuning', 'it leaves frozen what it had unfrozen', 'FreezeBackbone'):
+        train(3, ckpt_path=tmp_path / 'step=6.ckpt', weights_only=True)
+
+
 def test_network_without_outputs(refused):
     with refused('num_classes: 0', 'no classifier', 'num_classes=10'):
         classifier(num_classes=0)
