@@ -160,7 +160,7 @@ def class_weights(loss: Loss, num_classes: int, labels: Sequence[int] | None) ->
         raise InputError(message(
             f'model.loss.class_weights: {wrong[0] if wrong else "all 0"}', 'the loss would not be a number, or grow as '
             'the network learns', 'give finite numbers from 0, not all of them 0, or say balanced'))
-    return of_mean_one(torch.tensor(loss.class_weights), labels)
+    return of_mean_one(torch.tensor(loss.class_weights, dtype=torch.float32), labels)
 
 
 def of_mean_one(weights: torch.Tensor, labels: Sequence[int] | None) -> torch.Tensor:

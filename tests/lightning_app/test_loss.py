@@ -111,6 +111,13 @@ def test_weights_of_classes_without_images(refused):
         build_loss(Loss(class_weights=[0.0, 1.0]), 2, labels=[0, 0])
 
 
+def test_weights_of_classes_may_be_whole_numbers():
+    labels = [0, 0, 1, 2]
+    whole, same = (build_loss(Loss(class_weights=weights), 3, labels=labels)
+                   for weights in ([1, 2, 3], [1.0, 2.0, 3.0]))
+    assert torch.equal(whole.weight, same.weight)
+
+
 @pytest.mark.parametrize('name', ['ce', 'bce'])
 @pytest.mark.parametrize('smoothing', [1.0, 1.5, -0.1])
 def test_smoothing_that_is_no_share(refused, name, smoothing):
