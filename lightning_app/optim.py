@@ -266,7 +266,7 @@ def check_schedule(schedule: Schedule, epochs: int) -> None:
             f'model.schedule.min_lr: {schedule.min_lr}', f'the schedule {schedule.name} does not decay to one',
             'leave it out, or take another schedule, such as cosine'))
     milestones = sorted({epoch for epoch in schedule.decay_milestones if epoch >= 0})
-    if schedule.name == 'multistep' and milestones != schedule.decay_milestones:
+    if schedule.name == 'multistep' and milestones != list(schedule.decay_milestones):
         raise InputError(message(
             f'model.schedule.decay_milestones: {schedule.decay_milestones}', 'each must be later than the one before',
             f'say {milestones}'))

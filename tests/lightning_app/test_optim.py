@@ -186,7 +186,7 @@ def test_the_paper_s_schedule_drops_at_the_first_step_of_an_epoch():
 
 
 def test_multistep():
-    schedule = Schedule('multistep', decay_milestones=[2, 5], decay_rate=0.5)
+    schedule = Schedule('multistep', decay_milestones=(2, 5), decay_rate=0.5)
     assert rates(schedule, 1.0, 6, [0, 1.99, 2, 4.99, 5, 6]) == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
