@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -65,14 +67,18 @@ class Lent:
 
 def received(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     """Return a lent tensor; its memory is given back with the last tensor that makes use of it."""
-    content = memory.numpy()[:math.prod(shape) * dtype.itemsize]
+    whole = memory.numpy()
+    content = whole[:math.prod(shape) * dtype.itemsize]
     # PyTorch does not tell when memory of a tensor is let go of, but holds the array that it is from as long
-    weakref.finalize(content, give_back, memory, os.getpid()).atexit = False
+    weakref.finalize(content, give_back, whole, os.getpid()).atexit = False
     return torch.from_numpy(content).view(dtype).as_strided(shape, stride)
 
 
-def give_back(memory: Tensor, process: int) -> None:
-    """Say that a piece is free; not in a process that was forked meanwhile, whose parent still has it."""
+def give_back(memory: npt.NDArray[np.uint8], process: int) -> None:
+    """Say that a piece is free; not in a process that was forked meanwhile, whose parent still has it.
+
+    As an array: a tensor that was received in inference mode may not be written to after it.
+    """
     if os.getpid() == process:
         memory[-1] = FREE
 

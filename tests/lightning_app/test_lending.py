@@ -92,6 +92,13 @@ def test_smaller_batches_fit_and_larger_ones_have_other_memory(pieces):
     assert len(pieces) == 1
 
 
+def test_batch_of_an_evaluation_is_given_back_after_it(pieces):
+    with torch.inference_mode():
+        batch = passed_on(Lent(stack(images(1))))
+    del batch
+    assert pieces[0][-1] == FREE
+
+
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system forks no processes')
 def test_forked_process_gives_nothing_back(pieces):
     batch = passed_on(Lent(stack(images(1))))
