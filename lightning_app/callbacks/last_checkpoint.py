@@ -178,10 +178,10 @@ class LastCheckpoint(Checkpoint):
             logger.save()  # a training that goes on from here does not log again what is before
         trainer.save_checkpoint(path, weights_only=False)
         self.written.add(path)
-        if trainer.is_global_zero and path.is_file():
-            # later ones are of a training that was abandoned for this one
-            kept = [file for file in step_checkpoints(folder) if file.name <= path.name][-self.keep:]
-            for file in set(step_checkpoints(folder)) - set(kept):
+        there = step_checkpoints(folder) if trainer.is_global_zero else []
+        # later ones are of a training that was abandoned for this one, which may not be written, or not yet
+        if kept := [file for file in there if file.name <= path.name][-self.keep:]:
+            for file in set(there) - set(kept):
                 file.unlink()
 
     def leave(self, trainer: Trainer, number: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from lightning_app import ImageClassifier
 from lightning_app.callbacks import BestCheckpoint, LastCheckpoint, ResultLine
@@ -238,6 +239,17 @@ def test_evaluation_after_a_training_is_none_of_its_steps(callback, end, make_tr
     trainer.callbacks.remove(callback)
     trainer.validate(model, data, verbose=False)
     assert {path: path.read_bytes() for path in tmp_path.rglob('*.ckpt')} == before
+
+
+@pytest.mark.parametrize(('plugins', 'most'), [([], 2), ([AsyncCheckpointIO()], 9)], ids=['at once', 'meanwhile'])
+def test_older_checkpoints_are_removed(make_trainer, photo_data, tmp_path, plugins, most):
+    """Also where they are written meanwhile, by another thread: then those stay that came after the last removal."""
+    trainer = make_trainer(
+        max_epochs=3, enable_checkpointing=True, plugins=plugins, callbacks=[LastCheckpoint(every_n_steps=1)])
+    trainer.fit(ImageClassifier('test_resnet', num_classes=3), photo_data(batch_size=4))
+    names = sorted(path.name for path in tmp_path.rglob('last-step=*.ckpt'))
+    assert 2 <= len(names) <= most < trainer.global_step == 18
+    assert names[-1] == f'last-step={trainer.global_step:08}.ckpt'
 
 
 def test_signals_are_given_back(make_trainer, photo_data):
