@@ -1083,6 +1083,15 @@ def test_schedule_of_a_subclass_goes_on(make_trainer, photo_data, optimizer_step
     assert optimizer_steps[0][0]['lr'] == 0.01
 
 
+def test_training_without_a_limit_of_epochs_goes_on(make_trainer, photo_data):
+    first = make_trainer(max_epochs=-1, max_steps=4)
+    first.fit(OwnSchedule('test_resnet', 3), photo_data())
+    first.save_checkpoint(path := f'{first.default_root_dir}/steps.ckpt', weights_only=False)
+    again = make_trainer(max_epochs=-1, max_steps=8)
+    again.fit(OwnSchedule('test_resnet', 3), photo_data(), ckpt_path=path)
+    assert again.global_step == 8
+
+
 def test_training_with_a_group_of_a_subclass_goes_on(make_trainer, photo_data):
     first = make_trainer(max_epochs=1)
     first.fit(WithHeadTrained(), photo_data())

@@ -332,6 +332,11 @@ def test_numbers_are_names_where_there_are_no_others(tmp_path, noise):
     assert source.load(1).size == noise(0).size
 
 
+def test_split_with_a_slash_behind_it(folders):
+    # as a shell completes the name of a folder
+    assert list(open_split(folders, 'train/').paths) == list(open_split(folders, 'train').paths)
+
+
 def test_more_shards_than_may_be_open(folders, written, monkeypatch):
     monkeypatch.setattr(tars, 'OPEN_FILES', 2)
     source, expected = open_split(written(as_shards), 'train'), open_split(folders, 'train')
@@ -346,6 +351,8 @@ def test_shards_by_a_pattern(written):
     assert list(open_split(root, 'pets-train-{0000..0001}.tar').labels) != list(open_split(root, 'train').labels)
     assert len(open_split(root, 'pets-train-{0000..0001}.tar').labels) == 10
     assert len(open_split(root, 'pets-*-0000.tar').labels) == 10
+    (root / '._pets-train-0000.tar').write_bytes(b'of macOS')
+    assert len(open_split(root, '*-train-0000.tar').labels) == 5
     assert expanded('{0..1}-{08..10}') == ['0-08', '0-09', '0-10', '1-08', '1-09', '1-10']
 
 
@@ -356,6 +363,7 @@ def test_shards_by_a_pattern(written):
     (['x-00-of-04.tar', 'x-01-of-04.tar'], ['x-02-of-04.tar', 'x-03-of-04.tar']),  # its end
     (['x-1-of-4.tar', 'x-2-of-4.tar', 'x-4-of-4.tar'], ['x-3-of-4.tar']), (['x-1-of-2.tar', 'x-2-of-2.tar'], []),
     (['a-0000.tar', 'a-0004.tar'], ['a-0001.tar', 'a-0002.tar', 'a-0003.tar']), (['a-0.tar', 'a-9.tar'], []),
+    (['a-02.tar', 'a-03.tar'], ['a-01.tar']), (['a-1.tar', 'a-5.tar'], ['a-2.tar', 'a-3.tar', 'a-4.tar']),
     (['a-0049281734.tar'], [])])
 def test_shards_that_a_series_lacks(names, missing):
     assert missing_shards(names) == missing
@@ -456,6 +464,11 @@ def test_copies_follow_the_store(bucket, monkeypatch):
     assert after.read(0) == content
     store.mv(f'{path}/train/cat', f'{path}/train/yak', recursive=True)
     assert open_split(url, 'train').classes == ['dog', 'eel', 'yak']
+
+
+def test_copies_of_a_url_with_a_slash_behind_it_are_the_same(bucket):
+    url, _, _ = bucket()
+    assert open_split(f'{url}/', 'train').file(0) == open_split(url, 'train').file(0)
 
 
 def test_copies_follow_shards_of_the_same_size(bucket):
@@ -630,6 +643,7 @@ def test_shards_beside_a_folder_of_the_system(name, written):
     (root / 'train' / name).mkdir(parents=True)
     for path in root.glob('pets-train-*.tar'):
         path.rename(root / 'train' / path.name)
+    (root / 'train' / '._pets-train-0000.tar').write_bytes(b'of macOS')
     source = open_split(root, 'train')
     assert list(source.labels) == list(expected.labels)
 
@@ -688,6 +702,8 @@ def write_shard(path, members):
 @pytest.mark.parametrize(('members', 'what', 'why'), [
     ({'x/0.jpg': b'0', 'x/0.cls': b'dog'}, 'train-0.tar:x/0.cls', "its label is 'dog', and no whole number"),
     ({'0.jpg': b'0', '0.cls': b'-1'}, 'train-0.tar:0.cls', 'its label is -1'),
+    ({'0.jpg': b'0', '0.cls': b'\xff'}, 'train-0.tar:0.cls', 'and no whole number from 0'),
+    ({'0.jpg': b'0', '0.json': b'{"label": true}'}, 'train-0.tar:0.json', 'its label is True'),
     ({'0.jpg': b'0', '0.json': b'{"label": 1.7}'}, 'train-0.tar:0.json', 'its label is 1.7'),
     ({'a/1.0.jpg': b'0', 'a/1.5.jpg': b'1'}, 'train-0.tar:a/1', 'several images have this key: a/1.0.jpg, a/1.5.jpg'),
 ])
@@ -713,6 +729,26 @@ def test_folder_around_the_classes_is_no_class(tmp_path, stray):
 def test_shards_of_a_single_class(tmp_path, prefix):
     write_shard(tmp_path / 'train-0.tar', {f'{prefix}a/1.jpg': b'1', f'{prefix}a/2.jpg': b'2'})
     assert open_split(tmp_path, 'train').classes == ['a']
+
+
+def test_single_class_with_as_many_images_in_a_folder(tmp_path):
+    write_shard(tmp_path / 'train-0.tar', {'a/1.jpg': b'1', 'a/sub/2.jpg': b'2'})
+    assert open_split(tmp_path, 'train').classes == ['a']
+
+
+@pytest.mark.parametrize(('members', 'image', 'classes'), [
+    ({'0.jpg': b'0', '0.cls': b'2', '0.json': b'{"label": 5}'}, b'0', ['2']),
+    ({'0.bmp': b'?', '0.jpg': b'0', '0.cls': b'2'}, b'0', ['2']),
+    ({'._0.jpg': b'of macOS', '._0.cls': b'?', '0.jpg': b'0', '0.cls': b'2'}, b'0', ['2']),
+    # names as of ImageNet: of two classes the same, or of one class several
+    ({'n01440764_1.jpg': b'0', 'n01440764_1.cls': b'0', 'n01440764_2.jpg': b'1', 'n01440764_2.cls': b'1'}, b'0',
+     ['0', '1']),
+    ({'n01440764_1.jpg': b'0', 'n01440764_1.cls': b'0', 'n01443537_1.jpg': b'1', 'n01443537_1.cls': b'0'}, b'0',
+     ['0'])])
+def test_which_file_is_the_image_and_which_the_class(tmp_path, members, image, classes):
+    write_shard(tmp_path / 'train-0.tar', members)
+    source = open_split(tmp_path, 'train')
+    assert (source.read(0), source.classes) == (image, classes)
 
 
 LABELLED = {f'train/{number}.{kind}': b'3' for number in range(3) for kind in ('jpg', 'cls')}
@@ -856,11 +892,12 @@ def as_numbered_shards_in_folders(root, to):
 
 @pytest.mark.parametrize('write', [as_numbered_shards_in_folders, as_optimised])
 def test_names_of_classes_beside_the_splits(write, folders, tmp_path):
-    """Once for all, and not in each."""
+    """Once for all, and not in each; where each has its own, these count."""
     write(folders, tmp_path)
+    (tmp_path / 'classes.txt').write_text('a\nb\nc\n')
+    assert open_split(tmp_path, 'val').classes == list(CLASSES)
     for split in SPLITS:
         (tmp_path / split / 'classes.txt').unlink()
-    (tmp_path / 'classes.txt').write_text('a\nb\nc\n')
     assert open_split(tmp_path, 'val').classes == ['a', 'b', 'c']
 
 
@@ -909,6 +946,7 @@ def test_class_column_of_several(folders, tmp_path, refused):
     (['val-0000.tar', 'val-v2-0000.tar'], 'val-v2', ['val-v2-0000.tar']),
     (['imagenet-train-val-0000.tar'], 'train', []), (['imagenet-train-val-0.tar'], 'val', ['imagenet-train-val-0.tar']),
     (['._train-0000.tar', 'train-0000.tar'], 'train', ['train-0000.tar']),
+    (['._x-train-0.tar', 'x-train-0.tar'], 'train', ['x-train-0.tar']),
     (['train-00000-of-00002.tar', 'x.tar'], 'train', ['train-00000-of-00002.tar']),
     (['net1k-train-0.tar', 'train_9.tar'], 'train', ['train_9.tar']),
     (['im-train.tar', 'im-train-0000.tar'], 'train', ['im-train-0000.tar']),
@@ -1004,6 +1042,22 @@ def test_dataset_without_labels(folders, tmp_path, refused):
     rows.save_to_disk(str(tmp_path / 'set' / 'train'))
     with refused('data set: ', 'some of its labels are missing', 'test splits often have none'):
         open_split(tmp_path / 'set', 'train')
+
+
+def test_dataset_of_files_beside_it(folders):
+    # as of a folder of images on the hub: the rows hold their paths
+    file = next((folders / 'train' / 'cat').iterdir())
+    dataset = datasets.Dataset.from_dict({'image': [str(file)], 'label': [0]}).cast_column('image', datasets.Image())
+    source = HuggingFaceSource(dataset.cast_column('label', datasets.ClassLabel(names=['cat'])), 'files')
+    assert source.read(0) == file.read_bytes()
+
+
+def test_usual_names_of_columns_in_any_case_and_the_most_usual_first(folders):
+    dataset = as_dataset(folders, 'train').rename_columns({'image': 'JPG', 'label': 'Target'})
+    dataset = dataset.add_column('Image', [None] * 18, feature=datasets.Image())
+    dataset = dataset.add_column('Label', [0] * 18, feature=datasets.ClassLabel(names=['pet']))
+    source = HuggingFaceSource(dataset, 'set')
+    assert (source.image, source.classes) == ('Image', ['pet'])
 
 
 def test_row_without_an_image_is_unreadable(folders, tmp_path):

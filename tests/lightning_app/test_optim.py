@@ -373,6 +373,13 @@ def test_schedules_that_make_no_sense(refused, schedule, given, why):
         rates(schedule, 1.0, 9, [0])
 
 
+def test_lowest_rate_may_be_the_rate_itself_or_above_that_of_some_layers():
+    assert rates(Schedule('cosine', min_lr=1.0), 1.0, 4, [0, 2]) == [1, 1]
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{'params': weights[:1], 'lr': 0.1}, {'params': weights[1:], 'lr': 1.0}])
+    build_schedule(optimizer, Schedule('cosine', min_lr=0.5), 4)
+
+
 @pytest.mark.parametrize(('option', 'value'), [('weight_decay', -1), ('momentum', 1.5), ('momentum', -0.1)])
 def test_optimisers_that_make_no_sense(net, refused, option, value):
     with refused(f'model.optim.{option}: {value}', '', 'take a number from 0'):

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from concurrent.futures import wait
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from lightning_app.data.locking import locked
 from lightning_app.data.shards import ShardSource
 from lightning_app.data.sources import FolderSource
 from lightning_app.data.splits import open_split
-from lightning_app.prepare import Settings, prepare, scaled_down, write_shard
+from lightning_app.prepare import Settings, prepare, scaled_down, shard_paths, write_shard
 
 SETTINGS = Settings(short_side=None, quality=90, images_per_shard=1000, seed=0)
 COUNTS = {'cat': 9, 'dog': 8, 'eel': 6}
@@ -138,6 +139,22 @@ def test_part_of_a_split_is_not_taken_for_all_of_it(folders, tmp_path, refused):
     assert len(open_split(shards, 'val').labels) == 5
     prepare(str(folders), str(shards), images_per_shard=4, workers=1)
     assert len(open_split(shards, 'train').labels) == 23
+
+
+def test_numbers_of_shards_are_of_one_length(tmp_path):
+    # so that their names are in their order
+    source = SimpleNamespace(labels=range(10_001))
+    paths = shard_paths(tmp_path, 'train', source, Settings(short_side=None, quality=90, images_per_shard=1, seed=0))
+    assert paths == sorted(paths)
+    assert [paths[0].name, paths[-1].name] == ['train-00000.tar', 'train-10000.tar']
+
+
+def test_part_of_a_split_in_a_store_is_not_taken_for_all_of_it(folders, tmp_path, refused, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    prepare(str(folders), str(tmp_path / 'shards'), images_per_shard=4, workers=1)
+    (tmp_path / 'shards' / 'train-0005.tar').unlink()
+    with refused('shards: train in ', '5 of the 6 shards are there that prepare began', 'copy all'):
+        open_split(f'file://{tmp_path}/shards', 'train')
 
 
 def test_record_of_an_earlier_version(folders, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 
+from lightning_app.cli import main
 from lightning_app.processes import check_launch, check_restarts
 from se_timm.errors import InputError
 
@@ -77,6 +78,7 @@ def test_restarts_that_go_on_are_not_refused(variables, launched):
     check_restarts(None)
     launched({'TORCHELASTIC_MAX_RESTARTS': '3', 'GROUP_WORLD_SIZE': '2'})
     check_restarts('auto')
+    check_restarts('last')
 
 
 def test_synchronised_batch_norm_is_refused_on_the_cpu(on_photos, cli_error):
@@ -84,3 +86,7 @@ def test_synchronised_batch_norm_is_refused_on_the_cpu(on_photos, cli_error):
         ['fit', *on_photos, '--trainer.sync_batchnorm=true', '--trainer.devices=2', '--trainer.strategy=ddp'])
     assert why == "torch's SyncBatchNorm under DDP works on GPUs alone"
     assert remedy.startswith('leave it out on the CPU')
+
+
+def test_synchronised_batch_norm_of_one_process_is_that_of_its_images(on_photos):
+    assert main(['fit', *on_photos, '--trainer.sync_batchnorm=true']).trainer.global_step == 3

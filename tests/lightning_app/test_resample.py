@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision.transforms import RandomResizedCrop, Resize
 
 from lightning_app.data import Augment
 from lightning_app.data.augment import evaluation_transform, training_transform
 from lightning_app.data.picture import Picture
+from lightning_app.data.resample import Drawn, FastCrop, FastResize
 from lightning_app.data.samples import seeded
 
 SETTINGS = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -72,6 +74,16 @@ def test_smaller_decoding_is_made_use_of(photo, monkeypatch):
         shrinks.clear()
         crops(lambda: Picture(photo), size, False, 100)
         assert set(shrinks) == expected
+
+
+def test_no_side_is_decoded_at_less_than_twice_what_is_needed(photo):
+    photo.save(file := io.BytesIO(), 'JPEG')
+    cut = FastCrop(RandomResizedCropAndInterpolation(32)).cut
+    for rows, columns, shape in ((400, 40, (400, 40, 3)), (40, 400, (40, 400, 3)), (400, 400, (100, 100, 3))):
+        assert cut(Picture(file.getvalue(), 'pillow'), Drawn(0, 0, rows, columns, False)).shape == shape
+    photo.crop((0, 0, 640, 40)).save(file := io.BytesIO(), 'JPEG')
+    resize = FastResize(Resize((32, 32)))
+    assert torch.equal(resize(Picture(file.getvalue(), 'pillow')), resize(Image.open(file).convert('RGB')))
 
 
 def test_crops_are_as_those_of_torchvision():

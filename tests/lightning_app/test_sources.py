@@ -14,7 +14,7 @@ from torchvision import datasets
 
 from lightning_app.data import ImageNetDataModule
 from lightning_app.data.compact import Texts
-from lightning_app.data.sources import FolderSource, ImageFolder, TarSource
+from lightning_app.data.sources import FolderSource, ImageFolder, TarSource, first_files
 from lightning_app.data.splits import open_split
 
 # Images directly below the source: {folder of each: count}
@@ -25,7 +25,7 @@ LAYOUTS = {
     'many files': {'a': 12, 'b': 1},  # 10.png before 2.png
     'spaces and accents': {'great auk': 2, 'ïbis': 2, 'owl': 1},
     'a name that begins another': {'cat': 2, 'cat-fish': 2, 'cat fish': 2, 'cat.bird': 1},
-    'nested': {'cat': 2, 'cat/indoors/old': 2, 'dog/big': 2, 'dog/small': 2, 'eel': 1},
+    'nested': {'cat': 2, 'cat/indoors/old': 2, 'cat/indoors-new': 1, 'dog/big': 2, 'dog/small': 2, 'eel': 1},
 }
 
 
@@ -154,6 +154,13 @@ def test_links_that_lead_out_of_a_tar_file_are_named(tmp_path, write_images, tar
         tar.add(folder, 'train')
     with pytest.warns(UserWarning, match='1 links lead to no file in it.*: train/eel; make it anew with tar -h'):
         assert TarSource(tmp_path / 'train.tar').classes == ['cat', 'dog']
+
+
+def test_example_that_cannot_be_read_is_left_out(pets):
+    source = FolderSource(pets / 'train')
+    expected = [source.read(1), source.read(2)]
+    (pets / 'train' / source.paths[0]).unlink()
+    assert list(first_files(source, 3)) == expected
 
 
 @pytest.mark.parametrize(('kind', 'name'), [('PNG', '0.jpg'), ('BMP', '0.JPEG'), ('WEBP', '0.jpeg'), ('JPEG', '0.png')])
@@ -478,6 +485,12 @@ def test_link_to_a_folder_that_it_lies_in(pets, refused):
     (pets / 'train' / 'cat' / 'cat').symlink_to('../cat')
     with refused(f'images: {pets}/train/cat/cat', 'a link to a folder that it lies in', 'remove the link'):
         FolderSource(pets / 'train')
+
+
+def test_link_to_a_folder_whose_name_begins_its_own_is_followed(pets):
+    (pets / 'train' / 'cat-like').mkdir()
+    (pets / 'train' / 'cat-like' / 'cats').symlink_to('../cat')
+    assert 'cat-like/cats/0.png' in FolderSource(pets / 'train').paths
 
 
 def test_link_to_images_elsewhere_is_followed(pets, tmp_path, write_images):
