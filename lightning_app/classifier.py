@@ -75,7 +75,7 @@ from .resume import (
     reopen_epoch,
     take_weights_without_average,
 )
-from .settings import check_choices, plain_values
+from .settings import as_group, check_choices, plain_values
 from .steps import batches_done, is_logging_step, logs_next_step, tell_of_last_step
 
 __all__ = ['GROUPS', 'ImageClassifier']
@@ -619,9 +619,10 @@ class ImageClassifier(LightningModule):
 
 def group(name: str, settings: Any) -> Any:
     """Return one of the groups of settings in plain values; a checkpoint gives it as a dict."""
-    if isinstance(settings, dict):
-        settings = GROUPS[name](**settings)
-    if not isinstance(settings, GROUPS[name]):  # None, or a subclass has its own
+    if settings is None and name == 'distill':
+        return None
+    settings = as_group(f'model.{name}', settings, GROUPS[name])
+    if not isinstance(settings, GROUPS[name]):  # a subclass has its own
         return settings
     check_choices(f'model.{name}', settings, GROUPS[name])
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings) if field.init}

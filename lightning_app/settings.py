@@ -1,6 +1,7 @@
 """Settings from Python: in plain values, so that checkpoints load without code of anybody's, and of the known words."""
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -12,12 +13,36 @@ import torch
 
 from se_timm.errors import InputError, message, unknown
 
-__all__ = ['check_choices', 'is_plain', 'plain_values']
+__all__ = ['as_group', 'check_choices', 'is_plain', 'plain_values']
 
 # how values of classes of these, such as jsonargparse's PositiveInt, become plain
 BASES: dict[type, Callable[[Any], Any]] = {int: int.__int__, float: float.__float__, str: str.__str__}
 PLAIN = {type(None), bool, *BASES}
 COLLECTIONS = (list, tuple, set)
+
+
+def as_group(key: str, given: Any, kind: Any) -> Any:
+    """Return a group of settings as its dataclass; what is of another class stays.
+
+    Args:
+        key: What messages call it, such as `model.optim`.
+        given: The group, a dict of what is not as by default, or None for all defaults.
+        kind: The dataclass.
+
+    Raises:
+        InputError: For settings that it does not have, or what is no group of settings.
+    """
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    if isinstance(given, Mapping):
+        for name in given:
+            if name not in names:
+                raise InputError(unknown(f'setting of {key}', name, names))
+        return kind(**given)
+    if isinstance(given, (str, int, float, list, tuple)):
+        raise InputError(message(
+            f'{key}: {given!r}', 'it is a group of settings',
+            f'give {kind.__name__}(...) or a dict; settings are {", ".join(names)}'))
+    return kind() if given is None else given
 
 
 def plain_values(key: str, value: Any) -> Any:

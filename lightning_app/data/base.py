@@ -24,7 +24,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from se_timm.errors import InputError, message, unknown
 
-from ..settings import check_choices, is_plain, plain_values
+from ..settings import as_group, check_choices, is_plain, plain_values
 from .augment import INTERPOLATIONS, Augment, Normalisation, evaluation_transform, training_transform
 from .collate import collate
 from .device_decoding import Encoded, check_device_decoding, decode
@@ -134,7 +134,7 @@ class ImageDataModule(LightningDataModule):
         self.interpolation = interpolation
         self.mean = mean
         self.std = std
-        self.augment = Augment(**augment) if isinstance(augment, dict) else augment
+        self.augment = as_group('data.augment', augment, Augment)
         check_choices('data.augment', self.augment, Augment)
         self.repeats = repeats
         self.eval_views = eval_views

@@ -27,7 +27,7 @@ from timm.scheduler import CosineLRScheduler
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_app import ImageClassifier
+from lightning_app import DigitsDataModule, ImageClassifier
 from lightning_app.callbacks import (
     BestCheckpoint,
     FreezeBatchNorm,
@@ -37,6 +37,7 @@ from lightning_app.callbacks import (
     WeightEMA,
 )
 from lightning_app.callbacks.throughput import images_in
+from lightning_app.classifier import GROUPS
 from lightning_app.data import Augment
 from lightning_app.distillation import Distill
 from lightning_app.logger import CsvLogger
@@ -673,6 +674,23 @@ def test_training_whose_backbone_lightning_has_unfrozen_cannot_go_on(make_traine
     train(2, ckpt_path=tmp_path / 'step=3.ckpt', weights_only=True)
     with refused('trainer.callbacks: BackboneFinetuning', 'it leaves frozen what it had unfrozen', 'FreezeBackbone'):
         train(3, ckpt_path=tmp_path / 'step=6.ckpt', weights_only=True)
+
+
+@pytest.mark.parametrize(('name', 'given', 'told', 'remedy'), [
+    ('optim', 'adamw', "model.optim: 'adamw'", 'give Optim(...) or a dict'), ('mix', 0.2, 'model.mix: 0.2', 'mixup'),
+    ('schedule', ['cosine'], "model.schedule: ['cosine']", 'Schedule'),
+    ('loss', {'smoothin': 0.1}, "setting of model.loss: 'smoothin'", 'did you mean smoothing?')])
+def test_groups_of_settings_that_are_none(refused, name, given, told, remedy):
+    with refused(told, '', remedy):
+        classifier(**{name: given})
+    with refused("data.augment: 'rand-m9'", 'a group of settings', 'auto_augment'):
+        DigitsDataModule(augment='rand-m9')
+
+
+def test_none_stands_for_the_defaults_of_a_group():
+    model = ImageClassifier('test_resnet', 3, **dict.fromkeys(GROUPS))
+    assert model.hparams == ImageClassifier('test_resnet', 3).hparams
+    assert (model.optim, model.distill) == (Optim(), None)
 
 
 def test_network_without_outputs(refused):
