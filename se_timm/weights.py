@@ -30,7 +30,7 @@ _DEEP_STEM = (
     ('layer0.bn2.', 'conv1.4.'), ('layer0.conv3.', 'conv1.6.'), ('layer0.bn3.', 'bn1.'),
 )
 _BODY = (('.se_module.', '.se.'), ('last_linear.', 'fc.'))
-_CADENE = ('layer0.', '.se_module.', 'last_linear.')  # one of which is in each part of the weights
+_CADENE = ('layer0.', '.se_module.', 'last_linear.')  # what tells its keys from ours
 _MOSKOMULE = (('.se.fc.0.', '.se.fc1.'), ('.se.fc.2.', '.se.fc2.'))
 
 

@@ -100,7 +100,7 @@ class LastCheckpoint(Checkpoint):
             self.tell('trainer.max_time', trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back after a training that had nothing left to do, too: it has no end."""
+        """Give the signals back after a training that had nothing left to do, too: it has no `on_train_end`."""
         if self.signals:
             self.signals.restore()
 
