@@ -19,7 +19,7 @@ from .files import is_url, replaced
 
 __all__ = [
     'CheckpointFiles', 'best_of', 'checkpoints_near', 'damage', 'describe', 'load_checkpoint', 'mapped', 'newest_whole',
-    'of_run', 'of_runs', 'step_checkpoint', 'step_checkpoints', 'step_of',
+    'of_run', 'of_runs', 'step_checkpoint', 'step_checkpoints', 'step_of', 'written',
 ]
 
 FIRST = b'PK\x03\x04'  # of a ZIP archive, as torch writes

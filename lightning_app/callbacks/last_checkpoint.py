@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from se_timm.errors import InputError, message
 
-from ..checkpoints import step_checkpoint, step_checkpoints, step_of
+from ..checkpoints import step_checkpoint, step_checkpoints, step_of, written
 from ..folders import has_own_folder
 from ..resume import begins_anew
 from ..steps import ended_step, epochs_done, is_logging_step, log_interval, validates
@@ -50,7 +50,7 @@ class LastCheckpoint(Checkpoint):
         self.keep = keep
         self.signals = StopSignals() if handle_signals else None
         self.after_validation = False
-        self.written: set[Path] = set()
+        self.written: dict[Path, int] = {}  # checkpoint -> when one of that name was written before
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the order of the callbacks."""
@@ -80,8 +80,8 @@ class LastCheckpoint(Checkpoint):
         """Refuse a folder with the checkpoints of another training; on the command line each has its own."""
         folder = Path(trainer.default_root_dir)
         if begins_anew(trainer):
-            self.written = set()  # by this callback in another training
-        others = set(step_checkpoints(folder)) - self.written
+            self.written = {}  # by this callback in another training
+        others = set(step_checkpoints(folder)) - self.written.keys()
         if others and trainer.ckpt_path is None and not has_own_folder(trainer):
             raise InputError(message(
                 f'default_root_dir: {folder}', f'it holds {min(others).name} of another training, and LastCheckpoint '
@@ -176,11 +176,13 @@ class LastCheckpoint(Checkpoint):
         path = step_checkpoint(folder, trainer.global_step)
         for logger in trainer.loggers:
             logger.save()  # a training that goes on from here does not log again what is before
+        self.written[path] = written(path)
         trainer.save_checkpoint(path, weights_only=False)
-        self.written.add(path)
         there = step_checkpoints(folder) if trainer.is_global_zero else []
-        # later ones are of a training that was abandoned for this one, which may not be written, or not yet
-        if kept := [file for file in there if file.name <= path.name][-self.keep:]:
+        # later ones are of a training that was abandoned for this one
+        kept = [file for file in there if file.name <= path.name][-self.keep:]
+        # this one may not be written, on a full disk, or not yet
+        if any(file in self.written and written(file) != self.written[file] for file in kept):
             for file in set(there) - set(kept):
                 file.unlink()
 

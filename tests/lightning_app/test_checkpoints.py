@@ -252,6 +252,23 @@ def test_older_checkpoints_are_removed(make_trainer, photo_data, tmp_path, plugi
     assert names[-1] == f'last-step={trainer.global_step:08}.ckpt'
 
 
+class WritesNothing(CheckpointFiles):
+    """As on a full disk, of which it says so and goes on."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        pass
+
+
+def test_nothing_is_removed_until_something_was_written(make_trainer, photo_data, tmp_path):
+    """Also not what a training that was abandoned has, where one goes on from an earlier step."""
+    for keep, plugins, start in ((9, [], None), (1, [WritesNothing()], 2)):
+        trainer = make_trainer(max_epochs=2, enable_checkpointing=True, plugins=plugins,
+                               callbacks=[LastCheckpoint(every_n_steps=1, keep=keep)])
+        trainer.fit(ImageClassifier('test_resnet', num_classes=3), photo_data(), weights_only=True, ckpt_path=start and
+                    next(tmp_path.rglob(f'last-step={start:08}.ckpt')))
+        assert len(list(tmp_path.rglob('last-step=*.ckpt'))) == trainer.global_step == 6
+
+
 def test_signals_are_given_back(make_trainer, photo_data):
     numbers = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
     before = [signal.getsignal(number) for number in numbers]
