@@ -36,7 +36,7 @@ _MOSKOMULE = (('.se.fc.0.', '.se.fc1.'), ('.se.fc.2.', '.se.fc2.'))
 
 def from_cadene(state_dict: StateDict) -> StateDict:
     """Return the weights of a Cadene or timm `legacy_se*` network under our keys."""
-    stem = _DEEP_STEM if any(key.startswith(('layer0.conv2.', 'layer0.conv3.')) for key in state_dict) else _STEM
+    stem = _DEEP_STEM if any(re.match(r'layer0\.(conv|bn)[23]\.', key) for key in state_dict) else _STEM
     return {_rename(key, stem + _BODY): value for key, value in state_dict.items()}
 
 
@@ -84,7 +84,8 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     """
     state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
     if any(name in key for key in state_dict for name in _CADENE):
-        _check_relu(model)
+        if any('.se_module.' in key for key in state_dict):
+            _check_relu(model)
         _check_network(model, 'paper', "weights in Cadene's layout")
         return from_cadene(state_dict)
     if any('.se.fc.' in key for key in state_dict):

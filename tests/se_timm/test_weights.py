@@ -85,10 +85,17 @@ def test_cadenes_files_load(counted, prefix, randomise):
 def test_part_of_cadenes_file_is_known_for_such(name):
     theirs = timm.create_model(TIMM_NAMES[name][0]).state_dict()
     ours = timm.create_model(f'{name}.in1k')
-    for part in ('layer0', 'layer2', 'se_module', 'last_linear'):
+    for part in ('layer0', 'layer0.bn', 'layer2', 'se_module', 'last_linear'):
         weights = {key: value for key, value in theirs.items() if part in key and not key.startswith('layer0.conv3')}
         assert not ours.load_state_dict(checkpoint_filter_fn(weights, ours), strict=False).unexpected_keys
     assert torch.equal(ours.layer2[0].se.fc1.weight, theirs['layer2.0.se_module.fc1.weight'])
+
+
+def test_classifier_of_a_network_without_se_asks_for_no_further_relu():
+    ours = timm.create_model('se_resnet18')
+    weights = {'last_linear.weight': torch.rand(1000, 512), 'last_linear.bias': torch.rand(1000)}
+    ours.load_state_dict(checkpoint_filter_fn(weights, ours), strict=False)
+    assert torch.equal(ours.fc.bias, weights['last_linear.bias'])
 
 
 @pytest.mark.parametrize('name', [name for name, pair in TIMM_NAMES.items() if pair[0]])
