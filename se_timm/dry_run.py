@@ -44,7 +44,7 @@ class Call(NamedTuple):
 
     seen: Any
     is_plain: bool
-    is_cast: bool
+    by_autocast: bool
 
 
 def observe(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[Point, End]:
@@ -87,16 +87,21 @@ def record(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[P
     def hook(point: Point) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             sees_input = point.kind in ('slot', 'before')
-            is_cast = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
-            calls[point].append(Call(args[0] if sees_input else output, len(args) == 1 and not kwargs, is_cast))
+            seen = args[0] if sees_input else output
+            calls[point].append(Call(seen, len(args) == 1 and not kwargs, is_cast(seen)))
         return see
 
-    weight = next((weight for weight in net.parameters() if weight.is_floating_point()), torch.empty(()))
     for point in points:
         watched(net, point).register_forward_hook(hook(point), with_kwargs=True)
+    weight = next((weight for weight in net.parameters() if weight.is_floating_point()), torch.empty(()))
     with torch.no_grad(), same_random_numbers(weight.device):
         net(torch.zeros(1, *size, device=weight.device, dtype=weight.dtype))
     return calls
+
+
+def is_cast(seen: Any) -> bool:
+    """Return whether an autocast is on that may have chosen the dtype; without values, on meta, none does."""
+    return isinstance(seen, torch.Tensor) and not seen.is_meta and torch.is_autocast_enabled(seen.device.type)
 
 
 def watched(net: nn.Module, point: Point) -> Any:
@@ -114,7 +119,7 @@ def end_of(net: nn.Module, point: Point, calls: list[Call], size: tuple[int, ...
     if len(calls) != 1:
         return End(f'it runs {len(calls)} times in a forward pass, which would share a gate' if calls else
                    NO_SHORTCUT if point.kind == 'before' else 'it does not run in a forward pass')
-    seen, is_plain, is_cast = calls[0]
+    seen, is_plain, by_autocast = calls[0]
     if not isinstance(seen, torch.Tensor):
         return End(f'it gives a {type(seen).__name__}, not a tensor')
     if point.kind in ('before', 'end') and not is_plain:
@@ -126,7 +131,7 @@ def end_of(net: nn.Module, point: Point, calls: list[Call], size: tuple[int, ...
     layout = layout_of(seen, size, watched(net, point) if point.kind in ('after', 'end') else None)
     if not layout:
         return End(f'it gives {tuple(seen.shape)}: neither maps (N, C, H, W), (N, H, W, C) nor tokens (N, L, C)')
-    return End('', seen.shape[1 if layout == 'NCHW' else -1], layout, None if is_cast else seen.dtype, is_plain)
+    return End('', seen.shape[1 if layout == 'NCHW' else -1], layout, None if by_autocast else seen.dtype, is_plain)
 
 
 def structure_problem(net: nn.Module, point: Point) -> str:

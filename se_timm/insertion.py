@@ -138,8 +138,8 @@ def add_se(
         net = copy.deepcopy(net)
     for point in sorted(gates, key=lambda point: -str(point).count('.')):  # the inner ones first: they change no names
         insert(net, point, gates[point], ends[point])
-    own = vars(net).get(EXEMPT)
-    if callable(kept := getattr(net, EXEMPT, None)) and kept() != exempt(net, own):
+    own, kept = vars(net).get(EXEMPT), getattr(type(net), EXEMPT, None)
+    if callable(own) or (own is None and callable(kept) and kept(net) != exempt(net)):
         replace_method(net, EXEMPT, partial(exempt, net, own))
     return Insertion(
         net,
@@ -234,13 +234,13 @@ def check_arguments(kind: str, arguments: dict[str, Any], identity_start: bool, 
             if name not in SE_ARGUMENTS:
                 raise ValueError(unknown('argument of add_se', name, [*SE_ARGUMENTS, *OWN_ARGUMENTS]))
         check_switches(bias=arguments.get('bias', True))
-        arguments = {name: int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
-                     for name, value in arguments.items()}  # numpy's cannot be written to a file
     elif identity_start:
         raise ValueError(message(
             f'identity_start=True with kind={kind!r}', "the gates of timm's attention do not begin with one",
             "take kind='se', or leave identity_start out"))
-    return {**arguments, **({'identity_start': True} if identity_start else {})}
+    plain = {name: int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+             for name, value in arguments.items()}  # numpy's cannot be written to a file
+    return {**plain, **({'identity_start': True} if identity_start else {})}
 
 
 def size_of(net: nn.Module, input_size: Sequence[int] | None) -> tuple[int, ...]:
@@ -317,8 +317,9 @@ def make_gate(net: nn.Module, point: Point, end: End, kind: str, arguments: dict
         ValueError: If it cannot be made.
     """
     block = net.get_submodule(point.block)
-    weight = next((weight for module in (block, net) for weight in module.parameters()), torch.empty(()))
-    dd: dict[str, Any] = {'device': weight.device, 'dtype': end.dtype or weight.dtype}
+    weights: list[torch.Tensor] = [weight for module in (block, net) for weight in module.parameters()]
+    dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.get_default_dtype())
+    dd: dict[str, Any] = {'device': (weights or [torch.empty(())])[0].device, 'dtype': end.dtype or dtype}
     try:
         if kind == 'se':
             return SqueezeExcite(end.channels, **arguments, **dd)
@@ -382,7 +383,7 @@ def plain_name(net: nn.Module, name: str) -> str:
                     if not isinstance(net.get_submodule('.'.join(parts[:depth])), Gated))
 
 
-def exempt(net: nn.Module, own: Callable[[], set[str]] | None) -> set[str]:
+def exempt(net: nn.Module, own: Callable[[], set[str]] | None = None) -> set[str]:
     """Return which parameters a network keeps from weight decay, as `named_parameters` has them.
 
     Some of timm's networks take the names of the state dict, in which there is no `inner`; timm's optimisers do not.
@@ -410,8 +411,11 @@ def replace_method(module: nn.Module, name: str, method: Callable[..., Any]) -> 
 
 
 def put_back_methods(module: nn.Module) -> None:
-    """Take out the methods that were put to a module."""
+    """Take out the methods that were put to a module and are still there."""
     for name, own in vars(module).pop(METHODS, {}).items():
+        function = getattr(vars(module).get(name), 'func', None)
+        if function is not _refused and function is not exempt:
+            continue
         del vars(module)[name]
         if own is not None:
             vars(module)[name] = own

@@ -122,7 +122,7 @@ def prune_se(
 def checked(gate: Any, name: str, module: nn.Module) -> Tensor:
     """Return the gate of a block if it is a number for each channel, else raise `ValueError`."""
     if isinstance(gate, Tensor) and gate.ndim == 1:
-        # the last layer has a row for each, and no other as many; ECA's has one for all
+        # the last layer has a row for each, and none has more; ECA's has one for all
         channels = max((len(weight) for weight in module.parameters() if weight.ndim), default=1)
         if len(gate) == 1 < channels:  # torch would take it for that of all
             raise ValueError(message(

@@ -1066,6 +1066,7 @@ def test_end_of_a_sequence_that_is_called_with_more_than_a_tensor_is_refused():
 def test_numbers_of_numpy_can_be_written_to_a_file():
     config = add_se(build(), reduction=np.int64(4), bias=False).config
     assert json.loads(json.dumps(config)) == config == {'kind': 'se', 'reduction': 4, 'bias': False}
+    json.dumps(add_se(build(), kind='eca', kernel_size=np.int64(3)).config)
 
 
 def test_attributes_of_the_user_stay():
@@ -1083,6 +1084,43 @@ def test_attributes_of_the_user_stay():
     assert (gated.head.fuse, gated.no_weight_decay, gated.stages[0][1].reparameterize) == (True, kept, list)
     for before, after in zip(net.modules(), gated.modules(), strict=True):
         assert vars(before).keys() == vars(after).keys()
+
+
+def test_methods_that_the_user_changes_meanwhile_stay_as_they_are():
+    net = build('repvgg_a0')
+    add_se(net, reduction=4)
+    first, second = net.stages[0][1], net.stages[1][1]
+    first.reparameterize = list
+    del second.reparameterize
+    remove_se(net)
+    assert first.reparameterize is list
+    assert all('reparameterize' not in vars(module) for module in net.modules() if module is not first)
+    add_se(net, reduction=4)
+
+
+def test_exemptions_of_the_user_are_not_asked_for():
+    net = build()
+    net.no_weight_decay = lambda model: {'fc.weight'}  # timm gives no argument
+    add_se(net)
+    remove_se(net)
+    assert net.no_weight_decay(net) == {'fc.weight'}
+
+
+def test_gate_of_a_block_with_whole_numbers_has_the_dtype_of_its_other_weights():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.arange(3), requires_grad=False)
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            assert torch.is_nonzero(self.conv.weight.sum())
+            return self.conv(x)
+
+    net = nn.Sequential(Packed(), nn.Flatten())
+    with torch.autocast('cpu', torch.bfloat16):
+        add_se(net, '0.conv', reduction=2, input_size=(3, 16, 16))
+    assert net[0].conv.se.fc1.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(('name', 'at'), [('efficientvit_m0', None), ('levit_128s', 'stages.*.blocks.*.attn')])
