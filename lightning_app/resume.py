@@ -19,6 +19,7 @@ from .data import ImageDataModule
 from .data.base import data_of
 from .data.samples import run_seed
 from .optim import Optim
+from .settings import as_group
 from .steps import batches_done, epochs_done, validates
 
 __all__ = [
@@ -110,7 +111,7 @@ def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, An
             'ckpt_path: a checkpoint of weights only', 'a training cannot go on without the state of its optimiser',
             'resume from a checkpoint that was written without save_weights_only'))
     given = checkpoint.get('hyper_parameters', {}).get('optim')
-    trained = Optim(**given) if given else optim
+    trained = as_group('model.optim of the checkpoint', given, Optim) if given else optim
     sizes = [len(group['params']) for group in checkpoint['optimizer_states'][0]['param_groups']]
     own = [len(group['params']) for group in optimizer.param_groups]
     # a momentum of RMSprop, unlike SGD's, cannot begin later
@@ -122,8 +123,9 @@ def check_continues(optimizer: Optimizer, optim: Optim, checkpoint: dict[str, An
     changed = added | {field.name: getattr(trained, field.name) for field in dataclasses.fields(Optim)
                if field.name in ('name', 'weight_decay', 'decay_bias_and_norm', 'layer_decay')
                and getattr(trained, field.name) != getattr(optim, field.name)}
-    unfreezing = [type(callback).__name__ for callback in callbacks if isinstance(callback, BaseFinetuning)]
-    if not changed and unfreezing:
+    unfreezing = [type(callback).__name__ for callback in callbacks
+                  if isinstance(callback, BaseFinetuning) and callback.state_key in checkpoint.get('callbacks', {})]
+    if not changed and unfreezing and sum(sizes) > sum(own):
         raise InputError(message(
             f'trainer.callbacks: {unfreezing[0]}', 'where a training goes on, it leaves frozen what it had unfrozen',
             f'take lightning_app.callbacks.FreezeBackbone, {NEW_TRAINING}'))

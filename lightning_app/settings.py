@@ -32,16 +32,19 @@ def as_group(key: str, given: Any, kind: Any) -> Any:
     Raises:
         InputError: For settings that it does not have, or what is no group of settings.
     """
-    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     if isinstance(given, Mapping):
         for name in given:
-            if name not in names:
-                raise InputError(unknown(f'setting of {key}', name, names))
+            if name not in fields:
+                raise InputError(unknown(f'setting of {key}', name, fields))
+        for name, field in fields.items():
+            if name not in given and field.default is field.default_factory is dataclasses.MISSING:
+                raise InputError(message(f'{key}: {given!r}', f'it needs {name}', f'give {key}.{name}'))
         return kind(**given)
-    if isinstance(given, (str, int, float, list, tuple)):
+    if given is not None and (is_plain(given) or isinstance(given, type)):
         raise InputError(message(
             f'{key}: {given!r}', 'it is a group of settings',
-            f'give {kind.__name__}(...) or a dict; settings are {", ".join(names)}'))
+            f'give {kind.__name__}(...) or a dict; settings are {", ".join(fields)}'))
     return kind() if given is None else given
 
 
