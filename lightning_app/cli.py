@@ -89,7 +89,7 @@ SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpo
 LIMITS = [f'trainer.limit_{stage}_batches' for stage, _ in SUBCOMMANDS.values()]
 # warnings of Lightning's that tell a user nothing: what it calls on torch newer than 2.12, that a resumed training goes
 # on in its own folder, that processes should agree on what has been summed over them, and that validation images were
-# shuffled, which have a sampler that is none of its own
+# shuffled: it thinks so of all samplers but torch's SequentialSampler
 NO_NEWS = (r'`isinstance\(treespec, LeafSpec\)` is deprecated', 'Checkpoint directory .* exists and is not empty',
            r"It is recommended to use `self\.log\('(?:gates|val|test)/.*sync_dist=True",
            'You requested to overfit but enabled val dataloader shuffling')

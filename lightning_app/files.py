@@ -21,8 +21,9 @@ def writing(given: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        name = str(error.filename or '')
-        why = f'{error.strerror or error}' + (f': {name}' if name not in given else '')
+        why, name = error.strerror or str(error), error.filename
+        if isinstance(name, str) and name not in given:
+            why += f': {name}'
         raise InputError(message(given, f'it cannot be written ({why})', remedy)) from error
 
 

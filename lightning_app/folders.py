@@ -83,7 +83,7 @@ def rank() -> int:
 
 
 def number_in(variable: str, otherwise: int = 0) -> int:
-    """Return the number in a variable of torchrun or SLURM; what else it is where that is not set, or empty."""
+    """Return the number in a variable of torchrun or SLURM, or `otherwise` where that is not set, or empty."""
     return int(os.environ.get(variable) or otherwise)
 
 

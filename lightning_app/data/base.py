@@ -424,7 +424,7 @@ class ImageDataModule(LightningDataModule):
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
     def _check_batches(self, trainer: Any) -> None:
-        every = getattr(trainer, 'val_check_interval', None)  # by the API not set where it is a time
+        every = getattr(trainer, 'val_check_interval', None)  # where it is a time, Lightning sets none
         batches = self.batches_of_epoch(trainer)
         within_epochs = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
         if within_epochs and isinstance(every, int) and every > batches:

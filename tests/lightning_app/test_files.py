@@ -1,7 +1,7 @@
 """Files that are written beside their place."""
 import pytest
 
-from lightning_app.files import replaced
+from lightning_app.files import replaced, writing
 
 
 @pytest.mark.parametrize(('name', 'unfinished'), [(None, '.a.txt'), ('.other', '.other')])
@@ -27,6 +27,16 @@ def test_an_unfinished_file_is_removed(tmp_path, error, begun):
     with pytest.raises(error), replaced(file) as place:
         write(place)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('a.txt', 'old')]
+
+
+def test_file_that_cannot_be_written_is_named_once(tmp_path, refused):
+    file = tmp_path / 'none' / 'a.txt'
+    for given, why in ((f'output: {tmp_path}', f'it cannot be written (No such file or directory: {file})'),
+                       (f'output: {file}', 'it cannot be written (No such file or directory)')):
+        with refused(given, why, 'make room'), writing(given, 'make room'):
+            file.write_text('')
+    with refused('output: a', 'it cannot be written (other images)', 'make room'), writing('output: a', 'make room'):
+        raise OSError('other images')
 
 
 def test_nothing_written(tmp_path):
