@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from numbers import Integral
@@ -30,7 +31,6 @@ GATES = (
     'EfficientLocalAttn', 'StripAttn')
 # attribute of what was put in: the module or None that was there, or that it holds it, or that there was nothing
 REPLACED = '_se_timm_replaced'
-METHODS = '_se_timm_methods'  # attribute of a module: what it had itself under the names of methods put to it, or None
 EXEMPT = 'no_weight_decay'  # a method of timm's networks
 INNER, NOTHING = 'inner', 'nothing'
 OWN_ARGUMENTS = ('at', 'kind', 'identity_start', 'input_size', 'inplace')
@@ -140,7 +140,7 @@ def add_se(
         insert(net, point, gates[point], ends[point])
     own, kept = vars(net).get(EXEMPT), getattr(type(net), EXEMPT, None)
     if callable(own) or (own is None and callable(kept) and kept(net) != exempt(net)):
-        replace_method(net, EXEMPT, partial(exempt, net, own))
+        replace_method(net, EXEMPT, exempt, net)
     return Insertion(
         net,
         {str(point): Place(point.kind, ends[point].channels, ends[point].layout, parameters_of(gate))
@@ -317,9 +317,10 @@ def make_gate(net: nn.Module, point: Point, end: End, kind: str, arguments: dict
         ValueError: If it cannot be made.
     """
     block = net.get_submodule(point.block)
-    weights: list[torch.Tensor] = [weight for module in (block, net) for weight in module.parameters()]
-    dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.get_default_dtype())
-    dd: dict[str, Any] = {'device': (weights or [torch.empty(())])[0].device, 'dtype': end.dtype or dtype}
+    none = torch.empty(())
+    weight = next(itertools.chain(block.parameters(), net.parameters()), none)
+    real = (each for each in itertools.chain(block.parameters(), net.parameters()) if each.is_floating_point())
+    dd: dict[str, Any] = {'device': weight.device, 'dtype': end.dtype or next(real, none).dtype}
     try:
         if kind == 'se':
             return SqueezeExcite(end.channels, **arguments, **dd)
@@ -401,27 +402,33 @@ def refuse_reparameterisation(block: nn.Module) -> None:
     """Let the methods of a block by which it makes one layer of several raise an error: a gate would be lost."""
     for name in REPARAMETERISE:
         if callable(vars(block).get(name, getattr(type(block), name, None))):  # and no child of that name
-            replace_method(block, name, partial(_refused, type(block).__name__, name))
+            replace_method(block, name, _refused, type(block).__name__, name)
 
 
-def replace_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
-    """Put a method to a module, and keep what the module itself, not its class, has under the name."""
-    vars(module).setdefault(METHODS, {}).setdefault(name, vars(module).get(name))
-    vars(module)[name] = method
+def replace_method(module: nn.Module, name: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """Put a method to a module, which keeps as `own` what the module itself, not its class, has under the name."""
+    own = vars(module).get(name)
+    if not is_put(own):
+        vars(module)[name] = partial(function, *arguments, own=own)
+
+
+def is_put(method: Any) -> bool:
+    """Return whether a method was put to a module by `replace_method`."""
+    return any(getattr(method, 'func', None) is function for function in (_refused, exempt))
 
 
 def put_back_methods(module: nn.Module) -> None:
     """Take out the methods that were put to a module and are still there."""
-    for name, own in vars(module).pop(METHODS, {}).items():
-        function = getattr(vars(module).get(name), 'func', None)
-        if function is not _refused and function is not exempt:
+    for name in (*REPARAMETERISE, EXEMPT):
+        method: Any = vars(module).get(name)
+        if not is_put(method):
             continue
         del vars(module)[name]
-        if own is not None:
+        if (own := method.keywords.get('own')) is not None:
             vars(module)[name] = own
 
 
-def _refused(block: str, method: str, *args: Any, **kwargs: Any) -> None:
+def _refused(block: str, method: str, *args: Any, own: Any = None, **kwargs: Any) -> None:
     raise ValueError(message(
         f'{block}.{method}()', 'it would lose the gates that add_se put there',
         'do that before add_se, or after remove_se'))
