@@ -204,7 +204,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def written(path: Path) -> int:
-    """Return when a file was written; -1 for one that a training has removed meanwhile."""
+    """Return when a file was written; -1 where there is none, or none any more."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

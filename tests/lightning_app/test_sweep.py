@@ -395,11 +395,12 @@ def test_training_that_fails_in_its_course_is_not_finished(on_photos, sweep_file
     assert not (run.folder / FINISHED).exists()
 
 
-def test_training_in_other_processes_is_the_same(sweep_file, in_tmp_path):
+def test_training_in_other_processes_is_the_same(sweep_file, capsys, in_tmp_path):
     run = checked(runs_of(sweep_file(), None, []))[1]
     mark(run.folder / FINISHED, run)
     main(['sweep', sweep_file(), '--trainer.strategy=ddp', '--trainer.num_nodes=2', '--trainer.accelerator=cpu',
-          '--trainer.logger=false', '--data.prefetch=3', '--dry_run=true'])  # it would be refused as another
+          '--trainer.logger=false', '--data.prefetch=3', '--dry_run=true'])
+    assert capsys.readouterr().out.count('--trainer.strategy=ddp') == 2  # and is not refused as another
 
 
 def test_folders_of_long_values_can_be_made(sweep_file, in_tmp_path):

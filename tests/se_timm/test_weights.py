@@ -91,7 +91,7 @@ def test_part_of_cadenes_file_is_known_for_such(name):
     assert torch.equal(ours.layer2[0].se.fc1.weight, theirs['layer2.0.se_module.fc1.weight'])
 
 
-def test_classifier_of_a_network_without_se_asks_for_no_further_relu():
+def test_classifier_alone_asks_for_no_further_relu():
     ours = timm.create_model('se_resnet18')
     weights = {'last_linear.weight': torch.rand(1000, 512), 'last_linear.bias': torch.rand(1000)}
     ours.load_state_dict(checkpoint_filter_fn(weights, ours), strict=False)
