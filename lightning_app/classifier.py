@@ -584,6 +584,8 @@ class ImageClassifier(LightningModule):
         hparams.update({name: settings for name, settings in self._groups().items() if name in hparams})
         if isinstance(data := data_of(self.trainer), ImageDataModule):
             checkpoint['data'], checkpoint['data_left_out'] = data.settings(), data.left_out
+            # where Lightning's `load_from_checkpoint` of a data module finds them
+            checkpoint.setdefault(data.CHECKPOINT_HYPER_PARAMS_KEY, checkpoint['data']['init_args'])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this network, and drop its schedule, which follows from the settings."""

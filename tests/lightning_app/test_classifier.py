@@ -38,7 +38,7 @@ from lightning_app.callbacks import (
 )
 from lightning_app.callbacks.throughput import images_in
 from lightning_app.classifier import GROUPS
-from lightning_app.data import Augment
+from lightning_app.data import Augment, ImageNetDataModule
 from lightning_app.distillation import Distill
 from lightning_app.logger import CsvLogger
 from lightning_app.loss import Loss
@@ -570,6 +570,14 @@ def test_checkpoint_from_python_loads_with_weights_only(checkpoint):
         assert getattr(loaded, attribute) == getattr(model, attribute)
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_data_module_of_a_checkpoint_has_its_settings(checkpoint, photo_data):
+    path, _ = checkpoint
+    loaded, given = ImageNetDataModule.load_from_checkpoint(path, batch_size=4), photo_data()
+    for attribute in ('root', 'augment', 'image_size', 'num_workers'):
+        assert getattr(loaded, attribute) == getattr(given, attribute) != getattr(ImageNetDataModule('here'), attribute)
+    assert loaded.batch_size == 4
 
 
 def test_checkpoint_loads_into_the_bare_network(checkpoint):
