@@ -85,6 +85,8 @@ EVALUATED = 'Checkpoint of a training. It supplies the settings that are not giv
 # With the Trainer's switch off, Lightning refuses these callbacks, which the configs name.
 SWITCHES: dict[str, type] = {'enable_progress_bar': ProgressBar, 'enable_checkpointing': Checkpoint}
 
+CKPT_PATH = '--ckpt_path'
+
 # where 1 is a batch and 1.0 all of them: Lightning's type for them takes a whole number for the latter
 LIMITS = [f'trainer.limit_{stage}_batches' for stage, _ in SUBCOMMANDS.values()]
 # warnings of Lightning's that tell a user nothing: what it calls on torch newer than 2.12, that a resumed training goes
@@ -97,7 +99,7 @@ NO_NEWS = (r'`isinstance\(treespec, LeafSpec\)` is deprecated', 'Checkpoint dire
 FILLED: dict[str, dict[str, Any]] = {
     'model': {name: kind for name, kind in GROUPS.items() if name != 'distill'}, 'data.init_args': {'augment': Augment}}
 
-Configs = list[tuple[Path, dict[str, Any]]]  # files and their contents
+Configs = list[tuple[str, dict[str, Any]]]  # files, or what is given in their place, and their contents
 
 # YAML has no form for them, and Lightning's Timer has one by default
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, each: dumper.represent_str(str(each.value)))
@@ -218,7 +220,7 @@ class AppCLI(LightningCLI):
         """Parse; where a checkpoint is evaluated, it supplies what is not given."""
         if args is not None and not isinstance(args, list):
             return super().parse_arguments(parser, args)
-        given = sys.argv[1:] if args is None else args
+        given = with_checkpoint_last(sys.argv[1:] if args is None else args)
         configs = _configs(given)
         check_links(configs)
         with tempfile.TemporaryDirectory() as folder:
@@ -227,9 +229,9 @@ class AppCLI(LightningCLI):
             completed = complete_from_checkpoint(given, checkpoint, Path(folder))
             with warnings.catch_warnings():  # that the options of the program are given as arguments
                 warnings.filterwarnings('ignore', "LightningCLI's args parameter")
-                super().parse_arguments(parser, args if completed == given else completed)
+                super().parse_arguments(parser, completed)
             self.config = expand(self.config)
-            if completed != given:
+            if checkpoint:
                 self.config[self.config.subcommand].config.pop(0)  # that file is not the user's
 
     def _parse_ckpt_path(self) -> None:
@@ -416,7 +418,7 @@ def evaluated_checkpoint(args: list[str], configs: Configs) -> dict[str, Any]:
         InputError: If there is no such checkpoint, or it cannot be read.
     """
     given = [content['ckpt_path'] for _, content in configs if 'ckpt_path' in content]
-    path = str([None, *given, *_options(args, '--ckpt_path')][-1])
+    path = str([None, *given, *_options(args, CKPT_PATH)][-1])
     if not args or args[0] not in SUBCOMMANDS or path in ('None', 'null') or (
             args[0] == 'fit' and path in NEWEST):
         return {}
@@ -446,6 +448,14 @@ def complete_from_checkpoint(args: list[str], checkpoint: dict[str, Any], folder
     return [args[0], '--config', str(file), *args[1:]]
 
 
+def with_checkpoint_last(args: list[str]) -> list[str]:
+    """Return `args` with the checkpoint that they name at the end, so that no config takes its place.
+
+    The `config.yaml` of a run may name none, and a training would begin anew, or an evaluation have no weights.
+    """
+    return [*args, *(f'{CKPT_PATH}={path}' for path in _options(args, CKPT_PATH)[-1:])]
+
+
 def _options(args: list[str], *names: str) -> list[str]:
     """Return the values of an option with the given spellings in a command line."""
     values = []
@@ -463,31 +473,34 @@ def _configs(args: list[str]) -> Configs:
     Raises:
         InputError: If one is not YAML.
     """
-    found = [(Path(value), _read_yaml(Path(value))) for value in _options(args, '--config', '-c')]
-    groups = [('model', Path(value)) for value in _options(args, '--model')]
-    groups += [(key, path.parent / value) for path, content in found for key, value in content.items()
+    found = [(value, _read_yaml(value)) for value in _options(args, '--config', '-c')]
+    groups = [('model', value) for value in _options(args, '--model')]
+    groups += [(key, os.path.join(os.path.dirname(path) if os.path.isfile(path) else '', value))
+               for path, content in found for key, value in content.items()
                if isinstance(value, str) and value.endswith(('.yaml', '.yml', '.json'))]
     return found + [(file, {key: _read_yaml(file)}) for key, file in groups]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}  # the parser says so
+def _read_yaml(given: str) -> dict[str, Any]:
+    """Return what a config file holds, or what is given in place of one, such as `{num_classes: 5}`."""
+    is_file = os.path.isfile(given)
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(message(f'config: {path}', f'it is not YAML ({error})', 'correct it there')) from error
+        content = yaml.safe_load(Path(given).read_text() if is_file else given)
+    except (yaml.YAMLError, ValueError) as error:  # the latter for 2026-02-30, and what is no text
+        if not is_file:
+            return {}  # the parser says so
+        raise InputError(message(f'config: {given}', f'it is not YAML ({error})', 'correct it there')) from error
     return expand(content) if isinstance(content, dict) else {}
 
 
 def check_links(configs: Configs) -> None:
     """Raise `InputError` if a config file sets a key that follows from another; jsonargparse would ignore it."""
-    for path, content in configs:
+    for given, content in configs:
         for key in LINKED:
             group, name = key.split('.')
             keys = content.get(group)
             if key in content or (isinstance(keys, dict) and name in keys):
-                raise InputError(linked_key(key, f'in {path}'))
+                raise InputError(linked_key(key, f'in {given}'))
 
 
 def check_limit(subcommand: str, trainer: Namespace) -> None:

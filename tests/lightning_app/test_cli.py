@@ -1,5 +1,6 @@
 """The command line: what is given wins, configs merge, checkpoints complete what is not given, runs have folders."""
 import json
+import math
 import os
 import shutil
 import sys
@@ -141,7 +142,20 @@ def test_switch_of_the_trainer_wins_over_the_callback_of_a_config(on_photos, wri
     assert bool(list(Path('runs').rglob('*.ckpt'))) == (switch != 'enable_checkpointing')
 
 
-def test_command_line_wins_over_configs_after_it(write_yaml):
+def test_settings_in_place_of_a_file_may_be_many(write_yaml):
+    config = write_yaml('config.yaml', {'data': {'class_path': 'DigitsDataModule'}})
+    model = {'name': 'test_resnet', 'network': {'drop_rate': 0.1}, 'optim': {'options': {'betas': [0.9] * 50}}}
+    given = yaml.safe_dump(model, default_flow_style=True, width=math.inf)
+    assert len(given) > 255  # longer than any file's name
+    assert main(['--config', config, '--model', given], run=False).model.hparams.network == {'drop_rate': 0.1}
+
+
+def test_word_in_place_of_a_file_may_look_like_a_date_that_there_is_not(on_photos, in_tmp_path):
+    main(['fit', *on_photos, '--config', '{trainer: {default_root_dir: 2026-02-30}}'])
+    assert list(Path('2026-02-30').rglob('*.ckpt'))
+
+
+def test_command_line_wins_over_the_config_before_it(write_yaml):
     config = write_yaml('config.yaml', {'model': {'name': 'test_resnet', 'optim': {'lr': 0.1}},
                                         'data': {'class_path': 'DigitsDataModule'}})
     assert main(['--config', config, '--model.optim.lr=0.3'], run=False).model.optim.lr == 0.3
@@ -312,10 +326,18 @@ def test_checkpoint_alone_gives_the_numbers_of_the_fit(on_photos, options):
     assert validation(alone) == validation(fitted)
 
 
-def test_recorded_config_and_checkpoint_give_the_numbers_of_the_fit(on_photos):
+@pytest.mark.parametrize('order', [1, -1])
+def test_recorded_config_and_checkpoint_give_the_numbers_of_the_fit(on_photos, order):
     fitted = main(['fit', *on_photos])
-    alone = main(['validate', '--config=runs/test_resnet/version_0/config.yaml', f'--ckpt_path={only_checkpoint()}'])
-    assert validation(alone) == validation(fitted)
+    given = ['--config=runs/test_resnet/version_0/config.yaml', f'--ckpt_path={only_checkpoint()}']
+    assert validation(main(['validate', *given[::order]])) == validation(fitted)
+
+
+def test_training_goes_on_whether_a_recorded_config_comes_first_or_last(on_photos):
+    main(['fit', *on_photos, CSV])
+    checkpoint = only_checkpoint()
+    cli = main(['fit', '--ckpt_path=auto', '--config=runs/test_resnet/version_0/config.yaml', '--trainer.max_epochs=2'])
+    assert (cli.trainer.ckpt_path, cli.trainer.global_step) == (checkpoint, 6)
 
 
 def test_test_counts_the_test_split(on_photos):

@@ -295,6 +295,24 @@ def test_linked_key_in_a_file_for_the_group(refused, write_yaml, named):
     refused(['fit', '--config', path, *options, '--trainer.fast_dev_run=1'], 'model.num_classes', 'follows')
 
 
+@pytest.mark.parametrize(('option', 'given'), [
+    ('--model', '{name: test_resnet, num_classes: 3}'), ('--config', '{model: {num_classes: 3}}')])
+def test_linked_key_in_place_of_a_file(refused, on_photos, option, given):
+    refused(['fit', *on_photos, option, given], f'model.num_classes in {given}', 'follows')
+
+
+def test_linked_key_in_a_file_that_is_named_in_place_of_one(refused, on_photos, in_tmp_path):
+    Path('of model').mkdir()
+    Path('of model', 'm.yaml').write_text('num_classes: 3')
+    refused(['fit', *on_photos, '--config', '{model: "of model/m.yaml"}'], 'model.num_classes in of model/m.yaml')
+
+
+def test_dates_that_there_are_not(refused, on_photos, write_yaml):
+    refused(['fit', *on_photos, '--config', '2024-13-45'], '2024-13-45')
+    path = write_yaml('c.yaml', '{trainer: {default_root_dir: 2026-02-30}}')
+    refused(['fit', *on_photos, '--config', path], f'config: {path}', 'is not YAML', 'correct it')
+
+
 def test_linked_key_on_the_command_line(refused, on_photos):
     refused(['fit', *on_photos, '--model.num_classes=3'], 'model.num_classes', 'follows', 'data.num_classes')
 
@@ -491,6 +509,7 @@ def test_output_that_is_a_folder(refused, on_photos, weights, photos):
     (['--model.max_nonfinite_steps=-1'], 'model.max_nonfinite_steps: -1', 'too small'),
     (['--seed_everything=-1'], 'seed_everything: -1', '32 bits'),
     (['--model.network.drop_rate=1.5'], 'model.network.drop_rate: 1.5', 'share'),
+    (['--model.network.drop_path_rate=1.5'], 'model.network.drop_path_rate: 1.5', 'share'),
     (['--trainer.gradient_clip_val=-1'], 'trainer.gradient_clip_val: -1.0', 'clipped to nothing'),
     (['--trainer.callbacks=lightning_app.callbacks.WeightEMA', '--trainer.callbacks.decay=1.5'], 'WeightEMA: decay 1.5',
      'share'),
