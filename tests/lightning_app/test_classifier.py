@@ -43,7 +43,7 @@ from lightning_app.distillation import Distill
 from lightning_app.logger import CsvLogger
 from lightning_app.loss import Loss
 from lightning_app.metrics import sum_dtype
-from lightning_app.network import create_network
+from lightning_app.network import create_network, trained_classes
 from lightning_app.optim import Optim, Schedule
 from lightning_app.steps import is_logging_step
 from se_timm import explain
@@ -1395,3 +1395,45 @@ def test_setting_of_a_subclass_by_which_a_network_differs_is_named(make_trainer,
     with refused('test_resnet', 'model.width was 32, and is 64', 'model.width as in its training'):
         make_trainer(max_epochs=2).fit(Wide('test_resnet', num_classes=3, width=64), photo_data(),
                                        ckpt_path=tmp_path / 'a.ckpt', weights_only=True)
+
+
+def test_checkpoint_of_a_plain_twin_gives_initial_weights(make_trainer, photo_data, tmp_path):
+    path, twin = tmp_path / 'plain.ckpt', {'add_se': {'reduction': 4}, 'plain': True}
+    model, trainer = classifier(**twin), make_trainer(limit_train_batches=1)
+    trainer.fit(model, photo_data())
+    trainer.save_checkpoint(path, weights_only=False)
+    images = torch.randn(2, 3, 32, 32)
+    for given in (twin, {}):
+        again = classifier(network={'checkpoint_path': str(path)}, **given)
+        assert torch.equal(again.eval()(images), model.eval()(images))
+
+
+def test_both_classifiers_of_a_network_begin_anew(tmp_path):
+    name, path = 'deit_tiny_distilled_patch16_224', tmp_path / 'weights.pth'
+    torch.save(timm.create_model(name, num_classes=5).state_dict(), path)
+    net, classes = create_network(name, num_classes=3, checkpoint_path=str(path))
+    assert (classes, net.num_classes) == (5, 3)
+
+
+def test_names_of_classes_are_those_of_the_weights(checkpoint):
+    path, _ = checkpoint
+    names = {classes: trained_classes(create_network(
+        'test_resnet', num_classes=classes, checkpoint_path=str(path))[0]) for classes in (3, 5)}
+    assert names == {3: ['ant', 'bee', 'cat'], 5: None}
+
+
+def test_hub_may_call_classes_otherwise():
+    net = timm.create_model('test_resnet', num_classes=3)
+    net.pretrained_cfg = {**net.pretrained_cfg, 'label_names': ['a', 'b', 'c'], 'source': 'hf-hub'}
+    assert trained_classes(net) is None
+    net.pretrained_cfg['source'] = 'local-dir'
+    assert trained_classes(net) == ['a', 'b', 'c']
+
+
+@pytest.mark.parametrize(('content', 'why'), [
+    (None, 'it is a folder'), (b'', 'EOFError'), (b'no weights', 'eights')])
+def test_weights_in_what_is_no_file_of_them(tmp_path, content, why):
+    path = tmp_path / 'weights.pth'
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=f'\n  why: .*{why}'):
+        classifier(network={'checkpoint_path': str(path)})

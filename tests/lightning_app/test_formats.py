@@ -1125,3 +1125,33 @@ def test_library_that_is_not_installed(write, package, extra, written, refused, 
     monkeypatch.setitem(sys.modules, package, None)
     with refused('data.root: ', f'the package {package} is not installed', f"pip install 'se-timm[{extra}]'"):
         open_split(root, 'train')
+
+
+def test_copies_of_old_files_are_not_fetched_again(bucket, monkeypatch):
+    url, store, path = bucket()
+    for file in store.find(path):
+        store.store[file].created -= timedelta(days=1)
+    expected = list(open_split(url, 'train').paths)
+    monkeypatch.setattr(type(store), 'get', None)
+    assert list(open_split(url, 'train').paths) == expected
+
+
+def test_more_files_than_are_asked_for_together(bucket, monkeypatch):
+    monkeypatch.setattr(object_store, 'AT_ONCE', 4)
+    assert len(open_split(bucket()[0], 'train').labels) == 18
+
+
+def test_folder_that_a_store_lists_in_itself(bucket, monkeypatch):
+    """As S3 does of a folder that was made before its files."""
+    url, store, _ = bucket()
+    original = type(store).ls
+    monkeypatch.setattr(type(store), 'ls', lambda self, place, **options: [
+        {'name': f'{place}/', 'size': 0, 'type': 'directory'}, *original(self, place, **options)])
+    assert len(open_split(url, 'train').labels) == 18
+
+
+def test_linked_file_in_a_store(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    file = next((folders / 'train' / 'cat').iterdir())
+    file.with_name(f'z{file.name}').symlink_to(file)
+    assert list(open_split(f'file://{folders}', 'train').paths) == list(open_split(folders, 'train').paths)

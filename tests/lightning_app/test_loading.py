@@ -1,6 +1,7 @@
 """The benchmark of the loading runs every row, on the same files."""
 import io
 import os
+import re
 
 import numpy as np
 import pytest
@@ -144,3 +145,22 @@ def test_both_sides_load_the_same_images(root):
 def test_what_cannot_be_measured(root, options, parts, cli_error):
     lines = cli_error(['loading', str(root), '--batch_size=4', '--size=32', *options])
     assert all(part in line for part, line in zip(parts, lines, strict=True))
+
+
+def test_rows_load_as_they_are_called(root, monkeypatch):
+    called = []
+    monkeypatch.setattr(loading, 'own', lambda source, exact=False, workers=1, **given: called.append(
+        (given['decoder'], exact, workers)) or 1.0)
+    rows(root, '--decoder=simplejpeg-fast')
+    assert called == [('simplejpeg-fast', False, 1), ('simplejpeg', True, 1), ('simplejpeg-fast', False, 2)]
+
+
+def test_what_is_printed_follows_from_the_speeds(root, monkeypatch, capsys):
+    speeds = {loading.TIMM: 100, f'{root}, 1 worker': 200, f'{root}, 2 workers': 300,
+              'decoding alone, pillow': 400, 'decoding alone, pillow, 2 workers': 1000}
+    monkeypatch.setattr(loading, 'timed', lambda *_: {row: [speed, speed, 5 * speed] for row, speed in speeds.items()})
+    rows(root, '--decoder=pillow', '--images_per_second=500')
+    text = capsys.readouterr().out
+    assert re.search(r'1 worker +200 +2\.00 +0\.50\n', text)
+    assert '2 workers load 1.50 times what one does; where they only decode, 2.50 times.' in text
+    assert 'needs 3 cores, each of which loads 200 images/s' in text

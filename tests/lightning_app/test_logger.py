@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -16,8 +17,10 @@ import torch
 import wandb
 
 from lightning_app import logger as logger_module
+from lightning_app import provenance as provenance_module
 from lightning_app.cli import main
 from lightning_app.logger import CsvLogger, WandbLogger
+from lightning_app.metrics import DATA_WAIT, SPEED
 from lightning_app.provenance import source
 from se_timm.cost import cost
 
@@ -487,3 +490,43 @@ def test_evaluation_is_a_run_of_its_own(stage, on_photos, in_tmp_path, read_wand
 def test_kind_of_the_run_can_be_given(on_photos, in_tmp_path, read_wandb):
     main(['fit', *on_photos, WANDB, '--trainer.logger.job_type=trial'])
     assert of_kind(read_wandb('runs'), 'run')[0].job_type == 'trial'
+
+
+def test_changes_of_the_source_are_told(tmp_path):
+    (tmp_path / '__init__.py').write_text('')
+    git = ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b.c']
+    for words in (['init', '--quiet'], ['add', '.'], ['commit', '--quiet', '-m', 'of the package']):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / 'notes.txt').write_text('of no commit')
+    assert source(tmp_path)['dirty'] is False
+    (tmp_path / '__init__.py').write_text('changed = True')
+    assert source(tmp_path)['dirty'] is True
+
+
+def test_where_a_result_of_several_machines_comes_from(monkeypatch):
+    monkeypatch.setattr('sys.argv', ['/somewhere/program', 'fit', '--data.root=my pets'])
+    monkeypatch.setattr(provenance_module, 'PACKAGES', ('no-such-package',))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device('cpu')), world_size=8, num_nodes=2,
+                              datamodule=SimpleNamespace(testing=[1, 2, 3], num_classes=5))
+    come = provenance_module.provenance(trainer)
+    assert come['versions']['no_such_package'] is None
+    assert (come['machine']['processes'], come['machine']['nodes']) == (8, 2)
+    assert come['command'] == "program fit '--data.root=my pets'"
+    assert come['data'] == {'test_images': 3, 'classes': 5}
+
+
+def test_speeds_of_which_none_counts_are_left_out_and_a_divergence_is_not(tmp_path):
+    logger = CsvLogger(str(tmp_path))
+    logger.log_metrics({SPEED: float('nan'), DATA_WAIT: float('nan'), 'train/loss': float('nan')}, step=3)
+    logger.save()
+    with open(tmp_path / 'metrics.csv', newline='') as file:
+        assert list(csv.DictReader(file)) == [{'step': '3', 'train/loss': 'nan'}]
+
+
+def test_lines_without_a_step_are_left_out(tmp_path, read_csv):
+    (tmp_path / 'metrics.csv').write_text('step,train/loss\n1,0.5\n,0.4\nx')
+    logger = CsvLogger(str(tmp_path))
+    logger.goes_on = True
+    logger.log_metrics({'train/loss': 0.25}, step=2)
+    logger.save()
+    assert read_csv(tmp_path, 'train/loss') == [(1, 0.5), (2, 0.25)]

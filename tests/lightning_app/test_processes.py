@@ -90,3 +90,23 @@ def test_synchronised_batch_norm_is_refused_on_the_cpu(on_photos, cli_error):
 
 def test_synchronised_batch_norm_of_one_process_is_that_of_its_images(on_photos):
     assert main(['fit', *on_photos, '--trainer.sync_batchnorm=true']).trainer.global_step == 3
+
+
+def test_machines_that_are_not_told_are_one(on_photos, launched, cli_error):
+    launched({name: value for name, value in SRUN.items() if name != 'SLURM_NNODES'})
+    _, why, _ = cli_error(['fit', *on_photos, '--trainer.num_nodes=2', '--trainer.devices=1'])
+    assert why == 'the job of SLURM is of 4 processes on 1 machines, not 2'
+
+
+@pytest.mark.parametrize('variables', [TORCHRUN, SRUN])
+def test_fewer_processes_than_the_trainer_counts_on_are_refused(variables, launched):
+    launched(variables)
+    with pytest.raises(InputError, match='4 processes on 2 machines, not 8'):
+        check_launch(Trainer(accelerator='cpu', num_nodes=4, devices=2, logger=False, enable_checkpointing=False))
+
+
+@pytest.mark.parametrize('devices', ['0', '-1', '[]'])
+def test_no_number_of_devices(devices, on_photos, cli_error):
+    _, why, remedy = cli_error(['fit', *on_photos, f'--trainer.devices={devices}'])
+    assert why == 'it is neither a number of devices nor a list of them'
+    assert remedy.startswith('say --trainer.devices=auto')
