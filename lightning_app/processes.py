@@ -32,17 +32,17 @@ LAUNCHERS: dict[type, tuple[str, str, str]] = {
 def check_devices(trainer: Namespace) -> None:
     """Raise `InputError` if more devices are asked for than there are."""
     accelerator, devices = trainer.accelerator, trainer.devices
-    if (not isinstance(devices, list) and not re.fullmatch(r'auto|-1|\d+(,\d+)*', str(devices))) or (
-            str(devices) == '-1' and accelerator == 'cpu') or devices in (0, '0', []):
+    text = str(devices)
+    named = isinstance(devices, list) or bool(re.fullmatch(r'-1|\d+( *, *\d+)+|\d+( *, *\d+)*,', text))  # GPUs, or all
+    count = len(devices) if isinstance(devices, list) else int(text) if text.isdecimal() else 1
+    if not count or not (named or text == 'auto' or text.isdecimal()) or (named and accelerator == 'cpu'):
         raise InputError(message(
-            f'trainer.devices: {devices}', 'it is neither a number of devices nor a list of them',
-            'say --trainer.devices=auto, or a number from 1'))
-    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+            f'trainer.devices: {devices}', 'it is no number of CPU cores' if accelerator == 'cpu' else
+            'it is neither a number of devices nor a list of them', 'say --trainer.devices=auto, or a number from 1'))
     gpus = torch.cuda.device_count()
     on_gpu = accelerator in ('gpu', 'cuda') or (accelerator == 'auto' and gpus > 0)
-    available = gpus if on_gpu or (accelerator == 'auto' and count > 1) else os.cpu_count() or 1
-    if accelerator in ('auto', 'cpu', 'gpu', 'cuda') and not torch.backends.mps.is_available() and (
-            count > available or (accelerator in ('gpu', 'cuda') and not gpus)):
+    available = gpus if on_gpu or (accelerator == 'auto' and (named or count > 1)) else os.cpu_count() or 1
+    if accelerator in ('auto', 'cpu', 'gpu', 'cuda') and not torch.backends.mps.is_available() and count > available:
         kind = 'GPUs' if on_gpu or accelerator == 'auto' else 'CPU cores'
         raise InputError(message(
             f'trainer.devices: {devices} with trainer.accelerator: {accelerator}',

@@ -29,7 +29,7 @@ from .residual_tail import ResidualTail
 from .squeeze_excite import SqueezeExcite, se_maker
 from .weights import checkpoint_filter_fn
 
-__all__ = ['TIMM_NAMES', 'SEBasicBlock', 'SEBottleneck', 'SEResNet']
+__all__ = ['SE_DEFAULTS', 'TIMM_NAMES', 'SEBasicBlock', 'SEBottleneck', 'SEResNet']
 
 TOPOLOGIES = ('auto', 'paper', 'v1.5')
 STAGES = (2, 3, 4, 5)

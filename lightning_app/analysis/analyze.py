@@ -60,7 +60,7 @@ def analyze(
         blocks: Blocks of the figures, such as `SE_5_3`, `layer4.*`; the paper's, or the like, where not given.
         classes: Those of the figures, by name or number; the paper's, or four others. Figure 7 has first and third.
         images_per_class: Images of each class; the paper has 50.
-        prune: Blocks to take out, but for their mean gates, to see what becomes of the accuracy; by default the steady.
+        prune: Blocks to take out but for their mean gates, to see the accuracy without; the steady by default, or `[]`.
         grad_cam: Draw also for an image of each class where in it the network saw the class (needs captum).
         output: Folder to write to.
         batch_size: Images at a time.
@@ -85,7 +85,7 @@ def analyze(
     see = partial(survey, subject, batch_size=batch_size, num_workers=num_workers)
     found = see(every)
     lines = drawn(named, subject.names, found.results[0].counts.tolist())
-    removed = [each for each in found.results if each.block in pruned] if prune else removable(found.results)
+    removed = removable(found.results) if prune is None else [each for each in found.results if each.block in pruned]
     parts = summary(subject, see, found, removed, images_per_class)
     print('\n\n'.join(parts), end='\n\n')
     return write(Path(output), subject, found.results, shown, lines, parts, every[-1].name if grad_cam else None)

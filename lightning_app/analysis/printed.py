@@ -18,6 +18,7 @@ from se_timm.paper import (
     Pair,
     Table,
 )
+from se_timm.se_resnet import SE_DEFAULTS
 
 from ..network import INITIAL_WEIGHTS, arguments_of
 from .runs import Run
@@ -33,10 +34,9 @@ TABLES: tuple[tuple[str, int, tuple[Table[Any], ...]], ...] = (
 )
 ABLATED = 'se_resnet50'
 ABLATION_SCHEDULE = 'multistep'  # of configs/imagenet/ablation.yaml
-# what the networks do where nothing is said
-DEFAULTS: dict[str, Any] = {
-    'se': True, 'reduction': 16, 'squeeze': 'avg', 'excitation': 'sigmoid', 'bias': True, 'placement': 'standard'}
-BLOCK = ('reduction', 'squeeze', 'excitation', 'bias', 'placement', 'stages')  # arguments of SE
+BLOCK = SE_DEFAULTS.keys() - {'se'}  # arguments of SE
+# what the networks do where nothing is said; which stages there are, each has in numbers of its own
+DEFAULTS = {name: value for name, value in SE_DEFAULTS.items() if name != 'stages'}
 
 
 class Printed(NamedTuple):

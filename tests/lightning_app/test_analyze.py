@@ -146,6 +146,12 @@ def test_accuracy_before_and_after(trained, capsys):
     assert trained.top1 == pytest.approx(top1(trained.net))
 
 
+@pytest.mark.parametrize(('options', 'pruned'), [([], True), (['--prune=[]'], False)])
+def test_no_block_is_taken_out_where_none_is_to_be(trained, capsys, options, pruned):
+    main(['analyze', '--ckpt_path', trained.path, '--output', 'out', *options])
+    assert ('% after' in capsys.readouterr().out) == pruned
+
+
 def test_class_without_images_is_drawn_by_no_default(trained, photos, cli_error):
     shutil.rmtree(photos / 'val' / 'cat')
     arguments = ['analyze', '--ckpt_path', trained.path, '--root', str(photos), '--output', 'out', '--grad_cam=true']

@@ -2,11 +2,13 @@
 import os
 
 import pytest
+import torch
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 
 from lightning_app.cli import main
-from lightning_app.processes import check_launch, check_restarts
+from lightning_app.processes import check_devices, check_launch, check_restarts
 from se_timm.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('in_tmp_path')
@@ -105,8 +107,22 @@ def test_fewer_processes_than_the_trainer_counts_on_are_refused(variables, launc
         check_launch(Trainer(accelerator='cpu', num_nodes=4, devices=2, logger=False, enable_checkpointing=False))
 
 
-@pytest.mark.parametrize('devices', ['0', '-1', '[]'])
-def test_no_number_of_devices(devices, on_photos, cli_error):
+@pytest.mark.parametrize('accelerator', ['auto', 'gpu', 'cuda'])
+@pytest.mark.parametrize('devices', ['auto', '-1', -1, '1', '0,', '1,3', '1, 3', '1,3,', 4, [0], [1, 3]])
+def test_devices_as_lightning_takes_them(accelerator, devices, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    check_devices(Namespace(accelerator=accelerator, devices=devices))
+
+
+@pytest.mark.parametrize('devices', ['0', '-1', '[]', '[0]', '0,', '1,3', '\N{SUPERSCRIPT TWO}', '1.5'])
+def test_no_number_of_cores(devices, on_photos, cli_error):
     _, why, remedy = cli_error(['fit', *on_photos, f'--trainer.devices={devices}'])
-    assert why == 'it is neither a number of devices nor a list of them'
+    assert why == 'it is no number of CPU cores'
     assert remedy.startswith('say --trainer.devices=auto')
+
+
+@pytest.mark.parametrize('devices', ['-1', '[0]', '0,', '1,3'])
+def test_gpus_that_are_not_there(devices, on_photos, cli_error):
+    _, why, remedy = cli_error(['fit', *on_photos, '--trainer.accelerator=auto', f'--trainer.devices={devices}'])
+    assert why == 'this machine has 0 GPUs'
+    assert '--trainer.accelerator=cpu' in remedy
