@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,18 +10,40 @@ from torch import nn
 
 from .errors import message, unknown
 from .residual_blocks import is_identity
+from .squeeze_excite import SqueezeExcite
 
-__all__ = ['PLACEMENTS', 'PlacedSE', 'check_each_stage', 'check_se_arguments']
+__all__ = ['PLACEMENTS', 'PlacedSE', 'check_each_stage', 'check_se_arguments', 'places']
 
 PLACEMENTS = ('standard', 'pre', 'post', 'identity', '3x3')
 
 
 class PlacedSE:
-    """What the residual blocks share: an SE block `se` (or an identity), and the place at which it acts."""
+    """What the residual blocks share: an SE block `se` (or an identity), and the place at which it acts.
+
+    `places` has the places at which it may act, with the channels there.
+    """
 
     if TYPE_CHECKING:  # TorchScript reads annotations of the class, and does not know these
         se: nn.Module
         placement: str
+        places: dict[str, int]
+
+    made_of = 'basic blocks'  # as messages call them
+
+    @torch.jit.unused
+    def insert_se(self, make_se: partial[SqueezeExcite], placement: str) -> None:
+        """Put an SE block, made by `make_se(channels)`, at `placement` (Fig. 5 and Table 15 of the paper).
+
+        Raises:
+            ValueError: For `'3x3'` where no block is a bottleneck.
+        """
+        if placement not in self.places:
+            raise ValueError(message(
+                f'placement: {placement!r}',
+                f'it is a place inside a bottleneck (Table 15), and this network is made of {self.made_of}',
+                f'take one of {", ".join(self.places)}, or a network of bottlenecks, such as se_resnet50'))
+        self.se = make_se(self.places[placement])
+        self.placement = placement
 
     def excite_at(self, place: str, x: torch.Tensor) -> torch.Tensor:
         """Return `x`, gated if this block has its SE at `place`."""
@@ -38,6 +61,18 @@ class PlacedSE:
         """Return in words that the SE block acts before the last convolution, or an empty text."""
         before = self.placement in ('pre', '3x3') and not is_identity(self.se)
         return f'its SE has the placement {self.placement!r}' if before else ''
+
+
+def places(in_channels: int, out_channels: int, width: int = 0) -> dict[str, int]:
+    """Return the places at which SE may act in a residual block, with the channels there.
+
+    Args:
+        in_channels: Of the block's input.
+        out_channels: Of its output, and of what is added to that.
+        width: Of its 3x3 convolution, if the block is a bottleneck.
+    """
+    found = {'standard': out_channels, 'pre': in_channels, 'post': out_channels, 'identity': out_channels}
+    return {**found, '3x3': width} if width else found
 
 
 def check_se_arguments(se: bool, placement: str, stages: Sequence[int], valid_stages: tuple[int, ...]) -> list[int]:

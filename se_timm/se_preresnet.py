@@ -9,7 +9,6 @@ A residual branch ends in a convolution here, so that SE, which stands at its en
 """
 # no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from .entry_points import create
-from .errors import message
-from .placement import PlacedSE, check_each_stage, check_se_arguments
+from .placement import PlacedSE, check_each_stage, check_se_arguments, places
 from .se_cifar import cifar_cfg
-from .squeeze_excite import SqueezeExcite, se_maker
+from .squeeze_excite import se_maker
 from .staged_network import STAGES, StagedNetwork
 
 __all__ = ['SEPreResNetCifar']
@@ -32,7 +30,8 @@ STEM_WIDTH = 16
 class PreActBlock(PlacedSE, nn.Module):
     """What the pre-activation blocks share; a subclass gives `branch(y)`, all after the first batch norm and ReLU.
 
-    `(N, in_channels, H, W)` to `(N, out_channels, H / stride, W / stride)`.
+    `(N, in_channels, H, W)` to `(N, out_channels, H / stride, W / stride)`. SE at `'pre'` is after the
+    first ReLU of the branch.
 
     Args:
         in_channels: Channels of the input.
@@ -51,24 +50,7 @@ class PreActBlock(PlacedSE, nn.Module):
         self.projects = in_channels != out_channels or stride != 1
         self.downsample = nn.Identity() if not self.projects else nn.Conv2d(
             in_channels, out_channels, 1, stride=stride, bias=False, **dd)
-        # where SE may act -> channels there
-        self.places = {'pre': in_channels, 'standard': out_channels, 'post': out_channels, 'identity': out_channels}
-
-    @torch.jit.ignore
-    def insert_se(self, make_se: 'partial[SqueezeExcite]', placement: str) -> None:
-        """Put an SE block, made by `make_se(channels)`, at `placement`: `'pre'` is after the first ReLU of the branch.
-
-        Raises:
-            ValueError: For `'3x3'` in a block of two convolutions.
-        """
-        if placement not in self.places:
-            raise ValueError(message(
-                f'placement: {placement!r}',
-                'it is a place inside a bottleneck (Table 15), and this network is made of basic blocks',
-                f'take one of {", ".join(self.places)}, or a network of bottlenecks',
-            ))
-        self.se = make_se(self.places[placement])
-        self.placement = placement
+        self.places = places(in_channels, out_channels)
 
     def branch(self, y: torch.Tensor) -> torch.Tensor:
         """Return the output of the last convolution, for that of the first ReLU."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -23,10 +22,10 @@ from torch import nn
 
 from .entry_points import check_keywords, check_weights_exist, imagenet_cfg
 from .errors import message, unknown
-from .placement import PLACEMENTS, PlacedSE, check_se_arguments
+from .placement import PlacedSE, check_se_arguments, places
 from .residual_blocks import BLOCKS, Step, Tail, present
 from .residual_tail import ResidualTail
-from .squeeze_excite import SqueezeExcite, se_maker
+from .squeeze_excite import se_maker
 from .weights import checkpoint_filter_fn
 
 __all__ = ['SE_DEFAULTS', 'TIMM_NAMES', 'SEBasicBlock', 'SEBottleneck', 'SEResNet']
@@ -47,22 +46,8 @@ class SEBasicBlock(ResidualTail, PlacedSE, BasicBlock):
         super().__init__(*args, **kwargs)
         self.se = self.se or nn.Identity()
         self.placement = 'standard'
+        self.places = places(self.conv1.in_channels, self.conv2.out_channels)
         self.relu_before_se = False
-
-    def insert_se(self, make_se: partial[SqueezeExcite], placement: str) -> None:
-        """Put an SE block, made by `make_se(channels)`, at `placement` (Fig. 5 of the paper).
-
-        Raises:
-            ValueError: For `'3x3'`, which only a bottleneck has.
-        """
-        if placement == '3x3':
-            raise ValueError(message(
-                "placement: '3x3'",
-                'it is a place inside a bottleneck (Table 15), and this network is made of basic blocks',
-                f'take one of {", ".join(PLACEMENTS[:-1])}, or a network of 50 layers or more',
-            ))
-        self.se = make_se(self.conv1.in_channels if placement == 'pre' else self.conv2.out_channels)
-        self.placement = placement
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """Return the input of the last convolution."""
@@ -98,22 +83,17 @@ class SEBasicBlock(ResidualTail, PlacedSE, BasicBlock):
 
 
 class SEBottleneck(ResidualTail, PlacedSE, Bottleneck):
-    """timm's three-layer residual block with a place for SE; `insert_se` fills it."""
+    """timm's three-layer residual block with a place for SE; `insert_se` fills it.
+
+    `'identity'` gates the shortcut after its projection, and `'3x3'` acts after the batch norm and ReLU of the 3x3
+    convolution; the paper leaves both open.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.se = self.se or nn.Identity()
         self.placement = 'standard'
-
-    def insert_se(self, make_se: partial[SqueezeExcite], placement: str) -> None:
-        """Put an SE block, made by `make_se(channels)`, at `placement` (Fig. 5 and Table 15 of the paper).
-
-        `'identity'` gates the shortcut after its projection, and `'3x3'` acts after the batch norm and ReLU of the 3x3
-        convolution; the paper leaves both open.
-        """
-        channels = {'pre': self.conv1.in_channels, '3x3': self.conv2.out_channels}
-        self.se = make_se(channels.get(placement, self.conv3.out_channels))
-        self.placement = placement
+        self.places = places(self.conv1.in_channels, self.conv3.out_channels, self.conv2.out_channels)
 
     def stride_in_1x1(self) -> None:
         """Move the stride from the 3x3 to the first 1x1 convolution, as in the authors' SE-ResNets."""

@@ -6,7 +6,6 @@ mixture: that is "the non-identity branch" before its summation with the identit
 """
 # no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ from torch.nn import functional as F
 
 from .entry_points import create
 from .errors import message, unknown
-from .placement import PLACEMENTS, PlacedSE, check_each_stage, check_se_arguments
+from .placement import PlacedSE, check_each_stage, check_se_arguments, places
 from .se_cifar import cifar_cfg
-from .squeeze_excite import SqueezeExcite, se_maker
+from .squeeze_excite import se_maker
 from .staged_network import STAGES, StagedNetwork
 
 __all__ = ['SEShakeShakeCifar']
@@ -104,7 +103,7 @@ def make_branch(in_channels: int, width: int, stride: int, cardinality: int, dd:
 class ShakeBlock(PlacedSE, nn.Module):
     """A block of two residual branches, with a place for SE; `insert_se` fills it.
 
-    `(N, in_channels, H, W)` to `(N, width, H / stride, W / stride)`.
+    `(N, in_channels, H, W)` to `(N, width, H / stride, W / stride)`. SE at `'pre'` is before both branches.
 
     Args:
         in_channels: Channels of the input.
@@ -114,6 +113,8 @@ class ShakeBlock(PlacedSE, nn.Module):
         shake: See `Shake`.
         dd: Device and dtype.
     """
+
+    made_of = 'blocks of two branches'
 
     def __init__(
             self, in_channels: int, width: int, stride: int, cardinality: int, shake: str, dd: dict[str, Any]) -> None:
@@ -126,21 +127,7 @@ class ShakeBlock(PlacedSE, nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if in_channels != width or stride != 1:
             self.downsample = ShiftedShortcut(in_channels, width, stride, dd)
-        self.in_channels, self.out_channels = in_channels, width
-
-    @torch.jit.ignore
-    def insert_se(self, make_se: 'partial[SqueezeExcite]', placement: str) -> None:
-        """Put an SE block, made by `make_se(channels)`, at `placement`; `'pre'` is before both branches.
-
-        Raises:
-            ValueError: For `'3x3'`, which would be a place in each branch.
-        """
-        if placement == '3x3':
-            raise ValueError(message(
-                "placement: '3x3'", 'it is a place inside a branch (Table 15), and these blocks have two branches',
-                f'take one of {", ".join(PLACEMENTS[:-1])}'))
-        self.se = make_se(self.in_channels if placement == 'pre' else self.out_channels)
-        self.placement = placement
+        self.places = places(in_channels, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's output."""

@@ -15,7 +15,6 @@ branches' outputs, which makes the printed 142 M of 140 M.
 """
 # no `from __future__ import annotations`: a graph traced by FX could not be scripted with them as strings
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ from torch import nn
 
 from .entry_points import create, imagenet_cfg
 from .errors import message
-from .placement import PlacedSE, check_each_stage, check_se_arguments
-from .squeeze_excite import SqueezeExcite, se_maker
+from .placement import PlacedSE, check_each_stage, check_se_arguments, places
+from .squeeze_excite import se_maker
 from .staged_network import STAGES, StagedNetwork
 
 __all__ = ['SEShuffleNetV1']
@@ -38,7 +37,8 @@ class ShuffleUnit(PlacedSE, nn.Module):
     """A grouped 1x1 convolution, channel shuffle, a depthwise 3x3 with the stride, and a grouped 1x1 convolution.
 
     `(N, in_channels, H, W)` to `(N, out_channels, H / stride, W / stride)`. The input is added, or, with stride 2, its
-    3x3 averages come before the branch, which then has `out_channels - in_channels` channels.
+    3x3 averages come before the branch, which then has `out_channels - in_channels` channels. SE at `'identity'` gates
+    these averages.
 
     Args:
         in_channels: Channels of the input.
@@ -47,6 +47,8 @@ class ShuffleUnit(PlacedSE, nn.Module):
         first_groups: Of the first convolution, where it has others.
         stride: Of the unit, 1 or 2.
     """
+
+    made_of = 'shuffle units'
 
     def __init__(
             self, in_channels: int, out_channels: int, groups: int, first_groups: int, stride: int, dd: dict[str, Any],
@@ -67,24 +69,7 @@ class ShuffleUnit(PlacedSE, nn.Module):
         self.placement = 'standard'
         self.downsample = nn.AvgPool2d(3, stride=2, padding=1) if self.concatenates else nn.Identity()
         self.act3 = nn.ReLU(inplace=True)
-        # where SE may act -> channels there
-        self.places = {'pre': in_channels, 'standard': branch, 'post': out_channels, 'identity': in_channels}
-
-    @torch.jit.ignore
-    def insert_se(self, make_se: 'partial[SqueezeExcite]', placement: str) -> None:
-        """Put an SE block, made by `make_se(channels)`, at `placement`; `'identity'` gates the averages of the input.
-
-        Raises:
-            ValueError: For `'3x3'`.
-        """
-        if placement not in self.places:
-            raise ValueError(message(
-                f'placement: {placement!r}',
-                'it is a place inside a bottleneck of ResNet (Table 15), and this network is made of shuffle units',
-                f'take one of {", ".join(self.places)}',
-            ))
-        self.se = make_se(self.places[placement])
-        self.placement = placement
+        self.places = {**places(in_channels, out_channels), 'standard': branch, 'identity': in_channels}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the unit's output."""

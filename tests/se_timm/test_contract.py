@@ -13,7 +13,8 @@ from timm.optim import create_optimizer_v2
 
 from se_timm import SEResNet, SEResNetCifar
 from se_timm.paper import NETWORKS
-from se_timm.se_resnet import PLACEMENTS, SEBottleneck
+from se_timm.placement import PLACEMENTS
+from se_timm.se_resnet import SEBottleneck
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
 NAMES = timm.list_models('se_*')

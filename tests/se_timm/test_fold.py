@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from se_timm import SEResNet, SqueezeExcite, add_se, fuse, prune_se
 from se_timm.fold import NORMS, FoldedBlock, FoldedBottleneck, fold
 from se_timm.paper import NETWORKS
+from se_timm.placement import PLACEMENTS
 from se_timm.residual_blocks import block_of
 from se_timm.se_preresnet import PreActBlock
-from se_timm.se_resnet import PLACEMENTS, SEBasicBlock, SEBottleneck
+from se_timm.se_resnet import SEBasicBlock, SEBottleneck
 from se_timm.se_shakeshake import ShiftedShortcut
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 

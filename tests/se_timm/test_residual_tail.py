@@ -14,8 +14,9 @@ from torch.nn import functional as F
 import se_timm
 from se_timm import SqueezeExcite, explain, fuse, prune_se, residual_tail
 from se_timm.fused import operators
+from se_timm.placement import PLACEMENTS
 from se_timm.residual_blocks import Tail
-from se_timm.se_resnet import PLACEMENTS, SEBasicBlock, SEBottleneck
+from se_timm.se_resnet import SEBasicBlock, SEBottleneck
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
 NAMES = timm.list_models(module=['se_resnet', 'se_cifar'])

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 import se_timm
 from se_timm.cost import cost
 from se_timm.paper import NETWORKS
+from se_timm.placement import PLACEMENTS
 from se_timm.se_cifar import PaddingShortcut
-from se_timm.se_resnet import PLACEMENTS, SE_DEFAULTS, SEBasicBlock, SEBottleneck, check_weights_fit
+from se_timm.se_resnet import SE_DEFAULTS, SEBasicBlock, SEBottleneck, check_weights_fit
 from se_timm.squeeze_excite import EXCITATIONS, SQUEEZES
 
 IMAGENET = timm.list_models(module='se_resnet')

@@ -91,7 +91,7 @@ def test_block_computes_what_its_placement_means(placement, randomise):
         def at(place, value, block=block):
             return block.se(value) if block.placement == place else value
 
-        x = torch.randn(2, block.in_channels, 8, 8)
+        x = torch.randn(2, block.places['pre'], 8, 8)
         y = at('pre', x)
         y = at('standard', (block.branch1(y) + block.branch2(y)) / 2)
         torch.testing.assert_close(block(x), at('post', y + at('identity', block.downsample(x))))

@@ -188,7 +188,7 @@ def test_feature_maps():
 
 
 @pytest.mark.parametrize(('arguments', 'error', 'given', 'remedy'), [
-    (dict(placement='3x3'), ValueError, "placement: '3x3'", 'take one of pre, standard, post, identity'),
+    (dict(placement='3x3'), ValueError, "placement: '3x3'", 'take one of standard, pre, post, identity'),
     (dict(placement='infront'), ValueError, "placement: 'infront'", 'valid'),
     (dict(stages=(5,)), ValueError, 'stages: \\[5\\]', 'name some of'),
     (dict(reduction=1000), ValueError, 'reduction: 1000', 'whole number'),
