@@ -102,7 +102,7 @@ class MetricsFile(ExperimentWriter):
 
 def row_of(row: dict[str, str]) -> dict[str, Any]:
     """Return the values that stand in a row of the file, as they stand there."""
-    return {key: value for key, value in row.items() if value}
+    return {key: value for key, value in row.items() if key and value}  # None is of more values than the header has
 
 
 def without_gaps(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,14 +362,22 @@ def run_id(folder: Path) -> str | None:
 def logged_in() -> bool:
     """Return whether there is an API key, without asking wandb, which would talk to its server or warn."""
     try:
-        logins = netrc.netrc(os.environ.get('NETRC'))
-    except (OSError, netrc.NetrcParseError):
+        # by its path, as wandb does: without, Python takes none that others may read
+        logins = netrc.netrc(file_of_logins())
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
         logins = None
     server = urlsplit(server_url())
     known = set(logins.hosts) if logins else set()
     return bool(os.environ.get('WANDB_API_KEY')) or (
         bool({server.hostname, server.netloc} & known) if server.hostname else any(
             'wandb' in name or 'coreweave' in name for name in known))
+
+
+def file_of_logins() -> str:
+    """Return the file from which wandb takes an API key, which need not be there."""
+    usual = [os.path.expanduser(name) for name in ('~/.netrc', '~/_netrc')]
+    given = os.environ.get('NETRC')
+    return os.path.expanduser(given) if given else next(filter(os.path.exists, usual), usual[0])
 
 
 def server_url() -> str:

@@ -129,11 +129,23 @@ def check_file(option: str, file: Path | None, example: str) -> None:
     """
     if file is None:
         return
+    check_reached(option, file)
     if file.is_dir():
         raise InputError(message(f'{option} {file}', 'it is a folder', f'name a file in it, such as {file / example}'))
     if file.exists() and not os.access(file, os.W_OK):
         raise InputError(message(f'{option} {file}', 'you may not write to it', 'name another'))
     check_writable(option, file.parent)
+
+
+def check_reached(option: str, path: Path) -> None:
+    """Raise `InputError` for a path where nothing can be, such as one that is too long, or in a folder of another's."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(message(f'{option} {path}', f'there can be none ({why})', 'name another')) from error
 
 
 def existing(folder: Path) -> Path:
@@ -143,6 +155,7 @@ def existing(folder: Path) -> Path:
 
 def check_writable(option: str, folder: Path) -> None:
     """Raise `InputError` if nothing can be written to a folder, which may have to be made."""
+    check_reached(option, folder)
     there = existing(folder)
     try:
         with tempfile.TemporaryDirectory(dir=there):  # permissions do not tell all

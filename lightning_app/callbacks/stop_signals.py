@@ -36,7 +36,7 @@ class StopSignals:
     def restore(self) -> None:
         """Give the signals back to who had them; what was received is heeded, or of no more consequence."""
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None if it was not set by Python
         self._handlers, self.received = {}, 0
 
     def _note(self, number: int, frame: Any) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 from torchvision import datasets
 
@@ -14,6 +13,7 @@ from se_timm.errors import InputError, meant, message
 
 from .augment import Augment
 from .base import ImageDataModule
+from .locking import locked
 from .sources import Source
 
 __all__ = ['CIFAR10DataModule', 'CIFAR100DataModule', 'PixelSource']
@@ -72,8 +72,7 @@ class CIFAR10DataModule(ImageDataModule):
         if not self.download or self._is_there():
             return
         try:
-            Path(self.root).mkdir(parents=True, exist_ok=True)
-            with FileLock(Path(self.root, f'{self.dataset.base_folder}.lock')):
+            with locked(Path(self.root, self.dataset.base_folder)):
                 self.dataset(self.root, download=True)
         except (OSError, RuntimeError) as error:
             raise InputError(message(

@@ -124,8 +124,14 @@ def entries_at(store: Any, path: str) -> dict[str, Entry]:
     Each is listed by itself: the library's `find` leaves out, without a word, folders that it fails to list.
     """
     entries = {name_of(store, entry): entry for entry in store.ls(path, detail=True)
-               if entry['name'].rstrip('/') != path.rstrip('/')}  # of itself, some stores have an entry
+               if entry['name'].rstrip('/') != path.rstrip('/')  # of itself, some stores have an entry
+               and not is_of_list(store, entry)}
     return {name: entry for name, entry in entries.items() if name not in ('', '.', '..')}
+
+
+def is_of_list(store: Any, entry: Entry) -> bool:
+    """Return whether an entry is of the list that a web server makes of a folder, such as a link that sorts it."""
+    return 'http' in store.protocol and '/?' in entry['name']
 
 
 def name_of(store: Any, entry: Entry) -> str:

@@ -553,8 +553,8 @@ def served(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     servers = []
 
-    def served(root):
-        server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=str(root)))
+    def served(root, handler=SimpleHTTPRequestHandler):
+        server = ThreadingHTTPServer(('127.0.0.1', 0), partial(handler, directory=str(root)))
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return f'http://127.0.0.1:{server.server_port}'
@@ -582,6 +582,26 @@ def test_names_on_a_web_server_are_those_of_the_files(tmp_path, served, write_im
     source = open_split(served(tmp_path / 'web'), 'train')
     assert source.classes == FolderSource(root).classes
     assert [source.read(index) for index in range(4)] == [FolderSource(root).read(index) for index in range(4)]
+
+
+class Sorting(SimpleHTTPRequestHandler):
+    """Lists folders with links that sort the list, as Apache does."""
+
+    def list_directory(self, path):
+        names = ['?C=N;O=D', '?C=M;O=A', *(f'{each.name}{"/" * each.is_dir()}' for each in Path(path).iterdir())]
+        content = ''.join(f'<a href="{name}">{name}</a>\n' for name in names).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'text/html')
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        return io.BytesIO(content)
+
+
+def test_links_that_sort_the_list_of_a_web_server_are_no_files(tmp_path, served, write_images):
+    write_images(tmp_path / 'web' / 'train', {'cat': 2})
+    source = open_split(served(tmp_path / 'web', Sorting), 'train')
+    assert len(source.paths) == 2
+    assert sum(each.is_file() for each in Path(source.file(0)).parents[2].rglob('*')) == 2
 
 
 @pytest.mark.parametrize(('entry', 'expected'), [

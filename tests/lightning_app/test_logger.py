@@ -2,7 +2,9 @@
 import contextlib
 import csv
 import importlib.metadata
+import itertools
 import json
+import os
 import re
 import shutil
 import socket
@@ -199,6 +201,20 @@ def test_login_at_a_server_of_ones_own(known, own_home, monkeypatch):
     assert logger_module.logged_in() == (known == 'api.wandb.ai')
     settings.write_text('[default]\nbase_url = http://127.0.0.1:8080\n')
     assert logger_module.logged_in() == (known != 'api.wandb.ai')
+
+
+def test_login_in_the_file_that_wandb_reads(own_home, monkeypatch):
+    """It takes one that others may read, too, and none that is no text."""
+    for name in ('WANDB_API_KEY', 'NETRC'):
+        monkeypatch.delenv(name, raising=False)
+    login = f'machine api.wandb.ai\n  login user\n  password {FAKE_KEY}\n'
+    file = own_home / '.netrc'
+    for encoding, mode in itertools.product(('ascii', 'utf-16'), (0o600, 0o644)):
+        file.write_text(login, encoding)
+        file.chmod(mode)
+        assert logger_module.logged_in() == (encoding == 'ascii')
+    file.rename(own_home / '_netrc').write_text(login)
+    assert logger_module.logged_in()
 
 
 def test_second_process_starts_no_run(tmp_path, monkeypatch):
@@ -492,7 +508,10 @@ def test_kind_of_the_run_can_be_given(on_photos, in_tmp_path, read_wandb):
     assert of_kind(read_wandb('runs'), 'run')[0].job_type == 'trial'
 
 
-def test_changes_of_the_source_are_told(tmp_path):
+def test_changes_of_the_source_are_told(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith('GIT_')]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv('GIT_CONFIG_GLOBAL', os.devnull)
     (tmp_path / '__init__.py').write_text('')
     git = ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b.c']
     for words in (['init', '--quiet'], ['add', '.'], ['commit', '--quiet', '-m', 'of the package']):
@@ -524,7 +543,7 @@ def test_speeds_of_which_none_counts_are_left_out_and_a_divergence_is_not(tmp_pa
 
 
 def test_lines_without_a_step_are_left_out(tmp_path, read_csv):
-    (tmp_path / 'metrics.csv').write_text('step,train/loss\n1,0.5\n,0.4\nx')
+    (tmp_path / 'metrics.csv').write_text('step,train/loss\n1,0.5,7\n,0.4\nx')
     logger = CsvLogger(str(tmp_path))
     logger.goes_on = True
     logger.log_metrics({'train/loss': 0.25}, step=2)

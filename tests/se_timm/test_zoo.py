@@ -72,6 +72,8 @@ def test_csv(tmp_path):
 @pytest.mark.parametrize(('arguments', 'given', 'remedy'), [
     (['resnet50'], "network: 'resnet50'", 'did you mean se_resnet50'),
     (['--csv', f'{__file__}/zoo.csv'], f'--csv {__file__}', 'name a folder to which you can write'),
+    (['--csv', f'{"a" * 300}.csv'], '--csv aaa', 'name another'),
+    (['--csv', f'{"a" * 300}/zoo.csv'], '--csv aaa', 'name another'),
     (['--cs', 'zoo.csv'], 'unrecognized arguments: --cs', 'python -m se_timm.zoo --help'),
 ])
 def test_what_cannot_be_used_is_said(arguments, given, remedy, capsys):
@@ -85,6 +87,12 @@ def test_what_cannot_be_used_is_said(arguments, given, remedy, capsys):
 def test_table_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
     assert zoo.main(['se_resnet20_cifar', '--csv', str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f'error: --csv {tmp_path}\n  why: it is a folder\n')
+
+
+def test_home_is_meant_by_a_tilde_after_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert zoo.main(['se_resnet20_cifar', '--csv=~/zoo.csv']) == 0
+    assert (tmp_path / 'zoo.csv').is_file()
 
 
 def test_folders_of_the_table_are_made(tmp_path):
