@@ -129,7 +129,7 @@ def check_optimizer(optim: Optim) -> None:
 def check_numbers(optim: Optim) -> None:
     """Raise `InputError` for numbers with which nothing would train, or all would run away."""
     for name, fits, valid in (
-            ('lr', 0 <= optim.lr < math.inf, 'above 0'),
+            ('lr', 0 <= optim.lr < math.inf, 'from 0'),
             ('momentum', 0 <= optim.momentum < 1, 'from 0 and below 1, such as 0.9'),
             ('weight_decay', 0 <= optim.weight_decay < math.inf, 'from 0'),
             ('layer_decay', optim.layer_decay is None or 0 < optim.layer_decay <= 1, 'above 0 and up to 1')):
