@@ -556,3 +556,32 @@ def test_place_inside_a_bottleneck_scripts_traces_exports_and_compiles(check):
 def test_part_of_a_deep_network_scripts_traces_exports_and_compiles(name, part, check):
     module = build(name).get_submodule(part)
     check(module, torch.randn(2, next(module.parameters()).shape[1], 8, 8))
+
+
+@pytest.mark.parametrize('name', ['se_resnet20_cifar', 'se_preresnet164_cifar'])
+def test_head_that_does_not_fit_the_pruned_network_goes(name):
+    net = timm.create_model(name, num_classes=5)
+    net.prune_intermediate_layers([0, 1], prune_head=False)
+    assert net.num_classes == 0
+    assert net(torch.randn(2, 3, 64, 64)).dim() == 4
+
+
+@pytest.mark.parametrize('name', ['se_resnet20_cifar', 'se_preresnet164_cifar', 'se_wrn16_8_cifar'])
+def test_norms_of_stem_and_end_learn_at_the_rate_of_what_is_before_them(name):
+    net = timm.create_model(name, device='meta')
+    groups = create_optimizer_v2(net, opt='sgd', lr=1.0, weight_decay=1e-4, layer_decay=0.75).param_groups
+    scale = {id(parameter): group['lr_scale'] for group in groups for parameter in group['params']}
+    last = list(net.layer3.parameters())[-1]
+    for key, parameter in net.named_parameters():
+        if key.startswith('bn1.'):
+            assert scale[id(parameter)] == min(scale.values())
+        if key.startswith('norm.'):
+            assert scale[id(parameter)] == scale[id(last)] < 1
+
+
+def test_intermediates_are_computed_again_under_gradient_checkpointing():
+    net, calls = timm.create_model('se_resnet20_cifar', num_classes=2).train(), []
+    net.set_grad_checkpointing()
+    net.layer2[1].conv1.register_forward_hook(lambda *_: calls.append(1))
+    net.forward_intermediates(torch.randn(2, 3, 32, 32, requires_grad=True))[0].sum().backward()
+    assert len(calls) == 2

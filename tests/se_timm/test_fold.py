@@ -875,3 +875,18 @@ def test_scripted_and_traced_children_stay(make, randomise):
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(fold(net)(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('method', ['forward', 'reference'])
+def test_block_with_a_method_of_its_own_or_of_its_base_is_kept(method):
+    half = type('Half', (SEBottleneck,), {method: lambda self, x: getattr(SEBottleneck, method)(self, x) / 2})
+    for each in (half, type('OfHalf', (half,), {})):
+        net = timm.create_model('se_resnet50', num_classes=3, layers=(2, 1, 1, 1)).eval()
+        for parameter in net.parameters():
+            if parameter.ndim == 1:
+                nn.init.normal_(parameter, 1, 0.2)
+        net.layer1[1].__class__ = each
+        folded, x = fold(net), torch.randn(2, 3, 64, 64)
+        assert type(folded.layer1[1]) is each
+        with torch.no_grad():
+            torch.testing.assert_close(folded(x), net(x), rtol=1e-3, atol=1e-3)

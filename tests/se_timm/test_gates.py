@@ -3,6 +3,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.layers import SEModule
+from torch import nn
 
 import se_timm
 from se_timm.gates import GateReader, choose_blocks, find_se, gate_of
@@ -173,3 +175,24 @@ def test_network_without_se_is_refused():
     assert find_se(network('resnet18')) == []
     with pytest.raises(ValueError, match='no SE block of a kind that is known'):
         choose_blocks(network('resnet18'), '*')
+
+
+def test_gates_are_readable_only_while_attached_and_have_no_graph():
+    net = network('se_resnet20_cifar')
+    with GateReader(net) as reader:
+        net(images(2, 32))
+        assert reader.gates
+        assert not any(gate.requires_grad for gate in reader.gates.values())
+    assert reader.gates == {}
+
+
+def test_blocks_with_two_gates_are_named_by_their_modules():
+    net = nn.Sequential(nn.Module())
+    net[0].se, net[0].attn = SEModule(8), SEModule(8)
+    assert [block.name for block in find_se(net)] == ['0.se', '0.attn']
+
+
+def test_titles_of_gates_within_a_block():
+    net = torchvision.models.resnet18()
+    se_timm.add_se(net)
+    assert [block.title for block in find_se(net)][:2] == ['layer1.0.bn2', 'layer1.1.bn2']

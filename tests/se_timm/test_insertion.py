@@ -1200,3 +1200,26 @@ def test_gate_is_in_the_mode_of_its_block():
     add_se(net, kind='strip')
     assert not any(module.training for module in net.layer1.modules())
     assert all(module.training for module in net.layer2.modules())
+
+
+def test_unexpected_keys_are_named_as_in_the_state_dict():
+    net = torchvision.models.resnet18()
+    add_se(net)
+    result = net.load_state_dict({**net.state_dict(), 'layer1.0.bn2.foo': torch.zeros(1)}, strict=False)
+    assert result.unexpected_keys == ['layer1.0.bn2.foo']
+
+
+def test_child_in_place_of_a_hidden_attribute_is_found():
+    net = timm.create_model('test_convnext')
+    add_se(net, at='stages.*')
+    stage = net.stages[0]
+    stage._child = None
+    stage._child = nn.Linear(2, 2)
+    assert isinstance(stage._child, nn.Linear)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_gated_modules_are_in_the_mode_of_the_network(training):
+    net = torchvision.models.resnet18().train(training)
+    add_se(net)
+    assert {module.training for module in net.modules()} == {training}

@@ -224,6 +224,10 @@ class OtherReference(SEBasicBlock):
         return 2 * super().reference(x)
 
 
+class OfAnother(OtherReference):
+    pass
+
+
 class OtherBody(SEBasicBlock):
     def body(self, x):
         return 2 * super().body(x)
@@ -244,7 +248,23 @@ CHANGES = {
         lambda module, inputs, output: 2 * output),
     'another reference': lambda block: setattr(block, '__class__', OtherReference),
     'another body': lambda block: setattr(block, '__class__', OtherBody),
+    'gradient hook before': lambda block: block.bn2.register_full_backward_pre_hook(lambda *_: None),
+    'made of another reference': lambda block: setattr(block, '__class__', OfAnother),
 }
+
+
+class OwnTail(SEBasicBlock):
+    def body(self, x):
+        return super().body(x)
+
+    def tail(self):
+        return super().tail()
+
+
+def test_class_that_says_its_own_tail_is_fused():
+    net = timm.create_model('se_resnet20_cifar').train()
+    net.layer1[1].__class__ = OwnTail
+    assert fuse(net, 'fused').left == {}
 
 
 @pytest.mark.parametrize('change', CHANGES)

@@ -594,3 +594,9 @@ def test_stochastic_depth_of_the_cifar_networks_grows_to_the_rate_given():
     rates = [getattr(block.drop_path, 'drop_prob', 0.) for stage in (net.layer1, net.layer2, net.layer3)
              for block in stage]
     assert rates == pytest.approx([0.05 * number for number in range(9)])
+
+
+@pytest.mark.parametrize('name', ['se_resnet20_cifar', 'se_wrn16_8_cifar'])
+def test_more_numbers_than_stages_are_refused(name):
+    with pytest.raises(ValueError, match='the network has 3 stages'):
+        timm.create_model(name, layers=(1, 1, 1, 1))

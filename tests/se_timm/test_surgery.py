@@ -156,3 +156,25 @@ def test_class_that_is_made_of_a_fused_one_is_read_as_that():
             block.__class__ = type(f'FSDP{cls.__name__}', (type('Mixin', (), {}), cls), {})
         assert torch.equal(net(x), expected)
         assert explain(net)['layer1.0'] == explain(net)['layer2.0']
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'seresnet50', 'regnetx_002'])
+def test_branches_are_dropped_as_by_timm(name, uncompiled):
+    net = timm.create_model(name, drop_path_rate=0.9, zero_init_last=False).double().train()
+    part = net.s4 if 'regnet' in name else net.layer4
+    other = copy.deepcopy(part)
+    fuse(other, 'fused')
+    x = torch.randn(8, next(part.parameters()).shape[1], 8, 8, dtype=torch.float64)
+    outputs = []
+    for each in (part, other):
+        torch.manual_seed(1)
+        outputs.append(each(x))
+    torch.testing.assert_close(*outputs)
+
+
+def test_block_without_a_shortcut_is_left(uncompiled):
+    net = timm.create_model('regnetz_005', num_classes=2, act_layer='relu').train()
+    report = fuse(net, 'fused')
+    assert [name for name, reason in report.left.items() if reason == 'it has no shortcut'] == [
+        f's{stage}.b1' for stage in (1, 2, 3, 4)]
+    assert net(torch.randn(2, 3, 64, 64)).shape == (2, 2)
