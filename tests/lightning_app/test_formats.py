@@ -1021,11 +1021,13 @@ def test_what_is_left_out_is_told_each_time(tmp_path):
             open_split(tmp_path, 'train')
 
 
-def test_archive_that_was_appended_to_another(folders, tmp_path, refused):
+@pytest.mark.parametrize('padding', [0, 3 << 19], ids=['', '1.5 MiB between'])
+def test_archive_that_was_appended_to_another(padding, folders, tmp_path, refused):
     for name in ('cat', 'dog'):
         with tarfile.open(tmp_path / f'{name}.tar', 'w') as tar:
             tar.add(folders / 'train' / name, name)
-    (tmp_path / 'train.tar').write_bytes(b''.join((tmp_path / f'{name}.tar').read_bytes() for name in ('cat', 'dog')))
+    content = bytes(padding).join((tmp_path / f'{name}.tar').read_bytes() for name in ('cat', 'dog'))
+    (tmp_path / 'train.tar').write_bytes(content)
     with refused(f'tar file: {tmp_path}/train.tar', 'more follows its end', 'make it anew'):
         open_split(tmp_path, 'train')
 

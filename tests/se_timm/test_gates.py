@@ -93,6 +93,12 @@ def test_range_follows_from_the_excitation(arguments, low, high):
     assert values.max() <= high or high == 2
 
 
+def test_gates_of_blocks_that_have_it_before_or_after_their_last_convolution():
+    blocks = find_se(network('test_byobnet'))
+    assert {(block.name, block.module) for block in blocks} >= {
+        ('stages.0.0', 'stages.0.0.attn'), ('stages.1.0', 'stages.1.0.attn_last')}
+
+
 def test_gates_of_each_position_are_averaged():
     net = network('se_resnet20_cifar', squeeze='none')
     _, seen, gates = passed_through(net, find_se(net))

@@ -791,6 +791,12 @@ def test_blocks_without_a_shortcut_are_left(name, gates):
     assert again.places == report.places
 
 
+def test_branches_with_stochastic_depth_of_their_own():
+    report = add_se(timm.create_model('nextvit_small', device='meta'), reduction=4)
+    assert {name.rpartition('.')[2] for name in report.places} == {
+        'attn_drop_path', 'mhsa_drop_path', 'mhca_drop_path', 'mlp_drop_path'}
+
+
 def test_rate_of_stochastic_depth_is_no_stochastic_depth():
     net = Tiny()
     net.drop_path_rate = None
