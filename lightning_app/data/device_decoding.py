@@ -16,13 +16,11 @@ from torch import Tensor
 
 from se_timm.errors import InputError, check_installed, message
 
-from .jpeg import is_jpeg, size_unless_turned
+from .jpeg import END, is_jpeg, size_unless_turned
 from .picture import Picture
 from .resample import Drawn, FastCrop, crop_pixels
 
 __all__ = ['Encoded', 'File', 'check_device_decoding', 'decode', 'for_device']
-
-END = b'\xff\xd9'  # of a JPEG file that is whole
 
 
 class File(NamedTuple):
@@ -76,7 +74,7 @@ def for_device(picture: Picture) -> bytes | None:
     Such are left to Pillow, which takes some, and says what is wrong with the others.
     """
     content = picture.file
-    if content is None or not is_jpeg(content) or content[-2:] != END:
+    if content is None or not is_jpeg(content) or not content.endswith(END):
         return None
     try:
         return content if size_unless_turned(content) else None

@@ -21,13 +21,14 @@ from se_timm.errors import InputError, check_installed, is_installed, unknown
 from .decode import decode
 
 __all__ = [
-    'ACCURATE', 'DECODERS', 'WHOLE', 'JpegDecoder', 'choose_decoder', 'installed', 'is_jpeg', 'size_unless_turned',
+    'ACCURATE', 'DECODERS', 'END', 'WHOLE', 'JpegDecoder', 'choose_decoder', 'installed', 'is_jpeg',
+    'size_unless_turned',
 ]
 
 ROUNDS = 6  # of the decoders, one after the other, through all files
 SECONDS = 2.0  # after which they end early: files of large photos
 COLOURS = ('L', 'RGB')  # of the others (CMYK) each library makes its own RGB
-END = b'\xff\xd9'  # of a JPEG file
+END = b'\xff\xd9'  # of a JPEG file that is whole
 VERBOSITY = 'PYNVIMGCODEC_VERBOSITY'
 NARROW = 16  # columns: in narrower parts nvImageCodec has other pixels, at times
 
