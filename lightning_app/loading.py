@@ -24,7 +24,7 @@ from se_timm.tables import aligned
 
 from .data.augment import OWN, Augment, timm_settings, training_transform
 from .data.collate import collate
-from .data.decode import UnreadableImage
+from .data.decode import UnreadableImage, encode
 from .data.jpeg import ACCURATE, WHOLE, choose_decoder, installed, is_jpeg
 from .data.picture import Picture
 from .data.samples import SeededSampler, TrainingSamples
@@ -88,9 +88,7 @@ class Part(Source):
 
 def made(image: Image.Image, size: Sequence[int]) -> bytes:
     """Return a JPEG file of an image in another size, width and height."""
-    file = io.BytesIO()
-    image.resize((size[0], size[1]), Image.Resampling.LANCZOS).save(file, 'JPEG', quality=QUALITY)
-    return file.getvalue()
+    return encode(image.resize((size[0], size[1]), Image.Resampling.LANCZOS), 'JPEG', quality=QUALITY)
 
 
 class Decoded(Dataset[int]):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from se_timm.errors import InputError, message
 
-from .data.decode import UnreadableImage, decode
+from .data.decode import UnreadableImage, decode, encode
 from .data.imagenet import relabel, take_names
 from .data.locking import locked
 from .data.shards import CLASSES, lines_of, samples_in
@@ -349,10 +349,10 @@ def image_file(content: bytes | Image.Image, settings: Settings) -> tuple[bytes,
     """
     image = decode(content) if isinstance(content, bytes) else content
     if settings.short_side is not None and min(image.size) > settings.short_side:
-        return encoded(scaled_down(image, settings.short_side), 'JPEG', quality=settings.quality), 'jpg'
+        return encode(scaled_down(image, settings.short_side), 'JPEG', quality=settings.quality), 'jpg'
     if isinstance(content, bytes) and (ending := ENDINGS.get(Image.open(io.BytesIO(content)).format or '')):
         return content, ending
-    return encoded(image, 'PNG'), 'png'
+    return encode(image, 'PNG'), 'png'
 
 
 def scaled_down(image: Image.Image, short_side: int) -> Image.Image:
@@ -360,13 +360,6 @@ def scaled_down(image: Image.Image, short_side: int) -> Image.Image:
     scale = short_side / min(image.size)
     width, height = (max(round(side * scale), short_side) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """Return the file of an image."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def key_of(source: Source, index: int) -> str:

@@ -1,13 +1,14 @@
-"""Image files to RGB, whatever they hold."""
+"""Image files to RGB, whatever they hold, and images to files."""
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
-__all__ = ['UnreadableImage', 'decode']
+__all__ = ['UnreadableImage', 'decode', 'encode']
 
 
 SIXTEEN_BITS = ('PNG', 'PPM')  # formats whose 16 bits may have Pillow's mode of 32, `I`
@@ -66,3 +67,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         opaque = Image.new('RGBA', image.size, 'white')
         return Image.alpha_composite(opaque, image.convert('RGBA')).convert('RGB')
     return image.convert('RGB')
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """Return the file of an image, in one of Pillow's formats."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()

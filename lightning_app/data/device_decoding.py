@@ -4,7 +4,6 @@ TorchCodec decodes on CUDA by nvJPEG, a whole batch at once. Its pixels are not 
 """
 from __future__ import annotations
 
-import io
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from se_timm.errors import InputError, check_installed, message
 
+from .decode import encode
 from .jpeg import END, is_jpeg, size_unless_turned
 from .picture import Picture
 from .resample import Drawn, FastCrop, crop_pixels
@@ -123,16 +123,9 @@ def decode_files(files: Sequence[Tensor], device: torch.device) -> list[Tensor |
         if len(files) > 1:
             return [pixels for file in files for pixels in decode_files([file], device)]
     try:
-        decode_jpeg(good_file(), device=device)
+        decode_jpeg(encode(Image.new('RGB', (16, 16)), 'JPEG'), device=device)  # a file that is good
     except Exception as error:
         raise InputError(message(
             'data.decode_on_device: true', f'TorchCodec decodes nothing on {device}: {error}',
             'install a torchcodec for this device, or leave data.decode_on_device out')) from error
     return [None]
-
-
-def good_file() -> bytes:
-    """Return a JPEG file that every decoder takes."""
-    file = io.BytesIO()
-    Image.new('RGB', (16, 16)).save(file, 'JPEG')
-    return file.getvalue()
