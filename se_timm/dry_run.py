@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -73,13 +72,6 @@ def attempt(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[
     raise does_not_run('add_se', net, size, failure) from failure
 
 
-@contextmanager
-def same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Leave the generators as they were."""
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-        yield
-
-
 def record(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[Point, list[Call]]:
     """Run `net` once, and return what was seen at each point in each call."""
     calls: dict[Point, list[Call]] = {point: [] for point in points}
@@ -94,7 +86,7 @@ def record(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[P
     for point in points:
         watched(net, point).register_forward_hook(hook(point), with_kwargs=True)
     weight = next((weight for weight in net.parameters() if weight.is_floating_point()), torch.empty(()))
-    with torch.no_grad(), same_random_numbers(weight.device):
+    with torch.no_grad(), torch.random.fork_rng([weight.device] if weight.is_cuda else []):
         net(torch.zeros(1, *size, device=weight.device, dtype=weight.dtype))
     return calls
 
