@@ -62,11 +62,6 @@ class Entry(NamedTuple):
         return None if self.paper_gflops is None else self.gflops / self.paper_gflops - 1
 
 
-def names() -> list[str]:
-    """Return the networks of this package, in the order of `paper.NETWORKS`."""
-    return list(NETWORKS)
-
-
 def entry(name: str) -> Entry:
     """Count the network `name` and its plain twin."""
     net, plain = (timm.create_model(name, se=se, device='meta') for se in (True, False))
@@ -79,7 +74,7 @@ def entry(name: str) -> Entry:
 
 def entries(wanted: Sequence[str] = ()) -> list[Entry]:
     """Return the networks whose names match one of the patterns, all if there are none."""
-    return [entry(name) for name in names()
+    return [entry(name) for name in NETWORKS
             if not wanted or any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
 
 
@@ -144,8 +139,8 @@ def parse(arguments: Sequence[str]) -> Any:
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write the table there too')
     options = parser.parse_args(arguments)
     for pattern in options.patterns:
-        if not fnmatch.filter(names(), pattern):
-            raise InputError(unknown('network', pattern, names()))
+        if not fnmatch.filter(NETWORKS, pattern):
+            raise InputError(unknown('network', pattern, NETWORKS))
     check_file('--csv', options.csv, 'zoo.csv')
     return options
 
