@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import message
-from .launch import jit, launch, tl
+from .launch import jit, launch, power_of_two, tl
 
 __all__ = ['apply', 'grad', 'moments', 'reduce']
 
@@ -252,18 +252,13 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == 'cuda' else 1
 
 
-def _power(number: int) -> int:
-    """Return the power of two that is not below `number`."""
-    return 1 << (number - 1).bit_length()
-
-
 def _blocks(pixels: int, channels: int, channels_last: bool, elements: int, limit: int) -> tuple[int, int]:
     """Return pixels and channels of a tile of at most `elements`.
 
     First the axis along which memory runs, up to `limit`; then the other, as far as the tile has room; what is then
     left of it goes to the first: a map of 1 by 1 would else leave most threads without work.
     """
-    row, others = (_power(size) for size in ((channels, pixels) if channels_last else (pixels, channels)))
+    row, others = (power_of_two(size) for size in ((channels, pixels) if channels_last else (pixels, channels)))
     others = min(others, elements // min(row, limit))
     row = min(row, elements // others)
     return (others, row) if channels_last else (row, others)
@@ -365,9 +360,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     found = (mean, squares) if plan.parts == 1 else _room(x, plan.parts)
     launch(_moments, plan.programs, plan.tile.warps, laid, *found, plan.tile.unroll, *plan.arguments)
     if plan.parts > 1:
-        block = min(_power(channels), MERGE_CHANNELS)
+        block = min(power_of_two(channels), MERGE_CHANNELS)
         launch(_merge, images * -(-channels // block), MERGE_WARPS,
-                *found, mean, squares, *plan.arguments[:3], _power(plan.parts), block)
+                *found, mean, squares, *plan.arguments[:3], power_of_two(plan.parts), block)
     return mean[:, 0], squares[:, 0]
 
 

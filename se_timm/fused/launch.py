@@ -19,7 +19,7 @@ except ImportError:
         """Return the function itself, that the modules can be imported."""
         return function
 
-__all__ = ['jit', 'launch', 'problem', 'tl']
+__all__ = ['jit', 'launch', 'power_of_two', 'problem', 'tl']
 
 OLDEST = (7, 0)  # compute capability that Triton supports
 # a launch looks at every argument: by its own way Triton takes longer for that than the GPU for many a kernel
@@ -38,6 +38,11 @@ def problem() -> str:
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST:
         return f'Triton needs a GPU of compute capability {".".join(map(str, OLDEST))} or newer'
     return ''
+
+
+def power_of_two(number: int) -> int:
+    """Return the power of two that is not below `number`, as Triton wants the sizes of tiles."""
+    return 1 << (number - 1).bit_length()
 
 
 def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:

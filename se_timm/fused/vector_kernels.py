@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import vectors
-from .launch import jit, launch, tl
+from .launch import jit, launch, power_of_two, tl
 from .vectors import Excited, Gate, GateGradient, Normalised, Terms, Vectors
 
 __all__ = ['VECTORS', 'excite', 'excite_backward', 'normalise', 'terms', 'track']
@@ -349,11 +349,6 @@ def _vector(value: Tensor | None) -> Tensor | None:
     return value.clone() if value.data_ptr() % 16 else value
 
 
-def _power(number: int) -> int:
-    """Return the power of two that is not below `number`."""
-    return 1 << (number - 1).bit_length()
-
-
 def normalise(
         mean: Tensor, squares: Tensor, pixels: int, gamma: Tensor | None, beta: Tensor | None, eps: float, group: Any,
         squeeze: bool,
@@ -365,7 +360,8 @@ def normalise(
     mu, variance, inverse, scale = (mean.new_empty(channels) for _ in range(4))
     z = mean.new_empty(images, channels) if squeeze else None
     launch(_normalise, -(-channels // CHANNELS), WARPS, _vector(mean), _vector(squares), _vector(gamma), _vector(beta),
-           mu, variance, inverse, scale, z, float(eps), pixels, images, channels, min(_power(images), IMAGES), CHANNELS)
+           mu, variance, inverse, scale, z, float(eps), pixels, images, channels, min(power_of_two(images), IMAGES),
+           CHANNELS)
     return Normalised(mu, variance, inverse, scale, None), z
 
 
@@ -385,7 +381,7 @@ def excite(
     block_n, block_c = EXCITE
     launch(_excite, -(-images // block_n) * -(-channels // block_c), WARPS, hidden, _vector(gate.fc2),
            _vector(gate.bias2), scale, _vector(beta), _vector(keep), _vector(shortcut_beta), gates, a, b, images,
-           channels, width, gate.excitation, *EXCITE, max(_power(width), 16))
+           channels, width, gate.excitation, *EXCITE, max(power_of_two(width), 16))
     return Excited(gates, hidden, a, b)
 
 
@@ -427,7 +423,7 @@ def terms(
     launch(_terms, -(-channels // TERMS[1]), WARPS, _vector(g1), _vector(g2), None if gate is None else _vector(mean),
            None if gate is None else _vector(gate.fc1), _vector(gates), _vector(keep),
            None if gradient is None else _vector(gradient.d_hidden), norm.mu, norm.inverse, norm.scale, d_beta,
-           d_gamma, b, c, pixels, images, channels, width, batch_statistics, *TERMS, max(_power(width), 16))
+           d_gamma, b, c, pixels, images, channels, width, batch_statistics, *TERMS, max(power_of_two(width), 16))
     return Terms(d_beta, d_gamma, b.expand(images, channels), c, *weights)
 
 
@@ -446,7 +442,7 @@ def track(
         momentum: How far.
         values: Of each channel of the batch.
     """
-    block = min(_power(len(mean)), 256)
+    block = min(power_of_two(len(mean)), 256)
     launch(_track, -(-len(mean) // block), WARPS, running_mean, running_variance, batches, mean, variance,
            float(momentum), float(values), len(mean), block)
     torch.autograd.graph.increment_version(
