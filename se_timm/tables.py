@@ -1,9 +1,12 @@
-"""Tables as text."""
+"""Tables as text, and as files."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
-__all__ = ['aligned', 'markdown']
+__all__ = ['aligned', 'markdown', 'write_csv']
 
 
 def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
@@ -17,3 +20,9 @@ def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in (head, ['---'] * len(head), *rows))
+
+
+def write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV, its head first."""
+    with open(path, 'w', newline='') as file:
+        csv.writer(file).writerows(lines)

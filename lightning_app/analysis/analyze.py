@@ -12,6 +12,7 @@ import torch
 from se_timm.errors import InputError, check_installed, check_least, check_writable, message
 from se_timm.gates import SEBlock, choose_blocks
 from se_timm.pruning import prune_se
+from se_timm.tables import write_csv
 
 from ..checkpoints import load_checkpoint
 from ..files import writing
@@ -228,8 +229,8 @@ def write_findings(folder: Path, results: Sequence[BlockGates], parts: Sequence[
     """Write the statistics of all blocks and the words; return where."""
     folder.mkdir(parents=True, exist_ok=True)
     table, words = folder / 'blocks.csv', folder / 'findings.txt'
-    gate_figures.write(table, ('block', 'module', 'channels', 'parameters', *COLUMNS, 'variation'), (
+    write_csv(table, (('block', 'module', 'channels', 'parameters', *COLUMNS, 'variation'), *(
         (result.block.title, result.block.module, len(result.means), result.block.parameters,
-         *(f'{getattr(result, column):.6f}' for column in COLUMNS), f'{variation(result):.6f}') for result in results))
+         *(f'{getattr(result, column):.6f}' for column in COLUMNS), f'{variation(result):.6f}') for result in results)))
     words.write_text('\n\n'.join(parts) + '\n')
     return [table, words]

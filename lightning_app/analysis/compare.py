@@ -1,14 +1,13 @@
 """Runs beside each other, from their folders: a table, the settings in which they differ, and curves."""
 from __future__ import annotations
 
-import csv as csv_files
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from se_timm.errors import InputError, message, unknown
-from se_timm.tables import aligned
+from se_timm.tables import aligned, write_csv
 
 from ..files import writing
 from ..metrics import SPEED, smaller_is_better
@@ -264,12 +263,6 @@ def diverged(run: Run, loss: str) -> bool:
 
 
 # Files
-
-
-def write_csv(path: Path, lines: Lines) -> None:
-    """Write a table."""
-    with open(path, 'w', newline='') as file:
-        csv_files.writer(file).writerows(lines)
 
 
 def write(function: Callable[[], None], paths: Sequence[Path]) -> None:

@@ -1,12 +1,13 @@
 """The paper's figures of the gates, as pictures with their numbers."""
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from se_timm.tables import write_csv
 
 from .channels import sampled
 from .drawing import COLOURS, literal, write_figure
@@ -96,25 +97,17 @@ def save(figure: Any, path: Path) -> list[Path]:
 
 def write_by_class(path: Path, results: Sequence[BlockGates], classes: Sequence[int], titles: Sequence[str]) -> None:
     """Write the numbers of `draw_by_class`: block, channel, class, mean; the class of all images is `all`."""
-    write(path, ('block', 'channel', 'class', 'mean'), (
+    write_csv(path, (('block', 'channel', 'class', 'mean'), *(
         (result.block.title, channel, title, f'{value:.6f}')
         for result in results for channel in sampled(len(result.means))
         for title, value in (*((titles[label], result.class_means[label, channel]) for label in classes),
-                             ('all', result.means[channel]))))
+                             ('all', result.means[channel])))))
 
 
 def write_within_class(
         path: Path, results: Sequence[BlockGates], classes: Sequence[int], titles: Sequence[str]) -> None:
     """Write the numbers of `draw_within_class`: block, channel, class, mean, std."""
-    write(path, ('block', 'channel', 'class', 'mean', 'std'), (
+    write_csv(path, (('block', 'channel', 'class', 'mean', 'std'), *(
         (result.block.title, channel, titles[label], f'{result.class_means[label, channel]:.6f}',
          f'{stds_of(result)[label, channel]:.6f}')
-        for result in results for label in classes for channel in sampled(len(result.means))))
-
-
-def write(path: Path, header: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
-    """Write a CSV file."""
-    with open(path, 'w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        for result in results for label in classes for channel in sampled(len(result.means)))))
