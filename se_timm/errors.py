@@ -90,10 +90,11 @@ def check_module(function: str, net: object) -> None:
 
 
 def check_least(least: int, **numbers: float | None) -> None:
-    """Raise `InputError` for a number below `least`; None is a number that was not given."""
+    """Raise `InputError` for a number below `least`, or NaN; None is a number that was not given."""
     for name, number in numbers.items():
-        if number is not None and number < least:
-            raise InputError(message(f'{name}: {number}', 'it is too small', f'take a number from {least}'))
+        if number is not None and not number >= least:  # as NaN is, too
+            why = 'it is too small' if number < least else 'it is no number'
+            raise InputError(message(f'{name}: {number}', why, f'take a number from {least}'))
 
 
 def is_installed(package: str) -> bool:

@@ -366,6 +366,7 @@ def test_polynomial_is_a_line_by_default():
     (Schedule('step', min_lr=0.1, decay_epochs=1), 'min_lr: 0.1', 'the schedule step does not decay to one'),
     (Schedule('cosine', min_lr=2), 'min_lr: 2', 'the learning rate is 1, and would rise'),
     (Schedule('cosine', warmup_epochs=-1), 'warmup_epochs: -1', 'too small'),
+    (Schedule('cosine', min_lr=math.nan), 'min_lr: nan', 'it is no number'),
     (Schedule('multistep', decay_milestones=[6, 3]), 'decay_milestones: [6, 3]', 'later than the one before'),
 ], ids=str)
 def test_schedules_that_make_no_sense(refused, schedule, given, why):
