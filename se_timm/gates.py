@@ -98,11 +98,17 @@ class GateReader:
     Args:
         net: The network.
         blocks: Which of its SE blocks; all where not given.
+
+    Raises:
+        ValueError: If `blocks` has anything else.
     """
 
     def __init__(self, net: nn.Module, blocks: Sequence[SEBlock] | None = None) -> None:
         self.net = net
         self.blocks = find_se(net) if blocks is None else list(blocks)
+        if others := [each for each in self.blocks if not isinstance(each, SEBlock)]:
+            raise ValueError(message(
+                f'blocks: {others[0]!r}', 'it is no SEBlock', 'give some of se_timm.find_se(net)'))
         self._latest: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -172,7 +178,11 @@ def choose_blocks(net: nn.Module, names: str | Iterable[str]) -> list[SEBlock]:
             f'{type(net).__name__}', 'it has no SE block of a kind that is known',
             "take a network with SE, such as 'se_resnet50', or put SE into it by se_timm.add_se"))
     chosen = []
-    for name in [names] if isinstance(names, str) else names:
+    given = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    for name in given:
+        if not isinstance(name, str):
+            raise ValueError(message(
+                f'blocks: {name!r:.60}', f'it is a {type(name).__name__}', "give names of blocks, such as 'SE_5_*'"))
         matching = [block for block in blocks if any(
             fnmatch.fnmatchcase(each, name) for each in (block.name, block.module, block.title))]
         if not matching:

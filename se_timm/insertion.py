@@ -254,10 +254,10 @@ def size_of(net: nn.Module, input_size: Sequence[int] | None) -> tuple[int, ...]
         channels, *pixels = (isinstance(cfg, dict) and cfg.get('input_size')) or (3, 224, 224)
         return (getattr(net, 'in_chans', channels), *pixels)
     if not isinstance(input_size, (list, tuple)) or len(input_size) != 3 or not all(
-            isinstance(each, int) and each > 0 for each in input_size):
+            isinstance(each, Integral) and int(each) > 0 for each in input_size):
         raise ValueError(message(
             f'input_size: {input_size!r}', 'it is not channels, height and width', 'give them as in (3, 224, 224)'))
-    return tuple(input_size)
+    return tuple(map(int, input_size))
 
 
 def config_of(
@@ -267,7 +267,7 @@ def config_of(
     """Return the arguments of `add_se`, as they can be written to a file."""
     return {
         **({} if patterns is None else {'at': [each if isinstance(each, str) else each.__name__ for each in patterns]}),
-        **({} if input_size is None else {'input_size': list(input_size)}), 'kind': kind, **arguments}
+        **({} if input_size is None else {'input_size': [int(each) for each in input_size]}), 'kind': kind, **arguments}
 
 
 # Where

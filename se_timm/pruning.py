@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .cost import cost
-from .errors import check_module, message
+from .errors import check_module, check_switches, message
 from .fold import NORMS
 from .gates import SEBlock, choose_blocks
 from .insertion import holders, size_of
@@ -71,16 +71,17 @@ def prune_se(
     Args:
         net: A network of any kind that `find_se` knows.
         blocks: Which, see `choose_blocks`.
-        gates: The mean gates `(C,)` of each block, which go on scaling its channels as constants; in the batch norm
-            before it where that can be, so that they cost nothing. Without, as if the gates were one: right for blocks
-            whose gates are near one.
+        gates: The mean gates `(C,)` of each block by its name in `find_se`, as `GateReader` has them, which go on
+            scaling its channels as constants; in the batch norm before it where that can be, so that they cost nothing.
+            Without, as if the gates were one: right for blocks whose gates are near one.
         input_size: Channels, height and width for the count of multiply-adds; by default the network's own.
         inplace: Change `net`, else a copy.
 
     Raises:
-        ValueError: If the network has no SE, no block of such a name, or `gates` lacks one of them.
+        ValueError: If the network has no SE, no block of such a name, or `gates` lacks one of them or is not finite.
     """
     check_module('prune_se', net)
+    check_switches(inplace=inplace)
     chosen = choose_blocks(net, blocks)
     if not chosen:
         raise ValueError(message(f'blocks: {blocks!r}', 'nothing would be taken out', "name one, such as 'SE_5_*'"))
@@ -91,7 +92,7 @@ def prune_se(
     if gates is not None and (missing := [block.name for block in chosen if block.name not in gates]):
         raise ValueError(message(
             f'gates: of {", ".join(gates) or "no block"}', f'those of {missing[0]} are missing',
-            'give the mean gates of each block that is taken out, or no gates at all'))
+            f'give the mean gates of each block that is taken out by its name, such as {missing[0]!r}, or none at all'))
     if twice := [block for block in chosen if len(holders(net, net.get_submodule(block.module))) > 1]:
         raise ValueError(message(
             f'block: {twice[0].module}', 'its SE stands in several places, and could not be taken out of one',
@@ -128,6 +129,10 @@ def checked(gate: Any, name: str, module: nn.Module) -> Tensor:
             raise ValueError(message(
                 f'gates[{name!r}]: a single number', f'the block has {channels} channels',
                 'give the mean over the images for each, such as gates.mean(0)'))
+        if not gate.is_meta and not gate.float().isfinite().all():
+            raise ValueError(message(
+                f'gates[{name!r}]: not finite', 'the channels would be infinite or NaN for every image',
+                'see which images gave them; a network that has diverged has no mean gates'))
         return gate
     given = f'of shape {tuple(gate.shape)}' if isinstance(gate, Tensor) else f'of type {type(gate).__name__}'
     raise ValueError(message(

@@ -177,6 +177,18 @@ def test_unknown_block_is_refused_with_the_nearest(name, hint):
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(('names', 'given', 'why'), [
+    (None, 'None', 'NoneType'), (3, '3', 'int'), ([None], 'None', 'NoneType'), (nn.Conv2d, '<class', 'type')])
+def test_what_is_no_name_of_a_block_is_refused(names, given, why):
+    with pytest.raises(ValueError, match=rf'^blocks: {given}.*\n  why: it is a {why}\n'):
+        choose_blocks(network('se_resnet18'), names)
+
+
+def test_names_are_no_blocks_to_read():
+    with pytest.raises(ValueError, match=r"^blocks: 'layer1.0'\n  why: it is no SEBlock\n"):
+        GateReader(network('se_resnet18'), ['layer1.0'])
+
+
 def test_network_without_se_is_refused():
     assert find_se(network('resnet18')) == []
     with pytest.raises(ValueError, match='no SE block of a kind that is known'):

@@ -102,6 +102,19 @@ def test_gates_that_are_missing_are_named():
         prune_se(network('se_resnet50'), 'SE_5_*', {'layer4.0': torch.ones(2048), 'layer4.1': torch.ones(2048)})
 
 
+def test_gates_without_values():
+    net = timm.create_model('se_resnet18', device='meta')
+    pruned = prune_se(net, 'SE_5_*', {block.name: torch.ones(512, device='meta') for block in find_se(net)[-2:]})
+    assert (pruned.parameters, pruned.multiply_adds) == (66_624, 65_536)
+
+
+def test_copy_is_made_or_not_as_a_switch_says():
+    net = network('se_resnet18')
+    with pytest.raises(ValueError, match=r"^inplace: 'False'\n  why: it is a switch"):
+        prune_se(net, 'SE_5_*', inplace='False')
+    assert len(find_se(net)) == 8
+
+
 def test_unknown_block_is_named():
     with pytest.raises(ValueError, match='SE_6_1'):
         prune_se(network('se_resnet18'), 'SE_6_1')
@@ -109,7 +122,7 @@ def test_unknown_block_is_named():
 
 @pytest.mark.parametrize(('gate', 'given'), [
     (torch.rand(8, 512), 'of shape (8, 512)'), (torch.rand(7), '512 of layer4.0, 7 of layer4.1'),
-    ([0.5] * 512, 'of type list'), (0.5, 'of type float')])
+    ([0.5] * 512, 'of type list'), (0.5, 'of type float'), (torch.full((512,), torch.nan), 'not finite')])
 @pytest.mark.parametrize('name', ['se_resnet18', 'regnety_002'])
 def test_gates_that_are_none_leave_the_network_as_it_is(name, gate, given):
     net = network(name)
