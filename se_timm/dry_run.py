@@ -1,7 +1,6 @@
 """A forward pass of a copy of a network, and what it shows of the places where gates shall stand."""
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 
 from .insertion_points import Point
-from .meta import bare, copied, does_not_run, meta_copy
+from .meta import bare, copied, does_not_run, full_copy, meta_copy
 
 __all__ = ['NO_SHORTCUT', 'End', 'layout_of', 'observe']
 
@@ -63,7 +62,7 @@ def observe(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[
 
 def attempt(net: nn.Module, points: list[Point], size: tuple[int, ...]) -> dict[Point, list[Call]]:
     """Return the calls at each point of a pass on the meta device, or where that fails, of one with values."""
-    for make in (meta_copy, copy.deepcopy):
+    for make in (meta_copy, full_copy):
         one = bare(copied('add_se', net, make))
         try:
             return record(one, points, size)

@@ -1,7 +1,6 @@
 """SE in any network that is there already, and out of it again."""
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,7 @@ from .dry_run import NO_SHORTCUT, End, observe
 from .errors import check_module, check_switches, message, unknown
 from .gated import REPARAMETERISE, Gated, GatedCall
 from .insertion_points import Point, known_points, named_points
+from .meta import full_copy
 from .residual_blocks import is_identity
 from .squeeze_excite import SqueezeExcite
 
@@ -135,7 +135,7 @@ def add_se(
     check_ends(net, patterns, ends)
     gates = {point: make_gate(net, point, end, kind, arguments) for point, end in ends.items() if not end.problem}
     if not inplace:
-        net = copy.deepcopy(net)
+        net = full_copy(net)
     for point in sorted(gates, key=lambda point: -str(point).count('.')):  # the inner ones first: they change no names
         insert(net, point, gates[point], ends[point])
     own, kept = vars(net).get(EXEMPT), getattr(type(net), EXEMPT, None)

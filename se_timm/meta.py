@@ -2,24 +2,41 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import message
 
-__all__ = ['bare', 'copied', 'does_not_run', 'meta_copy']
+__all__ = ['bare', 'copied', 'does_not_run', 'full_copy', 'meta_copy']
 
 
 def meta_copy(net: nn.Module) -> nn.Module:
     """Return a copy on the meta device, for which nothing is allocated."""
     tensors: dict[int, Any] = {id(buffer): buffer.to('meta') for buffer in net.buffers()}
     tensors |= {id(weight): nn.Parameter(weight.detach().to('meta'), False) for weight in net.parameters()}
+    tensors |= {id(each): each.detach().to('meta') for each in cached(net)}
     return copy.deepcopy(net, tensors)
 
 
-def copied(caller: str, net: nn.Module, make: Callable[[nn.Module], nn.Module] = copy.deepcopy) -> nn.Module:
+def full_copy(net: nn.Module) -> nn.Module:
+    """Return a copy with all values."""
+    return copy.deepcopy(net, {id(each): each.detach().clone() for each in cached(net)})
+
+
+def cached(net: nn.Module) -> Iterator[Tensor]:
+    """Yield what modules keep, by name, of what they have computed: timm its attention biases, until the next `train`.
+
+    `deepcopy` by itself copies no tensor with a graph.
+    """
+    for module in net.modules():
+        for kept in vars(module).values():
+            if isinstance(kept, dict):
+                yield from (each for each in kept.values() if isinstance(each, Tensor) and not each.is_leaf)
+
+
+def copied(caller: str, net: nn.Module, make: Callable[[nn.Module], nn.Module] = full_copy) -> nn.Module:
     """Return a copy of `net`.
 
     Args:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import se_timm
-from se_timm import SqueezeExcite, add_se, remove_se
+from se_timm import SqueezeExcite, add_se, fold, remove_se
 from se_timm.dry_run import CUBE, layout_of
 from se_timm.gated import Gated, GatedCall
 from se_timm.insertion import GATES, KINDS, added, plain_name
@@ -765,6 +765,22 @@ def test_layout_of_a_cube_is_that_of_the_other_blocks_of_its_class():
     layouts = {name: place.layout for name, place in report.places.items()}
     assert {layout for name, layout in layouts.items() if '.attn_' in name} == {'NHWC'}
     assert layouts['stages.0.blocks.0.attn_block.drop_path1'] == 'NHWC'  # of 64 x 64 x 64
+
+
+def test_network_that_keeps_what_it_has_computed():
+    """LeViT its attention biases, with their graph, from an evaluation until the next training."""
+    net = timm.create_model('levit_128s', num_classes=5).eval()
+    before = net(x := images(224)).detach()
+    report = add_se(net, reduction=4, identity_start=True, inplace=False)
+    assert len(report.places) == 20
+    with torch.no_grad():
+        assert torch.equal(report.net(x), before)
+        torch.testing.assert_close(fold(net)(x), before, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_numpy_are_a_size():
+    report = add_se(Tiny(), 'first', input_size=(3, *np.array([16, 16])), reduction=2)
+    assert json.loads(json.dumps(report.config))['input_size'] == [3, 16, 16]
 
 
 def test_layout_of_a_cube_that_nothing_tells():
