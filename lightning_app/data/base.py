@@ -219,7 +219,8 @@ class ImageDataModule(LightningDataModule):
             if self.decode_on_device:
                 check_device_decoding(self.training_transform)
             self._check_training_step()
-        if stage in ('fit', 'validate'):
+            self.validation: EvaluationSamples | None = None
+        if stage == 'validate' or (stage == 'fit' and not (self.trainer and self.trainer.limit_val_batches == 0)):
             self.validation = self._evaluation(self.open('val'))
         if stage == 'fit':
             rank_zero_info(self._described())
@@ -304,6 +305,8 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation images in order."""
+        if self.validation is None:  # the Trainer was to validate nothing, and does, as in `lr_find`
+            self.validation = self._evaluation(self.open('val'))
         return self._evaluation_loader(self.validation)
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -461,7 +464,8 @@ class ImageDataModule(LightningDataModule):
         jpeg = any(map(is_jpeg, first_files(self.training.source, 1)))
         device = self.trainer.strategy.root_device.type if self.trainer else 'the device'
         by = f'torchcodec on {device}' if self.decode_on_device else self.training.decoder
-        return (f'{len(self.training):,} training and {len(self.validation):,} validation images'
+        validated = 'no' if self.validation is None else f'{len(self.validation):,}'
+        return (f'{len(self.training):,} training and {validated} validation images'
                 + (f', JPEG files decoded by {by}' if jpeg else ''))
 
     def _decoder_of(self, source: Source, accurate: bool = False) -> str:

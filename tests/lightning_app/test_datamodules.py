@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import io
 import pickle
+import shutil
 import sys
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -390,6 +391,17 @@ def test_names_of_splits(pets, write_images):
     datamodule = imagenet(pets, train_split='training', val_split='validation', test_split='testing')
     assert len(set_up(datamodule).training) == 12
     assert [label for _, label in set_up(datamodule, 'test').testing] == [2]
+
+
+@pytest.mark.parametrize('none', [0, 0.0])
+def test_training_without_validation_needs_no_images_for_it(pets, none, caplog):
+    shutil.rmtree(pets / 'val')
+    datamodule = set_up(imagenet(pets), limit_val_batches=none)
+    assert '12 training and no validation images' in caplog.text
+    with pytest.raises(InputError, match='it holds neither val/'):
+        datamodule.val_dataloader()
+    with pytest.raises(InputError, match='it holds neither val/'):
+        set_up(datamodule, limit_val_batches=1)
 
 
 def test_a_test_without_a_split_of_its_own_is_of_the_validation_images(pets):
