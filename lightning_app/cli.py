@@ -41,6 +41,7 @@ from se_timm.errors import (
     until_nobody_reads,
 )
 
+from .callbacks.last_checkpoint import LastCheckpoint
 from .callbacks.predictions import PredictionWriter
 from .callbacks.stop_signals import EndAtOnce
 from .checkpoints import CheckpointFiles, load_checkpoint, mapped, newest_whole, of_run
@@ -297,7 +298,9 @@ class AppCLI(LightningCLI):
         trainer = self._get(self.config_init, 'trainer')
         callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
         refused = tuple(kind for switch, kind in SWITCHES.items() if trainer[switch] is False)
-        trainer.callbacks = [callback for callback in callbacks if callback and not isinstance(callback, refused)]
+        kept = [callback for callback in callbacks if callback and not isinstance(callback, refused)]
+        # last, as it wants to be: `--trainer.callbacks+=` can only add others behind it
+        trainer.callbacks = sorted(kept, key=lambda callback: isinstance(callback, LastCheckpoint))
         check_callbacks(trainer.callbacks)
         if self.subcommand in EVALUATIONS:
             trainer.callbacks.append(EndAtOnce())

@@ -32,7 +32,7 @@ class LastCheckpoint(Checkpoint):
     SIGUSR1. On GPUs several processes agree on that at the next logging step. In a validation they end at once: it is
     repeated with the step before it.
 
-    List it after other checkpoint callbacks, whose state it saves.
+    It comes after other checkpoint callbacks, whose state it saves: from Python list it last, the command line does.
 
     Args:
         every_n_steps: Optimiser steps between two checkpoints; none within an epoch where null.

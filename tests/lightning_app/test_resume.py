@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, Timer
 
 from lightning_app import ImageClassifier, ImageNetDataModule, folders
 from lightning_app.analysis.runs import cut_off, read_runs
-from lightning_app.callbacks import LastCheckpoint
+from lightning_app.callbacks import BestCheckpoint, LastCheckpoint
 from lightning_app.cli import AppCLI, main
 from lightning_app.data import base
 from lightning_app.data.sources import FolderSource
@@ -945,11 +945,19 @@ def test_slurm_is_asked_to_start_the_job_again(stopped, monkeypatch, tmp_path):
     assert Path('asked').read_text() == 'requeue 77\n'
 
 
-def test_last_checkpoint_comes_last(steps, cli_error):
-    swapped = [*WITHIN[-1:], *WITHIN[:1]]
-    given, _, remedy = cli_error([*steps(), '--trainer.callbacks', json.dumps(swapped)])
-    assert 'BestCheckpoint after LastCheckpoint' in given
-    assert remedy == 'list LastCheckpoint last'
+def test_last_checkpoint_comes_last(make_trainer, photo_data, refused):
+    swapped = [LastCheckpoint(), BestCheckpoint()]
+    with refused('BestCheckpoint after LastCheckpoint', 'before it changes', 'list LastCheckpoint last'):
+        make_trainer(enable_checkpointing=True, callbacks=swapped).fit(
+            ImageClassifier('test_resnet', 3), photo_data())
+
+
+def test_checkpoint_callback_that_is_added_saves_before_the_last(steps):
+    every = {'ModelCheckpoint.filename': 'each-{step}', 'ModelCheckpoint.save_top_k': -1}
+    main([*steps(), '--trainer.callbacks+=ModelCheckpoint', *(
+        f'--trainer.callbacks.{name.partition(".")[2]}={value}' for name, value in every.items())])
+    [added] = [value for key, value in state(at(9))['callbacks'].items() if 'ModelCheckpoint' in key]
+    assert Path(added['last_model_path'] or added['best_model_path']).name == 'each-step=9.ckpt'
 
 
 def test_newest_are_kept(steps):
