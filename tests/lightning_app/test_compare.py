@@ -500,6 +500,8 @@ def test_training_that_began_in_another_folder(write_run, in_tmp_path, shown):
     assert 'a: its first epochs are in another folder' in shown('runs')['notes']
     write_run('sparse/a', validated(60.0, first=1), {'trainer': {'max_epochs': 2, 'check_val_every_n_epoch': 2}})
     assert 'notes' not in shown('sparse')
+    write_run('by_steps/a', validated(60.0, first=1), {'trainer': {'max_epochs': 2, 'check_val_every_n_epoch': None}})
+    assert 'notes' not in shown('by_steps')
 
 
 def test_best_value_is_in_the_picture(write_run):
