@@ -51,6 +51,7 @@ def check_fits(
     if classes is not None and classes != num_classes:
         raise InputError(message(
             f'checkpoint: {trained} with {classes} classes', f'this run has {num_classes} classes',
+            'to train on from its weights, say --model.network.checkpoint_path in place of --ckpt_path' if goes_on else
             'evaluate it on data with its classes, or train a network of your own'))
     wrong = [key for key in own.keys() | theirs.keys() if key.startswith('net.')  # others of a subclass torch refuses
              and (key not in own or key not in theirs or own[key].shape != theirs[key].shape)]

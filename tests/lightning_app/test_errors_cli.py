@@ -630,7 +630,7 @@ def test_checkpoint_of_another_class_count(refused_checkpoint, on_photos, checkp
     for split in ('train', 'val'):
         shutil.rmtree(photos / split / 'cat')
     refused_checkpoint(['fit', *on_photos, '--ckpt_path', str(checkpoint), '--trainer.max_epochs=2'],
-                       '3 classes', '2 classes')
+                       '3 classes', '2 classes', 'say --model.network.checkpoint_path in place of --ckpt_path')
 
 
 @pytest.mark.parametrize('command', ['validate', 'test'])
