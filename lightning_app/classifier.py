@@ -239,7 +239,8 @@ class ImageClassifier(LightningModule):
         if names and len(names) > outputs:
             raise InputError(message(
                 f'num_classes: {outputs}', f'the data has {len(names)} classes',
-                f'build the network for them: ImageClassifier({self.name!r}, num_classes={len(names)}, ...)'))
+                f'build the network for them: ImageClassifier({self.name!r}, num_classes={len(names)}, ...); '
+                'evaluate a trained one on data with its classes'))
         if names and len(names) < outputs:
             rank_zero_warn(f'num_classes: the network has {outputs} outputs, and the data {len(names)} classes')
 
@@ -315,6 +316,12 @@ class ImageClassifier(LightningModule):
             return self.net(images.contiguous(memory_format=self.memory_format))
         except AssertionError as error:  # of networks that are made for one size
             raise refused_images(self.name, self.net, images.shape[-1], error) from error
+        except RuntimeError as error:
+            if images.is_floating_point():
+                raise
+            raise InputError(message(
+                f'images: {images.dtype}', 'they are not normalised, which the data module does that a Trainer has',
+                'give fit, validate, test or predict the data module, datamodule=data, not its loaders')) from error
         except ValueError as error:
             if 'more than 1 value per channel' not in str(error):
                 raise

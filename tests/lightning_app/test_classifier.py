@@ -613,6 +613,23 @@ def test_callbacks_that_cannot_do_what_they_are_for(callback, why, do, make_trai
         make_trainer(callbacks=[made]).fit(classifier(), photo_data())
 
 
+@pytest.mark.parametrize('work', ['fit', 'validate', 'predict'])
+def test_loaders_of_the_data_module_without_it(work, make_trainer, photo_data, refused):
+    data = photo_data()
+    data.prepare_data()
+    data.setup('fit')
+    loaders = (data.train_dataloader(), data.val_dataloader()) if work == 'fit' else (data.val_dataloader(),)
+    with refused('images: torch.uint8', 'not normalised', 'datamodule=data, not its loaders'):
+        getattr(make_trainer(), work)(classifier(), *loaders)
+
+
+def test_network_that_normalises_by_itself(make_trainer, photo_data):
+    data, model = photo_data(), classifier()
+    model.net.register_forward_pre_hook(lambda module, args: (args[0].float() / 255,))
+    data.setup('fit')
+    make_trainer().fit(model, data.train_dataloader(), data.val_dataloader())
+
+
 @pytest.mark.parametrize('work', ['fit', 'validate'])
 def test_network_with_fewer_outputs_than_the_data_has_classes(work, make_trainer, photo_data, refused):
     with refused('num_classes: 2', 'the data has 3 classes', "('test_resnet', num_classes=3, ...)"):
