@@ -11,6 +11,7 @@ from se_timm.paper import (
     MOBILE,
     MOBILE_CVPR,
     PLACES365,
+    REDUCTION_CVPR,
     SINGLE_CROP,
     Ablation,
     Crop,
@@ -34,6 +35,7 @@ TABLES: tuple[tuple[str, int, tuple[Table[Any], ...]], ...] = (
 )
 ABLATED = 'se_resnet50'
 ABLATION_SCHEDULE = 'multistep'  # of configs/imagenet/ablation.yaml
+LONGER = [table for table in ABLATIONS if table is not REDUCTION_CVPR]  # trained by it; all others by the main one
 BLOCK = SE_DEFAULTS.keys() - {'se'}  # arguments of SE
 # what the networks do where nothing is said; which stages there are, each has in numbers of its own
 DEFAULTS = {name: value for name, value in SE_DEFAULTS.items() if name != 'stages'}
@@ -50,8 +52,8 @@ def printed(run: Run) -> list[Printed]:
     """Return the errors that the paper prints for the network of a run on such data, each once.
 
     They are several where the paper trained the network by several recipes: those of the ablations first where the run
-    has their form of schedule, so that the rows of a sweep are of one, else the main table's. A network that began with
-    trained weights, or that is no network of the paper's, has none.
+    has their form of schedule, else those of the main one, so that the rows of a sweep are of one. A network that began
+    with trained weights, or that is no network of the paper's, has none.
     """
     network, plain = run.setting('model.network') or {}, bool(run.setting('model.plain'))
     if run.setting('model.add_se') is not None or any(network.get(name) for name in INITIAL_WEIGHTS):
@@ -59,7 +61,7 @@ def printed(run: Run) -> list[Printed]:
     name, arguments = run.setting('model.name'), not_default(arguments_of(network, plain, None))
     found: dict[Errors, Printed] = {}
     ablated = run.setting('model.schedule.name') == ABLATION_SCHEDULE
-    for table in sorted(tables_of(run), key=lambda table: ablated and table not in ABLATIONS):
+    for table in sorted(tables_of(run), key=lambda table: (table in LONGER) != ablated):
         for row in table.rows:
             errors = errors_of(row, name, arguments)
             if errors is not None:
