@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
@@ -343,10 +344,15 @@ def evaluation_transform(
     for key, value, valid in (('eval_views', views, VIEWS), ('crop_mode', crop_mode, CROP_MODES)):
         if value not in valid:
             raise InputError(unknown(f'data.{key}', value, valid))
-    if views == 'ten' and crop_mode == 'border':
+    if views == 'ten' and (crop_mode == 'border' or crop_pct > 1):
+        setting = 'crop_mode: border' if crop_mode == 'border' else f'crop_pct: {crop_pct:g}'
         raise InputError(message(
-            f'data.eval_views: {views} with data.crop_mode: border', 'the corners of such an image are its borders',
-            'leave eval_views out, or take another crop_mode'))
+            f'data.eval_views: {views} with data.{setting}', 'the corners of such an image are its borders',
+            f'leave eval_views out, or take another {setting.partition(":")[0]}'))
+    if views == 'ten' and crop_pct == 1:
+        what = 'images' if crop_mode == 'squash' else 'square images'
+        rank_zero_info(f'data.eval_views: {views} with data.crop_pct: 1: of {what} all five crops are the '
+                       'same; say data.crop_pct: 0.875, or eval_views: flip')
     timms = create_transform(
         size, is_training=False, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False, **normalisation).transforms
     steps = in_bytes(timms, exact, normalisation.get('interpolation', 'bilinear'))

@@ -302,6 +302,20 @@ def test_evaluation_is_timm_s_in_every_crop_mode(noise, crop_mode, crop_pct, sha
     assert (fast - expected).abs().mean() < 0.03
 
 
+@pytest.mark.parametrize(('crop_mode', 'of'), [('center', 'square '), ('squash', '')])
+def test_views_that_are_all_the_same(crop_mode, of, noise, caplog):
+    transform = evaluation_transform(32, 1.0, 'ten', crop_mode=crop_mode, **IMAGENET)
+    assert f'crop_pct: 1: of {of}images all five crops are the same' in caplog.text
+    views = transform(noise(0, (40, 40)))
+    assert all(torch.equal(view, views[0]) for view in views[1:5])
+
+
+@pytest.mark.parametrize(('views', 'crop_pct'), [('ten', 0.875), ('flip', 1.0)])
+def test_views_that_differ_are_not_told_of(views, crop_pct, caplog):
+    evaluation_transform(32, crop_pct, views, **IMAGENET)
+    assert not caplog.text
+
+
 def test_views_of_an_image_with_borders(refused, noise):
     settings = {'crop_mode': 'border', **IMAGENET}
     centre, flipped = (evaluation_transform(32, 0.875, views, **settings)(noise(0, (60, 40)))
@@ -309,6 +323,8 @@ def test_views_of_an_image_with_borders(refused, noise):
     assert torch.equal(flipped, torch.stack([centre, centre.flip(2)]))
     with refused('data.eval_views: ten with data.crop_mode: border', 'borders', 'crop_mode'):
         evaluation_transform(32, 0.875, 'ten', crop_mode='border', **IMAGENET)
+    with refused('data.eval_views: ten with data.crop_pct: 1.15', 'borders', 'crop_pct'):
+        evaluation_transform(32, 1.15, 'ten', **IMAGENET)
 
 
 def test_evaluation_is_not_random(noise):
