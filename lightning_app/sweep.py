@@ -277,7 +277,7 @@ def checked(runs: list[Run]) -> list[Run]:
         InputError: If two trainings would be the same, or one was begun or finished with other settings.
         SystemExit: With status 2, after the message, if `fit` does not take one.
     """
-    runs = [replace(run, settings=resolved(run)) for run in runs]
+    runs = [with_earlier_folder(replace(run, settings=resolved(run))) for run in runs]
     found: dict[str, Run] = {}
     for run in runs:
         other = found.setdefault(json.dumps(run.settings, sort_keys=True), run)
@@ -304,6 +304,16 @@ def resolved(run: Run) -> dict[str, Any]:
         group, _, name = key.rpartition('.')
         (value_at(settings, group) or {} if group else settings).pop(name, None)
     return settings
+
+
+def with_earlier_folder(run: Run) -> Run:
+    """Return a training with the folder that it has already: that named another one if other parameters varied then."""
+    for marker in (run.folder / FINISHED, *run.folder.parent.glob(f'*/{FINISHED}'), run.folder / BEGUN,
+                   *run.folder.parent.glob(f'*/{BEGUN}')):
+        if (before := marked(marker)) is not None and before.get('settings') == run.settings:
+            args = [f'{ROOT}={marker.parent}' if arg == f'{ROOT}={run.folder}' else arg for arg in run.args]
+            return replace(run, folder=marker.parent, args=args)
+    return run
 
 
 def check_unchanged(run: Run) -> None:
@@ -371,7 +381,8 @@ def train(run: Run) -> str | None:
 def passed_on(process: subprocess.Popen[Any]) -> Iterator[list[int]]:
     """Pass signals that ask to stop on to a process; yield the list of those.
 
-    Not Ctrl-C, which terminals send to both; the second means to a training that it ends at once.
+    Not Ctrl-C, which terminals send to both; the second means to a training that it ends at once. Others may have sent
+    it to this process alone.
     """
     received: list[int] = []
 
@@ -379,6 +390,10 @@ def passed_on(process: subprocess.Popen[Any]) -> Iterator[list[int]]:
         received.append(number)
         if number != signal.SIGINT:
             process.send_signal(number)
+            return
+        with contextlib.suppress(RuntimeError):  # where it comes while a line is written
+            print('SIGINT: the sweep ends when this training has; if no terminal told that, too: '
+                  f'kill -TERM {os.getpid()}', file=sys.stderr, flush=True)
 
     with handled(forward, *STOP_SIGNALS):
         yield received

@@ -18,7 +18,7 @@ import se_timm  # noqa: F401  (registers the networks)
 from lightning_app.analysis.studies import STUDIES
 from lightning_app.cli import main
 from lightning_app.logger import own_project
-from lightning_app.sweep import BEGUN, FINISHED, checked, combinations, mark, read_sweep, runs_of, train
+from lightning_app.sweep import BEGUN, FINISHED, checked, combinations, mark, passed_on, read_sweep, runs_of, train
 from se_timm.paper import FIXED_SCHEDULE, SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -293,6 +293,24 @@ def test_training_with_other_options_is_not_taken_for_these(sweep_file, cli_erro
     goes(64)
 
 
+def test_training_keeps_its_folder_where_other_parameters_vary(sweep_file, capsys, in_tmp_path):
+    """One that is finished, and one that was interrupted, when a second seed is asked for, or but one network."""
+    networks = {'values': ['{reduction: 4}', '{se: false}']}
+    runs = checked(runs_of(sweep_file(), None, []))
+    mark(runs[0].folder / FINISHED, runs[0])
+    mark(runs[1].folder / BEGUN, runs[1])
+    for parameters in ({'model.network': networks, 'seed_everything': {'values': [0, 1]}},
+                       {'model.network': {'values': networks['values'][:1]}, 'seed_everything': {'values': [0, 1]}}):
+        capsys.readouterr()
+        main(['sweep', sweep_file(parameters=parameters), '--dry_run=true'])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if line.endswith('finished before')] == lines[:1]
+        folders = re.findall(r'default_root_dir=(\S+?)\'? ', '\n'.join(lines))
+        assert folders[0] == str(runs[0].folder)
+        assert len(set(folders)) == len(folders) == len(lines) / 2
+        assert (folders[2:3] == [str(runs[1].folder)]) == (len(folders) == 4)
+
+
 def test_folder_that_was_moved_is_the_same(sweep_file, in_tmp_path):
     """As are other numbers of workers."""
     run = checked(runs_of(sweep_file(), None, []))[1]
@@ -393,6 +411,17 @@ def test_training_that_fails_in_its_course_is_not_finished(on_photos, sweep_file
     assert train(run) == 'exit status 3'
     assert any(run.folder.glob('version_*/config.yaml'))
     assert not (run.folder / FINISHED).exists()
+
+
+def test_interrupt_is_told_and_left_to_the_terminal_to_pass_on(capsys):
+    process = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+    with passed_on(process) as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received == [signal.SIGINT]
+        process.communicate(b'\n')
+    assert process.returncode == 0
+    assert capsys.readouterr().err == (
+        f'SIGINT: the sweep ends when this training has; if no terminal told that, too: kill -TERM {os.getpid()}\n')
 
 
 def test_training_in_other_processes_is_the_same(sweep_file, capsys, in_tmp_path):
