@@ -19,8 +19,10 @@ except ImportError:
         """Return the function itself, that the modules can be imported."""
         return function
 
-__all__ = ['jit', 'launch', 'power_of_two', 'problem', 'tl']
+__all__ = ['OPTIONS', 'jit', 'launch', 'power_of_two', 'problem', 'tl']
 
+# products are added in one step: what Triton does by itself up to 3.9, which warns that it will not from 3.10
+OPTIONS = {'enable_fp_fusion': True}
 OLDEST = (7, 0)  # compute capability that Triton supports
 # a launch looks at every argument: by its own way Triton takes longer for that than the GPU for many a kernel
 _COMPILED: dict[tuple[Any, ...], Any] = {}
@@ -56,7 +58,7 @@ def launch(kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
     """
     index = next(value for value in arguments if isinstance(value, Tensor)).get_device()
     if index < 0:
-        kernel[(programs,)](*arguments, num_warps=warps)
+        kernel[(programs,)](*arguments, num_warps=warps, **OPTIONS)
     elif index == torch.cuda.current_device():
         _launch(index, kernel, programs, warps, arguments)
     else:
@@ -71,6 +73,6 @@ def _launch(index: int, kernel: Any, programs: int, warps: int, arguments: tuple
         float if isinstance(value, float) else value for value in arguments])
     compiled = _COMPILED.get(key)
     if compiled is None:
-        _COMPILED[key] = kernel[(programs,)](*arguments, num_warps=warps)
+        _COMPILED[key] = kernel[(programs,)](*arguments, num_warps=warps, **OPTIONS)
     else:
         compiled[(programs, 1, 1)](*arguments)

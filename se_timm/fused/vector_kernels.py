@@ -256,8 +256,9 @@ def _weigh(
         of_channels += logits
     tl.store(d_fc1 + r[:, None] * channels + c[None, :], one, mask=units[:, None] & lanes[None, :])
     tl.store(d_fc2 + c[:, None] * width + r[None, :], two, mask=lanes[:, None] & units[None, :])
-    tl.store(d_bias1 + r, tl.sum(of_units, 0), mask=units & (tl.program_id(0) < blocks))
-    tl.store(d_bias2 + c, tl.sum(of_channels, 0), mask=lanes & (tl.program_id(0) % blocks == 0))
+    # one program of each (a mask by & of a vector and a number is none to the interpreter of Triton 3.9)
+    tl.store(d_bias1 + r, tl.sum(of_units, 0), mask=r < tl.where(tl.program_id(0) < blocks, width, 0))
+    tl.store(d_bias2 + c, tl.sum(of_channels, 0), mask=c < tl.where(tl.program_id(0) % blocks == 0, channels, 0))
 
 
 @jit

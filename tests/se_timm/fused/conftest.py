@@ -1,5 +1,6 @@
 """Triton's kernels: run on the CPU by its interpreter, on CUDA where there is a GPU; or compiled for a Hopper GPU."""
 import importlib
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -75,11 +76,13 @@ def for_hopper(tmp_path):
                 attributes[(position,)] = [['tt.divisibility', 16]]
         code = triton.compile(
             triton.compiler.ASTSource(kernel, signature, constants, attributes),
-            target=triton.backends.compiler.GPUTarget('cuda', 90, 32), options={'num_warps': warps})
+            target=triton.backends.compiler.GPUTarget('cuda', 90, 32), options={'num_warps': warps, **launch.OPTIONS})
         (tmp_path / 'cubin').write_bytes(code.asm['cubin'])
         usage = subprocess.run([triton.knobs.nvidia.cuobjdump.path, '-res-usage', tmp_path / 'cubin'],
                                check=True, capture_output=True, text=True).stdout
-        assert 'STACK:0' in usage, f'{kernel.__name__} holds registers in memory: {usage}'
+        # Triton 3.9 puts two of `_weigh` there, with which four programs share a multiprocessor and not three
+        in_memory = int(re.search(r'STACK:(\d+)', usage)[1])
+        assert in_memory <= 8, f'{kernel.__name__} holds registers in memory: {usage}'
         return code.asm['ptx']
 
     return run
