@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from packaging.version import Version
 
 from se_timm.fused import kernels, launch, vector_kernels
 from se_timm.fused.function import Passes
@@ -64,6 +65,10 @@ def for_hopper(tmp_path):
     """Return a function that compiles a kernel as a launch would on an H100, and returns the code for its driver."""
     triton = pytest.importorskip('triton')
 
+    def in_memory(name):
+        """Return which bytes may be: Triton 3.9 keeps two registers of `_weigh` there, to fit a fourth program."""
+        return '[08]' if name == '_weigh' and Version(triton.__version__) >= Version('3.9') else '0'
+
     def run(kernel, warps, arguments):
         signature, constants, attributes = {}, {}, {}
         for position, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=True)):
@@ -80,9 +85,8 @@ def for_hopper(tmp_path):
         (tmp_path / 'cubin').write_bytes(code.asm['cubin'])
         usage = subprocess.run([triton.knobs.nvidia.cuobjdump.path, '-res-usage', tmp_path / 'cubin'],
                                check=True, capture_output=True, text=True).stdout
-        # Triton 3.9 puts two of `_weigh` there, with which four programs share a multiprocessor and not three
-        in_memory = int(re.search(r'STACK:(\d+)', usage)[1])
-        assert in_memory <= 8, f'{kernel.__name__} holds registers in memory: {usage}'
+        name = kernel.__name__
+        assert re.search(rf'STACK:{in_memory(name)}\b', usage), f'{name} holds registers in memory: {usage}'
         return code.asm['ptx']
 
     return run
