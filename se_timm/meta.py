@@ -1,4 +1,4 @@
-"""Copies of networks without values, and without what users hang on them."""
+"""Copies of networks, with values or without, and without what users hang on them."""
 from __future__ import annotations
 
 import copy

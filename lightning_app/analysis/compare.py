@@ -251,8 +251,7 @@ def notes_of(run: Run, metric: str) -> list[str]:
 
 def begins_late(run: Run) -> bool:
     """Return whether the first epoch of which there is something comes after the first validation."""
-    trainer = run.setting('trainer')
-    every = trainer.get('check_val_every_n_epoch', 1) if isinstance(trainer, dict) else 1
+    every = run.config.get('trainer', {}).get('check_val_every_n_epoch', 1)
     first = min((row.get('epoch', 0) for row in run.rows), default=0)
     return isinstance(every, int) and bool(first >= every)  # of null: validations count steps, over the epochs
 
