@@ -10,6 +10,7 @@ import torch
 from timm.loss import BinaryCrossEntropy, create_classification_loss
 from timm.loss.class_weights import compute_class_weights
 from torch import nn
+from torch.nn import functional as F
 
 from se_timm.errors import InputError, message
 
@@ -82,10 +83,10 @@ def build_loss(
     weight = class_weights(loss, num_classes, labels)
     # timm's factory has no weights for `ce`, and for `bce` those of outputs, not of images
     if weight is not None and loss.name == 'ce':
-        return WeightedCrossEntropy(weight, reduction='none', label_smoothing=0.0 if mixed else loss.smoothing)
+        return WeightedCrossEntropy(weight, loss.smoothing, mixed)
     if weight is not None:
         return WeightedBinaryCrossEntropy(
-            weight, loss.bce_sum, loss.smoothing, target_threshold=loss.bce_threshold)
+            weight, loss.smoothing, mixed, loss.bce_sum, target_threshold=loss.bce_threshold)
     options: dict[str, Any] = {'jsd_splits': splits} if splits else {}
     return create_classification_loss(
         loss.name, smoothing=loss.smoothing, soft_targets=mixed, bce_sum=loss.bce_sum,
@@ -103,41 +104,59 @@ def check_threshold(loss: Loss, num_classes: int) -> None:
             f'take a number from {least:g} and below {most:g}, such as 0.2'))
 
 
-class WeightedCrossEntropy(nn.CrossEntropyLoss):
-    """The mean over the images, whatever their weights: torch divides by the sum of these, but not of soft targets.
+class WeightedCrossEntropy(nn.Module):
+    """The mean over the images of their smoothed cross-entropies, each times the weight of its class.
 
-    So neither does mixing change the scale of the gradients, nor how a step is divided into batches.
+    Torch divides by the sum of the weights, but not of soft targets: mixing, and how a step is divided into batches,
+    would change the scale of the gradients. And it weighs the targets after smoothing: what that gives to a class of a
+    large weight could become the largest target.
     """
+
+    weight: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, smoothing: float, mixed: bool) -> None:
+        super().__init__()
+        self.register_buffer('weight', weight)
+        self.smoothing, self.mixed = smoothing, mixed
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the loss of a batch."""
-        return super().forward(logits, target).mean()
+        if target.ndim == 1:
+            losses = F.cross_entropy(logits, target, reduction='none', label_smoothing=self.smoothing)
+            return (self.weight[target.long().clamp(min=0)] * losses).mean()  # of -100 the loss is 0
+        weighted = before_smoothing(target, self.smoothing * self.mixed) * self.weight
+        return F.cross_entropy(logits, torch.lerp(weighted, weighted.mean(-1, keepdim=True), self.smoothing))
 
 
 class WeightedBinaryCrossEntropy(nn.Module):
     """The mean over the images of their binary cross-entropies, each times the weight of its class, or classes.
 
-    Of soft targets, which are smoothed already, these are what they were before.
+    Of mixed targets, which are smoothed already, these are what they were before.
     """
 
     weight: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, sum_classes: bool, smoothing: float, **options: Any) -> None:
+    def __init__(
+            self, weight: torch.Tensor, smoothing: float, mixed: bool, sum_classes: bool, **options: Any) -> None:
         super().__init__()
         self.register_buffer('weight', weight)
         self.sum_classes = sum_classes
-        self.smoothing = smoothing
+        self.smoothed = smoothing * mixed
         self.entropies = BinaryCrossEntropy(reduction='none', smoothing=smoothing, **options)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the loss of a batch."""
         entropies = self.entropies(logits, target)
         if target.ndim == 1:
-            weight = self.weight[target]
+            weight = self.weight[target.long()]
         else:
-            hard = (target - self.smoothing / target.shape[-1]) / (1 - self.smoothing)
-            weight = (hard * self.weight).sum(-1)
+            weight = (before_smoothing(target, self.smoothed) * self.weight).sum(-1)
         return (weight * (entropies.sum(-1) if self.sum_classes else entropies.mean(-1))).mean()
+
+
+def before_smoothing(target: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Return the share of each class in the images of smoothed targets `(N, num_classes)`."""
+    return (target - smoothing / target.shape[-1]) / (1 - smoothing)
 
 
 def class_weights(loss: Loss, num_classes: int, labels: Sequence[int] | None) -> torch.Tensor | None:

@@ -57,22 +57,56 @@ def test_divergence_of_versions():
     torch.testing.assert_close(found, F.cross_entropy(logits[:8], LABELS) + 12 * divergence)
 
 
-@pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_weights_of_classes(smoothing):
+def test_weights_of_classes_are_torchs():
     weights = [1.0, 2.0, 0.0, 1.0, 0.5]
-    found = build_loss(Loss('ce', smoothing, class_weights=weights), 5)(LOGITS, LABELS)
-    torch.testing.assert_close(found, F.cross_entropy(
-        LOGITS, LABELS, torch.tensor(weights), reduction='none', label_smoothing=smoothing).mean())
+    targets = torch.rand(8, 5, generator=torch.Generator().manual_seed(1)).softmax(1)
+    loss, expected = build_loss(Loss(class_weights=weights), 5), torch.nn.CrossEntropyLoss(torch.tensor(weights))
+    torch.testing.assert_close(loss(LOGITS, LABELS), expected(LOGITS, LABELS) * torch.tensor(weights)[LABELS].mean())
+    torch.testing.assert_close(loss(LOGITS, targets), expected(LOGITS, targets))
 
 
-@pytest.mark.parametrize('options', [
-    {}, {'smoothing': 0.1}, {'bce_sum': True}, {'smoothing': 0.1, 'bce_threshold': 0.2}])
-def test_weights_of_classes_are_those_of_their_images(options):
+@pytest.mark.parametrize(('name', 'options'), [
+    ('ce', {}), ('ce', {'smoothing': 0.1}),
+    ('bce', {}), ('bce', {'smoothing': 0.1}), ('bce', {'bce_sum': True}),
+    ('bce', {'smoothing': 0.1, 'bce_threshold': 0.2})])
+def test_weights_of_classes_are_those_of_their_images(name, options):
     weights = [1.0, 2.0, 0.0, 1.0, 0.5]
-    alone = build_loss(Loss('bce', **options), 5)
+    alone = build_loss(Loss(name, **options), 5)
     each = torch.stack([alone(LOGITS[i:i + 1], LABELS[i:i + 1]) for i in range(len(LABELS))])
-    weighted = build_loss(Loss('bce', class_weights=weights, **options), 5)
+    weighted = build_loss(Loss(name, class_weights=weights, **options), 5)
     torch.testing.assert_close(weighted(LOGITS, LABELS), (each * torch.tensor(weights)[LABELS]).mean())
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_weights_of_classes_are_the_same_of_labels_in_every_form(smoothing):
+    """As torch takes them: bytes, one-hot targets, and those to ignore."""
+    weights = [1.0, 50.0, 2.0, 0.0, 4.0]
+    loss = build_loss(Loss('ce', smoothing, class_weights=weights), 5)
+    expected = loss(LOGITS, LABELS)
+    torch.testing.assert_close(loss(LOGITS, F.one_hot(LABELS, 5).float()), expected)
+    ignored = torch.cat([LABELS, torch.full((8,), -100)])
+    torch.testing.assert_close(loss(LOGITS.repeat(2, 1), ignored), expected / 2)
+    for name in ('ce', 'bce'):
+        loss = build_loss(Loss(name, smoothing, class_weights=weights), 5)
+        torch.testing.assert_close(loss(LOGITS, LABELS.byte()), loss(LOGITS, LABELS))
+
+
+def test_mixed_images_have_the_weights_of_the_images_of_which_they_are():
+    """Cross-entropy is linear in the target."""
+    smoothing, weights = 0.1, [1.0, 2.0, 0.5, 1.0, 4.0]
+    mixed = 0.7 * F.one_hot(LABELS, 5) + 0.3 * F.one_hot(LABELS.flip(0), 5)
+    loss = build_loss(Loss('ce', smoothing, class_weights=weights), 5, mixed=True)
+    first, second = (torch.tensor(weights)[labels] * F.cross_entropy(
+        LOGITS, labels, reduction='none', label_smoothing=smoothing) for labels in (LABELS, LABELS.flip(0)))
+    found = loss(LOGITS, mixed * (1 - smoothing) + smoothing / 5)
+    torch.testing.assert_close(found, (0.7 * first + 0.3 * second).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_smoothing_teaches_no_other_class_of_a_large_weight():
+    loss = build_loss(Loss('ce', 0.1, class_weights='balanced'), 2, labels=[0] * 990 + [1] * 10)
+    logits = torch.zeros(1, 2, requires_grad=True)
+    loss(logits, torch.tensor([0])).backward()
+    assert logits.grad[0, 0] < 0 < logits.grad[0, 1]
 
 
 @pytest.mark.parametrize('name', ['ce', 'bce'])
