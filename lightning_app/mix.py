@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from timm.data import Mixup
 from torch import Tensor
@@ -73,16 +73,20 @@ def check_even(count: int) -> None:
 
 
 class EvenMixup(Mixup):
-    """timm's mixing, with a message for users where the size of the batches was not known before."""
+    """timm's mixing, with a message for users; in a copy, where a batch may be a view of all images."""
+
+    def __init__(self, in_place: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self.in_place = in_place
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `x (N, 3, H, W)`, mixed in place, and targets `(N, num_classes)` of the labels `target (N,)`."""
+        """Return `x (N, 3, H, W)`, mixed, and targets `(N, num_classes)` of the labels `target (N,)`."""
         check_even(len(x))
-        return super().__call__(x, target)
+        return super().__call__(x if self.in_place else x.clone(), target)
 
 
 def build_mixup(mix: Mix, num_classes: int, smoothing: float, batch_size: int | None) -> Mixup | None:
-    """Return timm's mixing of images `(N, 3, H, W)`, in place, and labels `(N,)` to `(N, num_classes)`; None if off.
+    """Return timm's mixing of images `(N, 3, H, W)` and labels `(N,)` to `(N, num_classes)`; None if off.
 
     It draws from NumPy's generator, which is seeded at each step.
 
@@ -90,7 +94,7 @@ def build_mixup(mix: Mix, num_classes: int, smoothing: float, batch_size: int | 
         mix: The settings.
         num_classes: Number of classes.
         smoothing: Label smoothing of the targets.
-        batch_size: Images in a batch of one process, where it is known.
+        batch_size: Images in a batch of one process, which are mixed in place; None for a loader of the user's.
 
     Raises:
         InputError: If they are not an even number.
@@ -99,5 +103,5 @@ def build_mixup(mix: Mix, num_classes: int, smoothing: float, batch_size: int | 
         return None
     check_even(batch_size or 0)
     return EvenMixup(
-        mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, prob=mix.prob, switch_prob=mix.switch_prob, mode=mix.mode,
-        label_smoothing=smoothing, num_classes=num_classes)
+        in_place=batch_size is not None, mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, prob=mix.prob,
+        switch_prob=mix.switch_prob, mode=mix.mode, label_smoothing=smoothing, num_classes=num_classes)
