@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from se_timm.errors import InputError, meant, nearest, unknown
+from se_timm.errors import InputError, meant, message, nearest, unknown
 
 from .data.samples import IGNORE
 
@@ -53,6 +53,7 @@ class ClassificationMetrics(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch of logits `(N, C)` and labels `(N,)`; nothing waits for the device."""
+        check_labels(labels)
         counts = labels != IGNORE
         loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction='none')
         self.loss_sum += loss.to(self.loss_sum.dtype).sum()
@@ -72,6 +73,15 @@ class ClassificationMetrics(Metric):
         results = self.compute()
         errors = {f'{name}_error': 100 - results[name] for name in ('top1', 'top5')}
         return {f'{stage}/{name}': value for name, value in {**results, **errors}.items()}
+
+
+def check_labels(labels: Tensor) -> None:
+    """Raise `InputError` unless each image has one class."""
+    if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.uint8):
+        raise InputError(message(
+            f'labels: {labels.dtype} of shape {tuple(labels.shape)}', 'an evaluation compares the most probable class '
+            'with that of the image, of which it has one', 'give labels (N,) of int64, or override validation_step and '
+            'test_step for several classes an image'))
 
 
 def check_monitors(callbacks: Iterable[Any], given: Collection[str]) -> None:

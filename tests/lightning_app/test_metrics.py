@@ -44,6 +44,20 @@ def test_by_hand():
     assert results['loss'].item() == pytest.approx((3 * log_sum - 6 - 2 - 1) / 3, abs=1e-6)
 
 
+@pytest.mark.parametrize(('labels', 'given'), [
+    (torch.eye(4), 'labels: torch.float32 of shape (4, 4)'), (torch.zeros(4), 'labels: torch.float32 of shape (4,)'),
+    (torch.eye(4).long(), 'labels: torch.int64 of shape (4, 4)'),
+    (torch.zeros(4).int(), 'labels: torch.int32 of shape (4,)')], ids=['soft', 'float', 'one-hot', 'int32'])
+def test_labels_that_are_none(labels, given, refused):
+    with refused(given, 'it has one', 'of int64'):
+        ClassificationMetrics(4).update(torch.zeros(4, 4), labels)
+
+
+def test_labels_of_bytes():
+    logits, labels = batch(ignored=0.0)
+    assert measure(logits, labels.byte()).compute() == measure(logits, labels).compute()
+
+
 @pytest.mark.parametrize('ignored', [0.0, 0.2])
 @pytest.mark.parametrize('classes', [2, 3, 5, 10, 100])
 def test_as_torchmetrics(classes, ignored):
