@@ -81,6 +81,7 @@ from .steps import batches_done, is_logging_step, logs_next_step, tell_of_last_s
 __all__ = ['GROUPS', 'ImageClassifier']
 
 TOP = 5
+EPOCHS_OF_TRIAL = 10_000  # enough for any schedule
 GROUPS: dict[str, Any] = {'optim': Optim, 'schedule': Schedule, 'loss': Loss, 'mix': Mix, 'distill': Distill}
 COUNTERS = ('lookahead_step',)  # what optimisers count in their parameter groups, beside the settings
 
@@ -429,9 +430,8 @@ class ImageClassifier(LightningModule):
         for setting in without_effect(
                 optim, schedule, self.trainer.max_epochs or 0, self.trainer.min_epochs or 0):
             rank_zero_info(setting)
-        if getattr(self.trainer, 'fast_dev_run', False):  # one epoch, in which no warm-up fits
-            schedule = dataclasses.replace(schedule, warmup_epochs=0)
-        scheduler = build_schedule(optimizer, schedule, self.trainer.max_epochs or 0)
+        trial = getattr(self.trainer, 'fast_dev_run', False)  # of the first steps: in one epoch not every schedule fits
+        scheduler = build_schedule(optimizer, schedule, EPOCHS_OF_TRIAL if trial else self.trainer.max_epochs or 0)
         if self.resumed:
             if self._is_plain:
                 check_continues(

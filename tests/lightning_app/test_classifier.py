@@ -234,6 +234,16 @@ def drops(step, steps):
     return [0.1, 0.01, 0.001][step // steps]
 
 
+@pytest.mark.parametrize('schedule', [
+    Schedule(warmup_epochs=5, warmup_lr=0.01), Schedule('step', decay_epochs=30), Schedule('multistep'),
+    Schedule('rsqrt', 2, decay_epochs=5.5), Schedule('wsd', 2, decay_epochs=3), Schedule('wsd'), Schedule('poly', 2),
+    Schedule('tanh', 2), Schedule('step', decay_epochs=math.inf)])
+def test_trial_is_of_the_first_steps_of_any_schedule(schedule, make_trainer, photo_data, optimizer_steps):
+    model = classifier(optim=Optim(lr=0.1), schedule=schedule)
+    make_trainer(fast_dev_run=True).fit(model, photo_data())
+    assert optimizer_steps[0][0]['lr'] == (schedule.warmup_lr if schedule.warmup_epochs else 0.1)
+
+
 @pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize(('schedule', 'expected'), [
     (Schedule(warmup_epochs=1, warmup_lr=0.01), cosine),
