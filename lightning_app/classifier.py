@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from se_timm.errors import InputError, check_least, message
@@ -107,7 +107,8 @@ class ImageClassifier(LightningModule):
     Logs `train/loss`, `lr`, and `val/loss`, `val/top1`, `val/top5`, `val/top1_error`, `val/top5_error` (0 to 100;
     `test/...` in tests), and `val/top1_best`, the best accuracy of the training, also over interruptions. In
     evaluations labels of -1 do not count. Callbacks find the results of a validation in their `on_validation_end`:
-    before, in `on_validation_epoch_end`, they are of the last. Works under LightningCLI and with a plain Trainer.
+    before, in `on_validation_epoch_end`, they are of the last. A `criterion` that a subclass has takes the place of
+    `loss`. Works under LightningCLI and with a plain Trainer.
 
     Args:
         name: Any of timm's networks, with tag or without: `se_resnet50`, `se_resnext50_32x4d.racm_in1k`,
@@ -136,7 +137,7 @@ class ImageClassifier(LightningModule):
     """
 
     net: Any  # nn.Module with timm's attributes
-    criterion: nn.Module
+    criterion: Any  # of a training
     seeds_steps = True  # each by where it is, see `on_train_batch_start`
     restores_generators = True  # after a training
 
@@ -191,6 +192,7 @@ class ImageClassifier(LightningModule):
             'channels_last': channels_last, 'max_nonfinite_steps': max_nonfinite_steps,
         }), logger=False)
         self.net.to(memory_format=self.memory_format)
+        self.has_own_criterion: bool | None = None  # that of a subclass, from the first training on
         self.mixup: Mixup | None = None
         self.teacher: Teacher | None = None
         self.val_metrics = ClassificationMetrics(self.net.num_classes)
@@ -270,12 +272,18 @@ class ImageClassifier(LightningModule):
         """Make what the loss consists of, some of which depends on the data."""
         data: Any = data_of(self.trainer)
         known = isinstance(data, ImageDataModule)
-        criterion = build_loss(
-            self.loss, self.net.num_classes, self.mix.on, data.augment.splits if known else 0,
-            data.training.source.labels if known else None)
         convert = self.trainer.precision_plugin.convert_module  # Lightning converts submodules only
-        criterion = convert(criterion).to(self.device)
-        object.__setattr__(self, 'criterion', criterion)  # no submodule: its weights are not the network's
+        if self.has_own_criterion is None:
+            self.has_own_criterion = getattr(self, 'criterion', None) is not None
+        if not self.has_own_criterion:
+            criterion = build_loss(
+                self.loss, self.net.num_classes, self.mix.on, data.augment.splits if known else 0,
+                data.training.source.labels if known else None)
+            criterion = convert(criterion).to(self.device)
+            object.__setattr__(self, 'criterion', criterion)  # no submodule: its weights are not the network's
+        elif self.loss != Loss():
+            rank_zero_info(f'model.loss: the loss is the criterion of {type(self).__name__}; of these settings at most '
+                           'the smoothing has an effect, in model.mix')
         self.mixup = build_mixup(
             self.mix, self.net.num_classes, self.loss.smoothing,
             data.images_per_batch // self.trainer.world_size if known else None)

@@ -143,6 +143,71 @@ def test_loss_is_the_configured_one(make_trainer, photo_data):
     assert record.steps[0]['train/loss'] == pytest.approx(float(expected), rel=1e-5)
 
 
+class Seven(torch.nn.Module):
+    """A loss that none other is."""
+
+    def forward(self, logits, labels):
+        return logits.sum() * 0 + 7
+
+
+def with_attribute(criterion, **settings):
+    model = type('Own', (ImageClassifier,), {})('test_resnet', num_classes=3, **settings)
+    model.criterion = criterion
+    return model
+
+
+def with_class_attribute(criterion, **settings):
+    return type('Own', (ImageClassifier,), {'criterion': criterion})('test_resnet', num_classes=3, **settings)
+
+
+@pytest.mark.parametrize(('kind', 'criterion'), [
+    (with_attribute, Seven()), (with_attribute, Seven().forward),
+    (with_class_attribute, Seven()), (with_class_attribute, property(lambda model: Seven())),
+    (with_class_attribute, Seven.forward)], ids=['module', 'function', 'class', 'property', 'method'])
+def test_loss_of_a_subclass_is_taken(kind, criterion, make_trainer, photo_data, caplog):
+    model, record = kind(criterion), Record()
+    for _ in range(2):
+        make_trainer(limit_train_batches=1, callbacks=[record]).fit(model, photo_data())
+    assert [step['train/loss'] for step in record.steps] == [7, 7]
+    assert 'model.loss' not in caplog.text
+    make_trainer(limit_train_batches=1).fit(kind(criterion, loss=Loss('bce')), photo_data())
+    assert 'model.loss: the loss is the criterion of Own' in caplog.text
+
+
+def test_subclass_without_a_loss_has_that_of_the_settings(make_trainer, photo_data):
+    model = with_attribute(None)
+    make_trainer(limit_train_batches=1).fit(model, photo_data())
+    assert isinstance(model.criterion, torch.nn.CrossEntropyLoss)
+
+
+def test_subclass_may_change_the_loss_of_each_training(make_trainer, photo_data):
+    calls = []
+
+    class Own(ImageClassifier):
+        def setup(self, stage):
+            super().setup(stage)
+            built = self.criterion
+
+            def twice(logits, labels):
+                calls.append(built)
+                return 2 * built(logits, labels)
+
+            self.criterion = twice
+
+    model = Own('test_resnet', num_classes=3)
+    for _ in range(2):
+        make_trainer(limit_train_batches=1).fit(model, photo_data())
+    assert [type(each) for each in calls] == [torch.nn.CrossEntropyLoss] * 2
+
+
+def test_loss_is_built_again_for_other_data(make_trainer, photo_data):
+    model = classifier(loss=Loss(class_weights='balanced'))
+    make_trainer(limit_train_batches=1).fit(model, photo_data())
+    first = model.criterion
+    make_trainer(limit_train_batches=1).fit(model, photo_data())
+    assert model.criterion is not first
+
+
 def test_views_are_averaged_as_probabilities(make_trainer, photo_data):
     model, data = classifier(), photo_data(eval_views='ten')
     result, = make_trainer().validate(model, data, verbose=False)
