@@ -133,9 +133,10 @@ def check_file(option: str, file: Path | None, example: str) -> None:
     check_reached(option, file)
     if file.is_dir():
         raise InputError(message(f'{option} {file}', 'it is a folder', f'name a file in it, such as {file / example}'))
-    if file.exists() and not os.access(file, os.W_OK):
+    if not file.exists():
+        check_writable(option, file.parent)
+    elif not os.access(file, os.W_OK):
         raise InputError(message(f'{option} {file}', 'you may not write to it', 'name another'))
-    check_writable(option, file.parent)
 
 
 def check_reached(option: str, path: Path) -> None:

@@ -11,9 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import distributed
 
-from se_timm.errors import InputError, message
+from se_timm.errors import InputError, check_file, message
 
 from ..analysis.channels import class_titles
+from ..data.base import data_of
 from ..data.samples import IGNORE, PredictionSamples
 
 __all__ = ['PredictionWriter']
@@ -29,7 +30,8 @@ class PredictionWriter(BasePredictionWriter):
         path: The CSV file.
 
     Raises:
-        InputError: At the end, if not one image could be read.
+        InputError: If the file cannot be written, or the names of the images are not known; at the end, if not one
+            image could be read.
     """
 
     def __init__(self, path: str = 'predictions.csv') -> None:
@@ -38,8 +40,14 @@ class PredictionWriter(BasePredictionWriter):
         self.rows: dict[int, list[tuple[int, float]]] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the rows of an earlier prediction."""
+        """Forget the rows of an earlier prediction, and see that these can be written."""
         self.rows = {}
+        if getattr(data_of(trainer), 'prediction', None) is None:
+            raise InputError(message(
+                'trainer.callbacks: PredictionWriter', 'the names of images come from a data module of lightning_app',
+                'give predict the data module, datamodule=data, or leave the callback out'))
+        if trainer.is_global_zero:
+            check_file('PredictionWriter: path', self.path, 'predictions.csv')
 
     def write_on_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, prediction: dict[str, torch.Tensor],

@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo
+from torch.utils.data import DataLoader
 
 from lightning_app import ImageClassifier
+from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.cli import main
 
 pytestmark = pytest.mark.usefixtures('in_tmp_path')
@@ -37,6 +39,21 @@ def mixed(tmp_path):
 def table(path='predictions.csv'):
     with open(path, newline='') as file:
         return list(csv.reader(file))
+
+
+@pytest.mark.parametrize('path', ['.', '', 'mixed/a.png/predictions.csv'])
+def test_file_that_cannot_be_is_refused_before_the_predictions(path, mixed, make_trainer, photo_data, refused):
+    trainer = make_trainer(callbacks=[PredictionWriter(path)])
+    model = ImageClassifier('test_resnet', num_classes=3)
+    with refused('PredictionWriter: path', '', 'name'):
+        trainer.predict(model, photo_data(images=str(mixed)))
+    assert not trainer.predict_loop.batch_progress.total.ready
+
+
+def test_images_without_names_are_refused_before_the_predictions(make_trainer, refused):
+    with refused('PredictionWriter', 'names of images', 'give predict the data module'):
+        make_trainer(callbacks=[PredictionWriter()]).predict(
+            ImageClassifier('test_resnet', num_classes=3), DataLoader(torch.zeros(4, 3, 32, 32)))
 
 
 ORDER = ['a.png', 'b/0.jpg', 'b/1.png', 'b/broken.png', 'c/d/2.bmp', 'y.webp', 'z.PNG', 'é, "x".png']
