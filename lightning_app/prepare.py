@@ -69,7 +69,8 @@ def prepare(
 
     Each shard is read again before it gets its name, so that a shard that is there is whole: the same command goes on
     where it was interrupted. Images that cannot be read are left out, named and counted. Files are kept as they are, to
-    the byte, but for images whose short side is limited.
+    the byte, but for images whose short side is limited. Points in names become `_`, at which keys would end: if that
+    changes the order of the names, trainings have their images in another order than in folders.
 
     Args:
         root: Folder that holds the splits, or `hf://NAME`.
