@@ -9,8 +9,9 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Timer, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from se_timm.errors import InputError, message
@@ -191,7 +192,7 @@ def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         part['processed'] -= 1
         part['completed'] = min(part['completed'], part['processed'])
     if validates(trainer, batches_done(trainer)):  # Lightning leaves out the validation, but counts the step once more
-        loop['epoch_loop.state_dict']['_batches_that_stepped'] -= 1
+        count_step(loop, -1)
 
 
 def continue_in_epoch(trainer: Trainer, data: ImageDataModule, checkpoint: dict[str, Any]) -> None:
@@ -209,16 +210,32 @@ def continue_in_epoch(trainer: Trainer, data: ImageDataModule, checkpoint: dict[
     if ends_epoch(checkpoint['loops']['fit_loop']):
         there = {**there, 'epoch': there['epoch'] + 1, 'images': 0}
     complete_epoch(checkpoint['loops']['fit_loop'])
+    batches = checkpoint['loops']['fit_loop']['epoch_loop.batch_progress']
+    # the last step of an epoch may be of fewer images
+    stepped = batches['is_last_batch'] and batches['current']['processed'] == batches['current']['ready']
     if there['images']:
         check_same_epoch(data, there)
         check_order(trainer)
+        if not stepped:
+            check_same_steps(data, there)
     keep_batches(trainer, data, there)
-    # an accumulated step that was not finished is done again from its start
-    images = there['images'] // data.batch_size * data.batch_size
+    images = there['images']
+    if not stepped and images % data.batch_size:
+        images -= images % data.batch_size
+        tell_of_step_again(trainer, there['images'], images, data.batch_size)
+        count_step(checkpoint['loops']['fit_loop'], -1)  # Lightning takes it for done
     data.start = (there['epoch'], images)
-    if images:
-        count_batches(checkpoint['loops']['fit_loop']['epoch_loop.batch_progress'],
-                      images // data.images_per_batch, there['images_per_batch'] / data.images_per_batch)
+    if there['images']:
+        count_batches(batches, images // data.images_per_batch, there['images_per_batch'] / data.images_per_batch)
+
+
+def tell_of_step_again(trainer: Trainer, images: int, start: int, batch_size: int) -> None:
+    """Say what is not as in an unbroken training where a step is done again that was left after `images`."""
+    if any(isinstance(each, _BatchNorm) for each in trainer.lightning_module.modules()):
+        rank_zero_warn(
+            f'the checkpoint stands after {images} images of its epoch, within a step of {batch_size}, which is done '
+            f'again: batch norms count {images - start} images twice. That is not so where trainer.val_check_interval '
+            'is a multiple of trainer.accumulate_grad_batches')
 
 
 def ends_epoch(loop: dict[str, Any]) -> bool:
@@ -235,7 +252,13 @@ def ends_epoch(loop: dict[str, Any]) -> bool:
         part['processed'] += 1
     for part in (batches['current'], batches['total']):
         part['completed'] = part['processed']
+    count_step(loop, 1)
     return True
+
+
+def count_step(loop: dict[str, Any], number: int) -> None:
+    """Add to the steps that the loggers count, in a checkpoint."""
+    loop['epoch_loop.state_dict']['_batches_that_stepped'] += number
 
 
 def complete_epoch(loop: dict[str, Any]) -> None:
@@ -279,10 +302,16 @@ def check_same_epoch(data: ImageDataModule, there: dict[str, int]) -> None:
                 f'data: training images with other {what}', 'the checkpoint stands within an epoch that was begun with '
                 'others, and some images would be seen twice, and some never',
                 f'resume with the same images, from a checkpoint of the end of an epoch, {NEW_TRAINING}'))
-    if there['images'] % there['batch_size'] == 0 and there['images'] % data.batch_size:
+
+
+def check_same_steps(data: ImageDataModule, there: dict[str, int]) -> None:
+    """Raise `InputError` if no step begins in this run where the one of the checkpoint began, or ended."""
+    within = there['images'] % there['batch_size']
+    if data.batch_size != there['batch_size'] and (within or there['images'] % data.batch_size):
         raise InputError(message(
             f'data.batch_size: {data.batch_size}',
-            f'the checkpoint stands after {there["images"]} images of its epoch, in the middle of a step of this size',
+            f'the checkpoint stands after {there["images"]} images of its epoch, '
+            f'in the middle of a step of {there["batch_size"] if within else "this size"}',
             f'resume with data.batch_size {there["batch_size"]}, or from a checkpoint of the end of an epoch'))
 
 

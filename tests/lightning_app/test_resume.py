@@ -7,13 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.loggers import Logger
+from torch.nn.utils import parameters_to_vector
 
 from lightning_app import ImageClassifier, ImageNetDataModule, folders
 from lightning_app.analysis.runs import cut_off, read_runs
@@ -494,6 +496,88 @@ def test_numbers_of_batches_follow_where_each_process_keeps_its_images(limit, in
         position = torch.load(at(5), weights_only=True)['position']
         assert (position['processes'], position['accumulated'], position['images_per_batch']) == (1, 1, 4)
         assert [(row['step'], row.get('lr'), 'val/top1' in row) for row in rows()] == lines
+
+
+class Saved(Callback):
+    """Checkpoints of every batch, validation and epoch."""
+
+    def save(self, trainer, *_):
+        if not trainer.sanity_checking:
+            trainer.save_checkpoint(f'all/{len(list(Path("all").glob("*"))):02}.ckpt', weights_only=False)
+
+    on_train_batch_end = on_validation_end = on_train_epoch_end = save
+
+
+class Rows(Logger):
+    """What is logged, and at which step."""
+
+    name = version = None
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        metrics.pop('val/top1_best', None)  # Lightning leaves out a validation that was due where it was saved
+        self.rows.append((step, metrics))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+@pytest.mark.filterwarnings('ignore:trainer.limit_train_batches. 3. an epoch has 3 batches, 2 make a step:UserWarning')
+@pytest.mark.parametrize('arguments', [
+    {'limit_train_batches': 4, 'val_check_interval': 1}, {'limit_train_batches': 3, 'val_check_interval': 1},
+    {'limit_train_batches': 3, 'check_val_every_n_epoch': 2},
+    {'limit_train_batches': 3, 'val_check_interval': 2, 'accumulate_grad_batches': 1}],
+    ids=['even', 'odd', 'epochs', 'not'])
+def test_any_checkpoint_within_an_accumulated_step_goes_on(arguments, make_trainer, photo_data):
+    """Of a network without batch norms, whose statistics know no steps."""
+    def fit(*callbacks, **options):
+        torch.manual_seed(0)
+        rows, model = Rows(), ImageClassifier('test_convnext', num_classes=3)
+        trainer = make_trainer(**{
+            'accumulate_grad_batches': 2, 'max_epochs': 2, 'logger': rows, 'callbacks': list(callbacks), **arguments})
+        trainer.fit(model, photo_data(), **options)
+        return trainer.global_step, rows.rows, parameters_to_vector(model.parameters())
+
+    steps, rows, weights = fit(Saved())
+    saved = sorted(Path('all').glob('*'))
+    assert len(saved) > 7
+    for path in saved:
+        again = fit(ckpt_path=str(path))
+        assert again[0] == steps
+        assert again[1] == rows[len(rows) - len(again[1]):]
+        assert torch.equal(again[2], weights)
+
+
+@pytest.mark.parametrize('batch_size', [4, 16])
+def test_step_that_was_left_is_done_again_in_its_size_alone(batch_size, make_trainer, photo_data, refused):
+    def trainer(*callbacks):
+        return make_trainer(accumulate_grad_batches=2, limit_train_batches=2, callbacks=list(callbacks))
+
+    trainer(Saved()).fit(ImageClassifier('test_convnext', num_classes=3), photo_data())
+    with refused(f'data.batch_size: {batch_size}', 'after 4 images of its epoch, in the middle of a step of 8', '8'):
+        trainer().fit(
+            ImageClassifier('test_convnext', num_classes=3), photo_data(batch_size=batch_size),
+            ckpt_path='all/00.ckpt')
+
+
+@pytest.mark.parametrize(('batches', 'told'), [(1, True), (2, False)])
+def test_step_that_is_done_again_is_told(batches, told, make_trainer, photo_data):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == batches - 1:
+                trainer.save_checkpoint('within.ckpt', weights_only=False)
+
+    def fit(*callbacks, **arguments):
+        trainer = make_trainer(accumulate_grad_batches=2, limit_train_batches=4, callbacks=list(callbacks))
+        trainer.fit(ImageClassifier('test_resnet', num_classes=3), photo_data(), **arguments)
+
+    fit(Save())
+    twice = 'within a step of 8, which is done again: batch norms count 4 images twice'
+    with pytest.warns(UserWarning, match=twice) if told else nullcontext():
+        fit(ckpt_path='within.ckpt')
 
 
 def test_validation_by_time_goes_on_in_fewer_processes(steps, caplog):
