@@ -44,6 +44,7 @@ from .network import (
     describe_images,
     fuse_network,
     refused_images,
+    refuses_size,
     renew_classifier,
     trained_classes,
 )
@@ -323,9 +324,9 @@ class ImageClassifier(LightningModule):
         """
         try:
             return self.net(images.contiguous(memory_format=self.memory_format))
-        except AssertionError as error:  # of networks that are made for one size
-            raise refused_images(self.name, self.net, images.shape[-1], error) from error
-        except RuntimeError as error:
+        except (AssertionError, RuntimeError) as error:
+            if refuses_size(error):
+                raise refused_images(self.name, self.net, images.shape[-1], error) from error
             if images.is_floating_point():
                 raise
             raise InputError(message(

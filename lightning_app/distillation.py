@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from se_timm.errors import InputError, message
 
-from .network import INITIAL_WEIGHTS, create_network, trained_classes
+from .network import INITIAL_WEIGHTS, create_network, refuses_size, trained_classes
 from .resume import first_other_class
 
 __all__ = ['Distill', 'Teacher', 'check_distill']
@@ -120,11 +120,15 @@ class Teacher:
             own_images = images if self.same else (images * self.scale + self.shift).to(images.dtype)
             try:
                 theirs = self.net(own_images).float()
-            except AssertionError as error:  # of networks that are made for one size
+            except (AssertionError, RuntimeError) as error:
+                if not refuses_size(error):
+                    raise
+                argument = (', or an argument of the teacher, such as '
+                            f'model.distill.network.img_size={images.shape[-1]}')
                 raise InputError(message(
                     f'model.distill.teacher: {self.distill.teacher} with images of {images.shape[-1]} px',
-                    f'it cannot take them ({error})', 'say data.image_size, or an argument of the teacher, such as '
-                    f'model.distill.network.img_size={images.shape[-1]}')) from error
+                    f'it cannot take them ({error})',
+                    'say another data.image_size' + argument * isinstance(error, AssertionError))) from error
         if self.distill.hard:
             own = F.cross_entropy(logits.float(), theirs.argmax(1))
         else:

@@ -25,7 +25,7 @@ from .data.base import evaluation_settings
 __all__ = [
     'INITIAL_WEIGHTS', 'architecture', 'arguments_of', 'build_network', 'check_has_network', 'check_has_settings',
     'check_name', 'create_network', 'describe_images', 'fuse_network', 'network_of', 'refused_images',
-    'renew_classifier', 'trained_classes', 'with_se',
+    'refuses_size', 'renew_classifier', 'trained_classes', 'with_se',
 ]
 
 INITIAL_WEIGHTS = ('pretrained', 'checkpoint_path')  # arguments of `timm.create_model`
@@ -37,6 +37,8 @@ REFUSED = {  # others of them: why, and what to do instead
     'aux_logits': ('no loss is taken of a second classifier', 'leave it out'),
 }
 DEFAULTS = {'features_only': False, 'in_chans': 3, 'aux_logits': False}  # of these: to give them is no error
+
+TOO_SMALL = ('Output size is too small', "Kernel size can't be greater than actual input size")  # torch's errors
 
 
 def architecture(network: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -256,13 +258,19 @@ def check_has_network(module: Any, callback: Any, *needs: str) -> None:
             'make your own a subclass of lightning_app.classifier.ImageClassifier, or leave the callback out'))
 
 
+def refuses_size(error: Exception) -> bool:
+    """Return whether a network's error is taken to be of the size of its images: another than its own, or too small."""
+    return isinstance(error, AssertionError) or any(text in str(error) for text in TOO_SMALL)
+
+
 def refused_images(name: str, net: Any, size: int, error: Exception) -> InputError:
     """Return the error for images of a side, in pixels, that a network which is made for another does not take."""
     own = net.pretrained_cfg['input_size'][-1]
+    argument = f', or an argument of the network, such as model.network.img_size={size}'
     return InputError(message(
         f'model.name: {name} with images of {size} px', f'it cannot take them ({error})',
-        f'say data.image_size={own} (data.eval_size in evaluations), for which the network is made, or an argument of '
-        f'the network, such as model.network.img_size={size}'))
+        f'say data.image_size={own} (data.eval_size in evaluations), for which the network is made'
+        + argument * isinstance(error, AssertionError)))
 
 
 def create_network(

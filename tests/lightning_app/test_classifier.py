@@ -124,6 +124,8 @@ def test_any_network_of_timm_trains(name, make_trainer, photo_data):
 
 @pytest.mark.parametrize(('name', 'data', 'given', 'do'), [
     ('test_vit3', {}, 'model.name: test_vit3 with images of 32 px', 'model.network.img_size=32'),
+    ('densenet121', {'image_size': 16}, 'model.name: densenet121 with images of 16 px', 'data.image_size=224'),
+    ('inception_next_atto', {'image_size': 16}, 'with images of 16 px', 'data.image_size=224'),
     ('se_resnet18', {'batch_size': 1}, 'data.batch_size: 1 images of 32 px', 'larger data.batch_size')])
 def test_images_that_the_network_does_not_take(name, data, given, do, make_trainer, photo_data, refused):
     with refused(given, '', do):

@@ -61,12 +61,21 @@ def test_teacher_whose_images_differ_in_one_of_both(trained, other):
     torch.testing.assert_close(seen[0], (images - mean) / std, rtol=1e-4, atol=1e-5)
 
 
-def test_teacher_of_another_size_of_images(tmp_path, refused):
-    torch.save(timm.create_model('test_vit3', num_classes=3).state_dict(), tmp_path / 'teacher.pth')
-    distill = Distill('test_vit3', {'checkpoint_path': str(tmp_path / 'teacher.pth'), 'num_classes': 3})
+@pytest.mark.parametrize(('name', 'size', 'why', 'do'), [
+    ('test_vit3', 32, "doesn't match", 'img_size=32'), ('densenet121', 16, 'Output size is too small', 'image_size')])
+def test_teacher_of_another_size_of_images(name, size, why, do, tmp_path, refused):
+    torch.save(timm.create_model(name, num_classes=3).state_dict(), tmp_path / 'teacher.pth')
+    distill = Distill(name, {'checkpoint_path': str(tmp_path / 'teacher.pth'), 'num_classes': 3})
     teacher = Teacher(distill, 3, NORMALISATION, torch.device('cpu'), torch.contiguous_format)
-    with refused('model.distill.teacher: test_vit3 with images of 32 px', "doesn't match", 'img_size=32'):
-        teacher.loss(torch.randn(2, 3, 32, 32), torch.randn(2, 3), torch.tensor(0.0))
+    with refused(f'model.distill.teacher: {name} with images of {size} px', why, do):
+        teacher.loss(torch.randn(2, 3, size, size), torch.randn(2, 3), torch.tensor(0.0))
+
+
+def test_error_of_a_teacher_that_is_not_of_the_size_of_images(trained):
+    distill, _ = trained()
+    teacher = Teacher(distill, 3, NORMALISATION, torch.device('cpu'), torch.contiguous_format)
+    with pytest.raises(RuntimeError, match='size of tensor'):
+        teacher.loss(torch.randn(2, 5, 32, 32), torch.randn(2, 3), torch.tensor(0.0))
 
 
 def test_training_logs_the_loss_and_keeps_the_teacher_out_of_everything(trained, make_trainer, photo_data):
