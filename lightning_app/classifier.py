@@ -494,8 +494,14 @@ class ImageClassifier(LightningModule):
             if not isinstance(scheduler, Scheduler) and 'base_values' not in state:  # which is timm's
                 scheduler.load_state_dict(state)
                 restored = ('lr', 'initial_lr')
+                if any(getattr(each, 'cycle_momentum', False)
+                       for each in (scheduler, *getattr(scheduler, '_schedulers', ()))):  # of a sequence, for example
+                    restored += ('momentum', 'betas')
         for group, given in zip(self.trainer.optimizers[0].param_groups, self.given_options, strict=False):
+            cycled = group.get('betas')
             group.update({name: value for name, value in given.items() if name not in restored})
+            if 'betas' in restored and cycled:  # the first is the momentum
+                group['betas'] = (cycled[0], *given['betas'][1:])
         self.given_options, self.resumed = [], {}
         if not schedulers or not isinstance(schedulers[0], Scheduler):
             return

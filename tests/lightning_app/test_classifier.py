@@ -1212,6 +1212,38 @@ def test_schedule_of_a_subclass_goes_on(make_trainer, photo_data, optimizer_step
     assert optimizer_steps[0][0]['lr'] == 0.01
 
 
+@pytest.mark.parametrize('chained', [False, True])
+@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+def test_momentum_of_a_schedule_of_a_subclass_goes_on(name, chained, make_trainer, photo_data, optimizer_steps):
+    class OneCycle(ImageClassifier):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()['optimizer']
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=6)
+            if chained:
+                schedule = torch.optim.lr_scheduler.ChainedScheduler([schedule])
+            return [optimizer], [{'scheduler': schedule, 'interval': 'step'}]
+
+    def momenta():
+        return [step[0]['momentum'] if name == 'sgd' else step[0]['betas'][0] for step in optimizer_steps]
+
+    def model(**options):
+        return OneCycle('test_resnet', 3, optim=Optim(name, options=options))
+
+    make_trainer(max_epochs=2).fit(model(), photo_data())
+    whole = momenta()
+    assert len(set(whole)) == 5
+    first = make_trainer(max_epochs=1)
+    first.fit(model(), photo_data())
+    first.save_checkpoint(path := f'{first.default_root_dir}/cycle.ckpt', weights_only=False)
+    del optimizer_steps[:]
+    make_trainer(max_epochs=2).fit(model(), photo_data(), ckpt_path=path)
+    assert momenta() == whole[3:]
+    if name == 'adamw':
+        del optimizer_steps[:]
+        make_trainer(max_epochs=2).fit(model(betas=(0.9, 0.95)), photo_data(), ckpt_path=path)
+        assert [step[0]['betas'] for step in optimizer_steps] == [(momentum, 0.95) for momentum in whole[3:]]
+
+
 def test_training_without_a_limit_of_epochs_goes_on(make_trainer, photo_data):
     first = make_trainer(max_epochs=-1, max_steps=4)
     first.fit(OwnSchedule('test_resnet', 3), photo_data())
