@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 from se_timm.errors import InputError, message
 
-from .network import INITIAL_WEIGHTS, create_network, refuses_size, trained_classes
+from .network import INITIAL_WEIGHTS, create_network, refused_images, refuses_size, trained_classes
 from .resume import first_other_class
 
 __all__ = ['Distill', 'Teacher', 'check_distill']
+
+TEACHER = ('model.distill.teacher', 'model.distill.network')  # its name and arguments, as the user calls them
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Teacher:
         self.distill = distill
         net: Any
         net, trained = create_network(
-            distill.teacher, ('model.distill.teacher', 'model.distill.network'), **distill.network)
+            distill.teacher, TEACHER, **distill.network)
         classes = net.num_classes if trained is None else trained  # a classifier that begins anew teaches nothing
         if classes != num_classes or trained is not None:
             raise InputError(message(
@@ -123,12 +125,7 @@ class Teacher:
             except (AssertionError, RuntimeError) as error:
                 if not refuses_size(error):
                     raise
-                argument = (', or an argument of the teacher, such as '
-                            f'model.distill.network.img_size={images.shape[-1]}')
-                raise InputError(message(
-                    f'model.distill.teacher: {self.distill.teacher} with images of {images.shape[-1]} px',
-                    f'it cannot take them ({error})',
-                    'say another data.image_size' + argument * isinstance(error, AssertionError))) from error
+                raise refused_images(self.distill.teacher, self.net, images.shape[-1], error, TEACHER) from error
         if self.distill.hard:
             own = F.cross_entropy(logits.float(), theirs.argmax(1))
         else:

@@ -260,17 +260,32 @@ def check_has_network(module: Any, callback: Any, *needs: str) -> None:
 
 def refuses_size(error: Exception) -> bool:
     """Return whether a network's error is taken to be of the size of its images: another than its own, or too small."""
-    return isinstance(error, AssertionError) or any(text in str(error) for text in TOO_SMALL)
+    return isinstance(error, AssertionError) or too_small(error)
 
 
-def refused_images(name: str, net: Any, size: int, error: Exception) -> InputError:
-    """Return the error for images of a side, in pixels, that a network which is made for another does not take."""
+def too_small(error: Exception) -> bool:
+    """Return whether a network's error is of images that are too small for it, whatever its arguments."""
+    return any(text in str(error) for text in TOO_SMALL)
+
+
+def refused_images(
+        name: str, net: Any, size: int, error: Exception, keys: tuple[str, str] = ('model.name', 'model.network'),
+) -> InputError:
+    """Return the error for images of a side, in pixels, that a network which is made for another does not take.
+
+    Args:
+        name: Of the network.
+        net: The network.
+        size: The side.
+        error: What it said.
+        keys: What the user calls the name and the arguments.
+    """
     own = net.pretrained_cfg['input_size'][-1]
-    argument = f', or an argument of the network, such as model.network.img_size={size}'
+    argument = f', or an argument of the network, such as {keys[1]}.img_size={size}'
     return InputError(message(
-        f'model.name: {name} with images of {size} px', f'it cannot take them ({error})',
+        f'{keys[0]}: {name} with images of {size} px', f'it cannot take them ({error})',
         f'say data.image_size={own} (data.eval_size in evaluations), for which the network is made'
-        + argument * isinstance(error, AssertionError)))
+        + argument * (not too_small(error))))
 
 
 def create_network(

@@ -34,6 +34,7 @@ from lightning_app.callbacks import (
 from lightning_app.cli import main
 from lightning_app.logger import CsvLogger
 from lightning_app.optim import Optim, Schedule
+from se_timm.errors import InputError
 
 
 def classifier(**arguments):
@@ -547,6 +548,17 @@ def test_summary_on_plain_loaders(make_trainer, caplog):
     loader = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 3), batch_size=8)
     make_trainer(callbacks=[NetworkSummary()]).fit(classifier(), loader, loader)
     assert 'test_resnet: ' in caplog.text
+
+
+@pytest.mark.parametrize(('name', 'size', 'do'), [
+    ('levit_128s', 64, 'data.image_size=224 (data.eval_size in evaluations), for which the network is made, or an '
+     'argument of the network, such as model.network.img_size=64'),
+    ('densenet121', 16, 'data.image_size=224 (data.eval_size in evaluations), for which the network is made')])
+def test_summary_says_what_size_the_network_is_made_for(name, size, do, make_trainer, photo_data):
+    model = ImageClassifier(name, num_classes=3)
+    with pytest.raises(InputError) as caught:
+        make_trainer(callbacks=[NetworkSummary()]).fit(model, photo_data(image_size=size))
+    assert str(caught.value).endswith(f'  do:  say {do}')
 
 
 def test_summary_leaves_the_network_as_it_is(make_trainer, photo_data):
