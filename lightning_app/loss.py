@@ -104,7 +104,23 @@ def check_threshold(loss: Loss, num_classes: int) -> None:
             f'take a number from {least:g} and below {most:g}, such as 0.2'))
 
 
-class WeightedCrossEntropy(nn.Module):
+class WeightedLoss(nn.Module):
+    """A loss of images that have the weights of their classes; mixed targets are smoothed already."""
+
+    weight: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, smoothing: float, mixed: bool) -> None:
+        super().__init__()
+        self.register_buffer('weight', weight)
+        self.smoothing = smoothing
+        self.smoothed = smoothing * mixed
+
+    def weighted(self, target: torch.Tensor) -> torch.Tensor:
+        """Return the share of each class in the images of targets `(N, num_classes)`, times its weight."""
+        return (target - self.smoothed / target.shape[-1]) / (1 - self.smoothed) * self.weight
+
+
+class WeightedCrossEntropy(WeightedLoss):
     """The mean over the images of their smoothed cross-entropies, each times the weight of its class.
 
     Torch divides by the sum of the weights, but not of soft targets: mixing, and how a step is divided into batches,
@@ -112,51 +128,29 @@ class WeightedCrossEntropy(nn.Module):
     large weight could become the largest target.
     """
 
-    weight: torch.Tensor
-
-    def __init__(self, weight: torch.Tensor, smoothing: float, mixed: bool) -> None:
-        super().__init__()
-        self.register_buffer('weight', weight)
-        self.smoothing, self.mixed = smoothing, mixed
-
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the loss of a batch."""
         if target.ndim == 1:
             losses = F.cross_entropy(logits, target, reduction='none', label_smoothing=self.smoothing)
             return (self.weight[target.long().clamp(min=0)] * losses).mean()  # of -100 the loss is 0
-        weighted = before_smoothing(target, self.smoothing * self.mixed) * self.weight
+        weighted = self.weighted(target)
         return F.cross_entropy(logits, torch.lerp(weighted, weighted.mean(-1, keepdim=True), self.smoothing))
 
 
-class WeightedBinaryCrossEntropy(nn.Module):
-    """The mean over the images of their binary cross-entropies, each times the weight of its class, or classes.
-
-    Of mixed targets, which are smoothed already, these are what they were before.
-    """
-
-    weight: torch.Tensor
+class WeightedBinaryCrossEntropy(WeightedLoss):
+    """The mean over the images of their binary cross-entropies, each times the weight of its class, or classes."""
 
     def __init__(
             self, weight: torch.Tensor, smoothing: float, mixed: bool, sum_classes: bool, **options: Any) -> None:
-        super().__init__()
-        self.register_buffer('weight', weight)
+        super().__init__(weight, smoothing, mixed)
         self.sum_classes = sum_classes
-        self.smoothed = smoothing * mixed
         self.entropies = BinaryCrossEntropy(reduction='none', smoothing=smoothing, **options)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the loss of a batch."""
         entropies = self.entropies(logits, target)
-        if target.ndim == 1:
-            weight = self.weight[target.long()]
-        else:
-            weight = (before_smoothing(target, self.smoothed) * self.weight).sum(-1)
+        weight = self.weight[target.long()] if target.ndim == 1 else self.weighted(target).sum(-1)
         return (weight * (entropies.sum(-1) if self.sum_classes else entropies.mean(-1))).mean()
-
-
-def before_smoothing(target: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Return the share of each class in the images of smoothed targets `(N, num_classes)`."""
-    return (target - smoothing / target.shape[-1]) / (1 - smoothing)
 
 
 def class_weights(loss: Loss, num_classes: int, labels: Sequence[int] | None) -> torch.Tensor | None:
