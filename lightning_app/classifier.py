@@ -435,12 +435,11 @@ class ImageClassifier(LightningModule):
         batch_size = data.batch_size if isinstance(data, ImageDataModule) else None  # of others it may mean anything
         optim = with_clipping(self.optim, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
         optimizer = build_optimizer(self.net, optim, scaled_lr(optim, batch_size), scaled=self._scaled)
-        schedule = self.schedule
-        for setting in without_effect(
-                optim, schedule, self.trainer.max_epochs or 0, self.trainer.min_epochs or 0):
-            rank_zero_info(setting)
         trial = getattr(self.trainer, 'fast_dev_run', False)  # of the first steps: in one epoch not every schedule fits
-        scheduler = build_schedule(optimizer, schedule, EPOCHS_OF_TRIAL if trial else self.trainer.max_epochs or 0)
+        epochs = EPOCHS_OF_TRIAL if trial else self.trainer.max_epochs or 0
+        for setting in without_effect(optim, self.schedule, epochs, self.trainer.min_epochs or 0):
+            rank_zero_info(setting)
+        scheduler = build_schedule(optimizer, self.schedule, epochs)
         if self.resumed:
             if self._is_plain:
                 check_continues(
@@ -498,10 +497,10 @@ class ImageClassifier(LightningModule):
                        for each in (scheduler, *getattr(scheduler, '_schedulers', ()))):  # of a sequence, for example
                     restored += ('momentum', 'betas')
         for group, given in zip(self.trainer.optimizers[0].param_groups, self.given_options, strict=False):
-            cycled = group.get('betas')
-            group.update({name: value for name, value in given.items() if name not in restored})
-            if 'betas' in restored and cycled:  # the first is the momentum
-                group['betas'] = (cycled[0], *given['betas'][1:])
+            kept = {name: group[name] for name in restored if name in group}
+            if 'betas' in kept:
+                kept['betas'] = (kept['betas'][0], *given['betas'][1:])  # the first is the momentum
+            group.update(given | kept)
         self.given_options, self.resumed = [], {}
         if not schedulers or not isinstance(schedulers[0], Scheduler):
             return

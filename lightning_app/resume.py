@@ -207,10 +207,11 @@ def continue_in_epoch(trainer: Trainer, data: ImageDataModule, checkpoint: dict[
     there = checkpoint.get('position')
     if not there:
         return
-    if ends_epoch(checkpoint['loops']['fit_loop']):
+    loop = checkpoint['loops']['fit_loop']
+    if ends_epoch(loop):
         there = {**there, 'epoch': there['epoch'] + 1, 'images': 0}
-    complete_epoch(checkpoint['loops']['fit_loop'])
-    batches = checkpoint['loops']['fit_loop']['epoch_loop.batch_progress']
+    complete_epoch(loop)
+    batches = loop['epoch_loop.batch_progress']
     # the last step of an epoch may be of fewer images
     stepped = batches['is_last_batch'] and batches['current']['processed'] == batches['current']['ready']
     if there['images']:
@@ -223,7 +224,7 @@ def continue_in_epoch(trainer: Trainer, data: ImageDataModule, checkpoint: dict[
     if not stepped and images % data.batch_size:
         images -= images % data.batch_size
         tell_of_step_again(trainer, there['images'], images, data.batch_size)
-        count_step(checkpoint['loops']['fit_loop'], -1)  # Lightning takes it for done
+        count_step(loop, -1)  # Lightning takes it for done
     data.start = (there['epoch'], images)
     if there['images']:
         count_batches(batches, images // data.images_per_batch, there['images_per_batch'] / data.images_per_batch)

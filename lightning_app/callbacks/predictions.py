@@ -71,12 +71,12 @@ class PredictionWriter(BasePredictionWriter):
             self._write(rows, trainer, pl_module)
         if rows and not any(rows.values()):
             raise InputError(message(
-                f'data.images: {trainer.datamodule.images}',  # type: ignore[attr-defined]
+                f'data.images: {data_of(trainer).images}',
                 f'none of {len(rows)} images could be read', 'look at the log for the reasons; they may be damaged, '
                 'or no images'))
 
     def _write(self, rows: dict[int, list[tuple[int, float]]], trainer: Trainer, pl_module: LightningModule) -> None:
-        source = trainer.datamodule.prediction.source  # type: ignore[attr-defined]
+        source = data_of(trainer).prediction.source
         titles = class_titles(pl_module)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         width = max((len(row) for row in rows.values()), default=0)

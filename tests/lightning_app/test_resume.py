@@ -565,19 +565,14 @@ def test_step_that_was_left_is_done_again_in_its_size_alone(batch_size, make_tra
 
 @pytest.mark.parametrize(('batches', 'told'), [(1, True), (2, False)])
 def test_step_that_is_done_again_is_told(batches, told, make_trainer, photo_data):
-    class Save(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if batch_idx == batches - 1:
-                trainer.save_checkpoint('within.ckpt', weights_only=False)
-
     def fit(*callbacks, **arguments):
         trainer = make_trainer(accumulate_grad_batches=2, limit_train_batches=4, callbacks=list(callbacks))
         trainer.fit(ImageClassifier('test_resnet', num_classes=3), photo_data(), **arguments)
 
-    fit(Save())
+    fit(Saved())
     twice = 'within a step of 8, which is done again: batch norms count 4 images twice'
     with pytest.warns(UserWarning, match=twice) if told else nullcontext():
-        fit(ckpt_path='within.ckpt')
+        fit(ckpt_path=f'all/{batches - 1:02}.ckpt')
 
 
 def test_validation_by_time_goes_on_in_fewer_processes(steps, caplog):
